@@ -1,0 +1,94 @@
+"""config.json: caps, intervals and places, as the laptop sent them or as the defaults say."""
+
+import os
+from collections import namedtuple
+
+from . import files
+from .spool import SpoolError
+
+MYPY = False
+if MYPY:
+    from typing import Any, Dict, Optional
+
+    from .spool import Spool
+
+# key -> (default, what it is); counts are jobs, times are seconds
+DEFAULTS = {
+    "max_running": (30, "payloads that may run at the same time"),
+    "max_queued": (40, "jobs queued, held or waiting in the scheduler"),
+    "max_total": (0, "all live jobs in the scheduler; 0: no cap of its own"),
+    "slots": (0, "shell scheduler: payloads this machine runs at once; 0: as many as max_running"),
+    "query_interval": (30.0, "the scheduler is asked at most once in this time"),
+    "grace": (300.0, "how long an unknown outcome waits before it is decided"),
+    "lease": (600.0, "how long a lock holder on another host is believed to be alive"),
+    "settle": (5.0, "age at which a script dropped into waiting/ is taken in"),
+}
+COUNTS = ("max_running", "max_queued", "max_total", "slots")
+
+
+class Settings(namedtuple("Settings", sorted(DEFAULTS) + ["scheduler", "owner", "revision"])):
+    """The settings of one root, checked."""
+
+    __slots__ = ()
+
+
+def check(values: "Dict[str, Any]") -> str:
+    """What is wrong with `values` from outside, "" where nothing is. Unknown keys are ignored (a newer client's)."""
+    for key in DEFAULTS:
+        if key not in values:
+            continue
+        value = values[key]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value <= 10 ** 6 or (key in COUNTS and value != int(value)):
+            return "%s must be a number from 0 to 1,000,000" % key
+        if value == 0 and key in ("max_running", "max_queued", "lease"):
+            return "%s must be at least 1" % key
+    return ""
+
+
+def _path(spool: "Spool") -> str:
+    return os.path.join(spool.root, "config.json")
+
+
+def load(spool: "Spool") -> Settings:
+    """The settings of a root, defaults where it has none. Raises SpoolError where config.json is damaged."""
+    try:
+        stored = files.read_json(_path(spool), {})
+    except ValueError:
+        raise SpoolError("%s is not valid JSON; correct or delete it" % _path(spool))
+    stored = stored if isinstance(stored, dict) else {}
+    wrong = check(stored)
+    if wrong:
+        raise SpoolError("%s: %s" % (_path(spool), wrong))
+    values = {key: stored.get(key, default) for key, (default, _) in DEFAULTS.items()}
+    return Settings(
+        scheduler=str(stored.get("scheduler", "shell")), owner=str(stored.get("owner", "")),
+        revision=stored.get("revision", 0), **values
+    )
+
+
+def change(spool: "Spool", **values: "Any") -> None:
+    """Write `values` into config.json, keeping the rest."""
+    stored = files.read_json(_path(spool), {})
+    before = dict(stored)
+    stored.update(values)
+    if stored != before:
+        files.write_json(_path(spool), stored)
+
+
+def offer(spool: "Spool", config: "Dict[str, Any]", ledger: str, take_caps: bool = False) -> str:
+    """Take over the settings a ledger sends; a note about what was not done, else "".
+
+    The root belongs to the first ledger that sent settings: another one's are not taken over unless it says so
+    (`take_caps`), so that two laptops do not change the caps back and forth.
+    """
+    wrong = check(config)
+    if wrong:
+        return "settings not taken over: " + wrong
+    owner = load(spool).owner
+    if owner and owner != ledger and not take_caps:
+        return "the caps of this root belong to another ledger; to take them over: chasqui sync --take-caps"
+    known = {key: config[key] for key in DEFAULTS if key in config}
+    revision = config.get("revision", 0)
+    change(spool, owner=ledger, revision=revision if isinstance(revision, int) else 0, **known)
+    return ""

@@ -1,0 +1,243 @@
+"""The spool: one folder a state, one file an attempt; a change of state is one rename.
+
+    waiting/<name>.sh                                dropped in by hand; taken in once it is 5 s old
+    waiting/<prio>/<shard>/<seq>.<job>.<attempt>.sh  ready, in order; prio 000 (first) to 999, at most 1,000 a shard
+    waiting/<prio>/<shard>.new/...                   published whole by one rename, not yet journalled as accepted
+    held/<job>.<attempt>.sh
+    submitting/<job>.<attempt>.<token>.sh            the call to the scheduler may be in flight
+    submitted/<job>.<attempt>.<token>.sh             the scheduler's id stands in .chasqui/<token>.id
+    completed/<job>.<attempt>.flag                   DONE|FAIL|LOST, then key=value lines
+    rejected/<job>.<attempt>.sh and .err             refused for good, in the scheduler's words
+    cancelled/<job>.<attempt>.sh
+    work/<job>[.<attempt>]/                          where the job runs; attempt 1 has no suffix
+    work/<job>[.<attempt>]/.chasqui/                 ours: job.json, script, runner, claims, marks, flags, output
+    staging/<session>/<job>.<attempt>/               an upload in progress
+
+A name in completed/, rejected/ or cancelled/ outranks one in submitted/ (the older file is removed a moment later), so an
+attempt always has exactly one state.
+"""
+
+import os
+import re
+from collections import namedtuple
+
+from . import files
+
+MYPY = False
+if MYPY:
+    from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+STATES = ("held", "submitting", "submitted", "completed", "rejected", "cancelled")
+FOLDERS = STATES + ("agent", "staging", "waiting", "work", "log", "lock", "wake")
+SHARD_SIZE = 1000
+MIDDLE_PRIORITY = 500
+JOB = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
+TOKEN = re.compile(r"[a-z][a-z2-7]{7}\Z")
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+
+Entry = namedtuple("Entry", "path job attempt token")  # token is "" outside submitting/ and submitted/
+Publication = namedtuple("Publication", "job attempt priority script")  # script: the user's text, bytes
+
+
+class SpoolError(Exception):
+    """The root cannot be used; the message says why and what to do."""
+
+
+def random_name(length: int) -> str:
+    """`length` random characters of base32, a letter first, so that nothing takes it for a number."""
+    raw = os.urandom(length)
+    return _ALPHABET[raw[0] % 26] + "".join(_ALPHABET[byte % 32] for byte in raw[1:])
+
+
+def new_job_id() -> str:
+    """A job id: 16 characters, 80 bits."""
+    return random_name(16)
+
+
+def new_token() -> str:
+    """A submission token: 8 characters, short enough to stand in a job name of 15."""
+    return random_name(8)
+
+
+def parse_name(name: str) -> "Optional[Tuple[str, int, str]]":
+    """(job, attempt, token) of a file in held/ .. cancelled/, token "" where there is none; None for another file."""
+    parts = name.split(".")
+    if len(parts) not in (3, 4) or not JOB.match(parts[0]) or not parts[1].isdigit():
+        return None
+    token = parts[2] if len(parts) == 4 else ""
+    if token and not TOKEN.match(token):
+        return None
+    return parts[0], int(parts[1]), token
+
+
+class Spool:
+    """The folders of one root."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+        for name in FOLDERS:
+            setattr(self, name, os.path.join(self.root, name))
+
+    if MYPY:
+        held = submitting = submitted = completed = rejected = cancelled = ""
+        agent = staging = waiting = work = log = lock = wake = ""
+
+    def create(self, work_root: str = "") -> None:
+        """Make every folder (0700). Raises SpoolError where others can write to the root, OSError where it can't be made.
+
+        work_root: where work/ is put on another file system (scratch); work/ becomes a symlink to it, once.
+        """
+        os.makedirs(self.root, 0o700, exist_ok=True)
+        status = os.stat(self.root)
+        if status.st_mode & 0o022:
+            raise SpoolError("%s can be written to by others; type: chmod go-w %s" % (self.root, self.root))
+        if status.st_uid != os.geteuid():
+            raise SpoolError("%s belongs to another user" % self.root)
+        if work_root and not os.path.lexists(self.work):
+            os.makedirs(work_root, 0o700, exist_ok=True)
+            os.symlink(work_root, self.work)
+        for name in FOLDERS:
+            os.makedirs(os.path.join(self.root, name), 0o700, exist_ok=True)
+
+    # -- where things are ------------------------------------------------------------------------------------------
+
+    def work_dir(self, job: str, attempt: int) -> str:
+        """The folder attempt `attempt` of `job` runs in."""
+        return os.path.join(self.work, job if attempt == 1 else "%s.%d" % (job, attempt))
+
+    def meta_dir(self, job: str, attempt: int) -> str:
+        """Our own folder inside the work folder."""
+        return os.path.join(self.work_dir(job, attempt), ".chasqui")
+
+    def entry_path(self, state: str, job: str, attempt: int, token: str = "", suffix: str = "sh") -> str:
+        """The path an attempt has while in `state` (any but waiting)."""
+        middle = "%d.%s" % (attempt, token) if token else "%d" % attempt
+        return os.path.join(self.root, state, "%s.%s.%s" % (job, middle, suffix))
+
+    def job_record(self, job: str, attempt: int) -> "Dict[str, Any]":
+        """What was said about the job when it was handed over (job.json)."""
+        record = files.read_json(os.path.join(self.meta_dir(job, attempt), "job.json"), {})
+        return record if isinstance(record, dict) else {}
+
+    # -- reading states --------------------------------------------------------------------------------------------
+
+    def entries(self, state: str) -> "List[Entry]":
+        """Everything in held/, submitting/, submitted/ .. (not waiting), sorted by name."""
+        folder = os.path.join(self.root, state)
+        found = []
+        for name in files.names(folder):
+            parsed = parse_name(name)
+            if parsed and name.endswith((".sh", ".flag")):
+                found.append(Entry(os.path.join(folder, name), *parsed))
+        return found
+
+    def priorities(self) -> "List[str]":
+        """The priority folders of waiting/, first to be served first."""
+        return [name for name in files.names(self.waiting) if len(name) == 3 and name.isdigit()]
+
+    def shards(self, new: bool = False) -> "Iterator[str]":
+        """Paths of the waiting shards in order; with `new`, only those not yet journalled as accepted, else only the others."""
+        for priority in self.priorities():
+            folder = os.path.join(self.waiting, priority)
+            for name in files.names(folder):
+                if name.endswith(".new") == new:
+                    yield os.path.join(folder, name)
+
+    def shard_entries(self, shard: str) -> "List[Entry]":
+        """The scripts of one shard, in order."""
+        found = []
+        for name in files.names(shard):
+            parsed = parse_name(name.partition(".")[2])
+            if parsed:
+                found.append(Entry(os.path.join(shard, name), *parsed))
+        return found
+
+    def waiting_entries(self) -> "Iterator[Entry]":
+        """The accepted scripts in the order they will be submitted; opens shards only as far as it is read."""
+        for shard in self.shards():
+            for entry in self.shard_entries(shard):
+                yield entry
+
+    def find_waiting(self) -> "Dict[Tuple[str, int], Entry]":
+        """Every waiting attempt, new shards too. Reads all names: for operations by hand and for sessions, not for pumps."""
+        found = {}
+        for new in (False, True):
+            for shard in self.shards(new):
+                for entry in self.shard_entries(shard):
+                    found[entry.job, entry.attempt] = entry
+        return found
+
+    def count_waiting(self) -> int:
+        """How many scripts wait, those dropped in by hand included."""
+        shards = sum(len(files.names(shard)) for new in (False, True) for shard in self.shards(new))
+        return shards + len(self.dropped())
+
+    def has_waiting(self) -> bool:
+        """Whether anything waits, without counting."""
+        for new in (False, True):
+            for shard in self.shards(new):
+                if files.names(shard):
+                    return True
+        return bool(self.dropped())
+
+    def dropped(self) -> "List[str]":
+        """Paths of the scripts put into waiting/ by hand."""
+        found = []
+        for name in files.names(self.waiting):
+            path = os.path.join(self.waiting, name)
+            if not name.startswith(".") and not name.endswith("~") and os.path.isfile(path) and not os.path.islink(path):
+                found.append(path)
+        return found
+
+    def settled_state(self, job: str, attempt: int) -> str:
+        """"completed", "rejected" or "cancelled", or "" while the attempt is still on its way."""
+        for state, suffix in (("completed", "flag"), ("rejected", "sh"), ("cancelled", "sh")):
+            if os.path.lexists(self.entry_path(state, job, attempt, suffix=suffix)):
+                return state
+        return ""
+
+    def known(self, job: str, attempt: int) -> str:
+        """The state of an attempt, "" for one this spool never published. Scans folders: not for pumps."""
+        settled = self.settled_state(job, attempt)
+        if settled:
+            return settled
+        # Twice, because an attempt can be renamed from a folder not yet read into one already read.
+        for _ in range(2):
+            if (job, attempt) in self.find_waiting():
+                return "waiting"
+            for state in ("held", "submitting", "submitted"):
+                if any(e.job == job and e.attempt == attempt for e in self.entries(state)):
+                    return state
+        return self.settled_state(job, attempt)
+
+    # -- publishing ------------------------------------------------------------------------------------------------
+
+    def publish(self, batch: "List[Publication]", shard: str) -> None:
+        """Put a batch of scripts into waiting/, each priority's share by one rename, without the lock.
+
+        shard: a name that sorts where the batch belongs and that nobody else uses; ends up with ".new" and a number.
+        Afterwards every job of the batch is in waiting, durably; after an error any priority's share is there or not, whole.
+        """
+        shares = {}  # type: Dict[int, List[Publication]]
+        for item in batch:
+            shares.setdefault(min(999, max(0, MIDDLE_PRIORITY - item.priority)), []).append(item)
+        for rank, share in sorted(shares.items()):
+            for start in range(0, len(share), SHARD_SIZE):
+                self._publish_shard("%03d" % rank, "%s-%04d" % (shard, start // SHARD_SIZE), share[start:start + SHARD_SIZE])
+
+    def _publish_shard(self, priority: str, shard: str, share: "List[Publication]") -> None:
+        building = os.path.join(self.staging, ".shard.%s.%s" % (priority, shard))
+        os.mkdir(building, 0o700)
+        for position, item in enumerate(share):
+            name = "%03d.%s.%d.sh" % (position, item.job, item.attempt)
+            files.write_file(os.path.join(building, name), item.script)
+        files.fsync_folder(building)
+        folder = os.path.join(self.waiting, priority)
+        os.makedirs(folder, 0o700, exist_ok=True)
+        files.move(building, os.path.join(folder, shard + ".new"))
+
+    def requeue_path(self, entry: Entry, rank: int) -> str:
+        """Where a script goes that comes back from submitting/: in front of everything of its priority."""
+        shard = os.path.join(self.waiting, "%03d" % rank, "00000000-again")
+        os.makedirs(shard, 0o700, exist_ok=True)
+        return os.path.join(shard, "000.%s.%d.sh" % (entry.job, entry.attempt))

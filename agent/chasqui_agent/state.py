@@ -1,0 +1,58 @@
+"""state.json: what the pump remembers from one time to the next. Read and written under the lock alone."""
+
+import os
+
+from . import files
+
+MYPY = False
+if MYPY:
+    from typing import Any, Dict, List, Optional
+
+    from .schedulers.base import Snapshot
+    from .spool import Spool
+
+KEEP = 2000
+
+
+class State:
+    """The remembered facts of one root; losing them costs time, never a job."""
+
+    def __init__(self, spool: "Spool") -> None:
+        self._path = os.path.join(spool.root, "state.json")
+        self._snapshot_path = os.path.join(spool.root, "snapshot.json")
+        self._scratch = spool.wake
+        try:
+            stored = files.read_json(self._path, {})
+        except ValueError:
+            stored = {}
+        self.value = stored if isinstance(stored, dict) else {}  # type: Dict[str, Any]
+        self.doubt = self.value.setdefault("doubt", {})  # type: Dict[str, List[float]]  # token -> [first good round, rounds]
+        self.started = self.value.setdefault("started", [])  # type: List[str]  # live tokens journalled as started
+        self.operations = self.value.setdefault("operations", [])  # type: List[str]  # ids applied, newest last
+        self.delete = self.value.setdefault("delete", [])  # type: List[str]  # scheduler ids to be deleted when it answers
+        self.closed = self.value.setdefault("closed", [])  # type: List[str]  # tokens closed, newest last
+        self._before = files.dump_json(self.value)
+
+    def save(self) -> None:
+        """Write what changed."""
+        del self.operations[:-KEEP]
+        del self.closed[:-KEEP]
+        if files.dump_json(self.value) != self._before:
+            files.write_json(self._path, self.value)
+            self._before = files.dump_json(self.value)
+
+    def cached_snapshot(self, interval: float) -> "Optional[Snapshot]":
+        """The last query round, if it is younger than `interval` seconds by the file server's clock."""
+        from .schedulers.base import Snapshot
+
+        age = files.file_age(self._snapshot_path, self._scratch)
+        if age is None or not -1.0 <= age < interval:
+            return None
+        try:
+            return Snapshot.from_json(files.read_json(self._snapshot_path))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def keep_snapshot(self, snapshot: "Snapshot") -> None:
+        """Remember a query round, so that none is made again before its time."""
+        files.write_json(self._snapshot_path, snapshot.to_json())
