@@ -1,0 +1,68 @@
+"""The #PBS lines of a script: what the user asked of the scheduler, and which shell runs the script."""
+
+import re
+import shlex
+
+MYPY = False
+if MYPY:
+    from typing import Dict, List, Tuple
+
+# Flags without a value; every other letter takes one.
+_SWITCHES = "hfIVXz"
+_NAME = re.compile(r"[^A-Za-z0-9_.+-]")
+
+
+def lines(script: bytes) -> "List[str]":
+    """The #PBS lines of a script, without "#PBS". As PBS does it, reading ends at the first command."""
+    found = []
+    for raw in script.split(b"\n"):
+        line = raw.decode("utf-8", "replace").strip()
+        if line.startswith("#PBS") and line[4:5] in ("", " ", "\t"):
+            found.append(line[4:].strip())
+        elif line and not line.startswith("#") and not line.startswith(":"):
+            break
+    return found
+
+
+def options(script: bytes) -> "List[Tuple[str, str]]":
+    """(flag letter, value) of every directive in order, "" for switches. What cannot be split stands as ("", line)."""
+    found = []
+    for line in lines(script):
+        try:
+            words = shlex.split(line)
+        except ValueError:
+            found.append(("", line))
+            continue
+        while words:
+            word = words.pop(0)
+            if not re.match(r"-[A-Za-z]", word):
+                found.append(("", word))
+            elif word[1] in _SWITCHES:
+                found.append((word[1], ""))
+            else:
+                found.append((word[1], word[2:] or (words.pop(0) if words else "")))
+    return found
+
+
+def asked(script: bytes) -> "Dict[str, str]":
+    """The last value of every flag, all `-v` lists joined by commas (PBS itself forgets all but the last)."""
+    last = {}  # type: Dict[str, str]
+    for flag, value in options(script):
+        last[flag] = last[flag] + "," + value if flag == "v" and last.get("v") else value
+    return last
+
+
+def safe_name(name: str) -> str:
+    """`name` with every character replaced that a job name must not have, at most 230 long."""
+    return _NAME.sub("_", name)[:230] or "job"
+
+
+def interpreter(script: bytes, login_shell: str) -> "List[str]":
+    """The command words that run the script: its `-S`, else its `#!` line, else the login shell, as under PBS."""
+    wanted = asked(script).get("S", "").split(",")[0].split("@")[0]
+    if wanted:
+        return [wanted]
+    first = script.split(b"\n", 1)[0].decode("utf-8", "replace")
+    if first.startswith("#!") and first[2:].strip():
+        return first[2:].strip(" \t").split(None, 1)
+    return [login_shell]

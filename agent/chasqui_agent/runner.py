@@ -1,0 +1,148 @@
+"""The runner: the shell script that goes to the scheduler in place of the user's, and runs hers as its child.
+
+It is plain POSIX sh (bash where there is one, for `set -m`), because on a compute node nothing else is certain. What it
+does, in order: make room for its flag, claim the token, mark this start, run the script, write the flag, wake the relay.
+Every step but the script itself happens in .chasqui/ of the work folder and in wake/.
+"""
+
+import os
+import re
+import shlex
+
+from . import directives
+
+MYPY = False
+if MYPY:
+    from typing import Dict, List
+
+EXIT_REFUSED = 97  # duplicate, closed, rerun not asked for, no folder, no space: the payload was not run
+
+# Directives the runner does not pass on: we set them ourselves, or they are about the user's script.
+_OURS = "SNhvoejr"
+
+_TEXT = r"""
+dir=@dir@
+meta=$dir/.chasqui
+root=@root@
+job=@job@
+attempt=@attempt@
+token=@token@
+rerun=@rerun@
+python=@python@
+agent=@agent@
+id=${PBS_JOBID:-none.$$}
+k=0
+term=
+
+# An event for the next pump, whole or absent, in plain shell: python may be missing on this node.
+event() {
+    printf '%s\n' "$id" >"$root/wake/.$1.$token.$$" 2>/dev/null &&
+        mv -f "$root/wake/.$1.$token.$$" "$root/wake/ev.$1.$job.$attempt.$token.$$" 2>/dev/null
+}
+
+# wake REASON [COMMAND]: one pump, at once; COMMAND (setsid) is put in front.
+wake() {
+    reason=$1
+    shift
+    "$@" env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PATH=@path@ LC_ALL=C PBS_JOBID="$id" \
+        "$python" -I -S "$agent" --root "$root" wake --reason "$reason" --budget 15 </dev/null >/dev/null 2>&1
+}
+
+refuse() {
+    rm -f "$room"
+    event "$1"
+    wake "$1" || :
+    exit 97
+}
+
+# 1. Room for the flag, before anything else: a full quota at the end must not eat the truth.
+room=$meta/flag.$token.$$.new
+printf '%4096s\n' '' 2>/dev/null >"$room" || exit 97
+
+# 2. The claim: one id may run this token, and none once the relay has closed it.
+if ! ln -s "$id" "$meta/claim.$token" 2>/dev/null; then
+    [ "$(readlink "$meta/claim.$token" 2>/dev/null)" = "$id" ] || refuse duplicate
+fi
+
+# 3. This start. A second one of the same id is PBS's own rerun: only where the job asked for it.
+k=1
+until (set -C; printf '%s\n' "$id" >"$meta/run.$token.$k") 2>/dev/null; do
+    [ -e "$meta/run.$token.$k" ] || refuse norun
+    k=$((k + 1))
+done
+if [ "$k" -gt 1 ] && [ "$rerun" = 0 ]; then
+    refuse rerun
+fi
+
+on_term() {
+    [ -z "$term" ] || return 0
+    term=1
+    : >"$meta/term.$token.$k"
+    event term
+}
+trap on_term TERM INT HUP
+
+# 4. The user's script, in its own process group where the shell can: its `kill 0` must not end the runner.
+PBS_JOBNAME=@name@
+PBS_O_WORKDIR=${PBS_O_WORKDIR:-$dir}
+export PBS_JOBNAME PBS_O_WORKDIR
+cd "$dir" || refuse nofolder
+if [ -n "${BASH_VERSION:-}" ]; then
+    set -m
+fi
+@command@ </dev/null &
+child=$!
+while :; do
+    wait "$child"
+    code=$?
+    # A trap ends `wait` early, with the child still there; `wait` also returns when the child is only stopped.
+    kill -0 "$child" 2>/dev/null || break
+    [ -n "$term" ] || sleep 1
+done
+if [ "$code" -gt 128 ]; then
+    wait "$child" 2>/dev/null
+    again=$?
+    [ "$again" = 127 ] || code=$again
+fi
+
+# 5. The flag: the room is overwritten in place and renamed. A later start of the same id has the word.
+if [ ! -e "$meta/run.$token.$((k + 1))" ]; then
+    printf 'exit=%s\nid=%s\nk=%s\nterm=%s\nhost=%s\nended=%s\nwhole\n' \
+        "$code" "$id" "$k" "${term:-0}" "$(uname -n)" "$(date +%s)" 1<>"$room"
+    mv -f "$room" "$meta/flag.$token.$k"
+fi
+
+# 6. The tail. After TERM the session is about to be killed: only a detached wake lives long enough.
+event tail
+if [ -n "$term" ] && command -v setsid >/dev/null 2>&1; then
+    wake term setsid &
+else
+    wake tail || :
+fi
+exit "$code"
+"""
+
+
+def shell_path() -> str:
+    """bash where it stands in its usual places, else sh."""
+    for path in ("/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"):
+        if os.access(path, os.X_OK):
+            return path
+    return "/bin/sh"
+
+
+def build(script: bytes, values: "Dict[str, str]", command: "List[str]", rerun: bool) -> bytes:
+    """The runner of one submission.
+
+    script: the user's, for its #PBS lines; command: the words that run it; values: dir root job attempt token python
+    agent path name, unquoted. `path` is the PATH a wake needs to find the scheduler.
+    """
+    text = "#!%s\n" % shell_path()
+    for flag, value in directives.options(script):
+        if flag and flag not in _OURS:
+            text += "#PBS -%s %s\n" % (flag, value)
+    quoted = {key: shlex.quote(value) for key, value in values.items()}
+    quoted["rerun"] = "1" if rerun else "0"
+    quoted["command"] = " ".join(shlex.quote(word) for word in command)
+    # One pass, so that a folder named "@job@" stays one.
+    return (text + re.sub("@([a-z]+)@", lambda match: quoted[match.group(1)], _TEXT)).encode("utf-8", "surrogateescape")
