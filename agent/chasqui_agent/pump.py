@@ -1,0 +1,314 @@
+"""The pump: one round of reconcile, decide, submit, under the lock; and how many wakes become one pump.
+
+Every wake first leaves a request in wake/, then tries the lock. Whoever has it looks for late requests after giving it
+back, and goes again: so a wake that finds the lock taken can go home.
+"""
+
+import os
+import time
+
+from . import caps, fault, files, intake, live, marks, operations, reconcile, schedulers, settings, submit
+from .journal import JournalError, Writer
+from .lock import Lock, Lost
+from .schedulers.base import Unreachable
+from .spool import MIDDLE_PRIORITY, random_name
+from .state import State
+
+MYPY = False
+if MYPY:
+    from typing import Any, Dict, List, Optional, Tuple
+
+    from .schedulers.base import Snapshot
+    from .spool import Entry, Spool
+
+fault.register({
+    "pump.request.after": "the request left in wake/, the lock not yet tried",
+    "pump.release.before": "a held job recorded as released, the scheduler not yet called",
+    "pump.release.after": "the scheduler released it, not yet journalled",
+    "pump.drain.before": "the round done and journalled, its requests still in wake/",
+})
+
+STALL_SECONDS = 60.0
+
+
+def request(spool: "Spool", reason: str) -> None:
+    """Leave a request for a pump: whoever holds the lock will see it."""
+    name = "kick.%s" % random_name(12)
+    files.write_file(os.path.join(spool.wake, "." + name), reason.encode("utf-8", "replace")[:200])
+    os.rename(os.path.join(spool.wake, "." + name), os.path.join(spool.wake, name))
+    fault.point("pump.request.after")
+
+
+def pump(spool: "Spool", reason: str, budget: float = 120.0) -> "Dict[str, Any]":
+    """Pump until no request is left or `budget` seconds are gone; what was done, as one flat dictionary:
+
+    accepted submitted released ended rejected (counts), waiting queued payloads live (numbers now), settling (scripts too
+    young), operations (id -> note), refused (the scheduler's words), stalled_since, note, busy (somebody else pumps).
+    Raises SpoolError for a root that can't be used. A full disk, a lost lock and a silent scheduler end the round with a
+    note: nothing is half done.
+    """
+    deadline = time.monotonic() + budget
+    report = _empty_report(reason)
+    if idle(spool):
+        return report
+    request(spool, reason)
+    while True:
+        chosen = settings.load(spool)
+        lock = Lock(spool.lock, chosen.lease)
+        if not lock.acquire(min(5.0, max(0.0, deadline - time.monotonic()))):
+            report["busy"] = not report["rounds"]
+            return report
+        handled = _round_under_lock(spool, chosen, lock, report)
+        more = report.pop("unfinished", False) or _late_requests(spool, handled)
+        if time.monotonic() >= deadline or report["note"] or not more:
+            return report
+
+
+def idle(spool: "Spool") -> bool:
+    """Whether there is nothing a pump could do: nothing waits, nothing is on its way, nobody asked for anything."""
+    if spool.entries("submitted") or spool.entries("submitting") or spool.has_waiting():
+        return False
+    return not any(name.startswith(("kick.", "ev.", "op.")) for name in files.names(spool.wake))
+
+
+def _empty_report(reason: str) -> "Dict[str, Any]":
+    counts = ("accepted", "submitted", "released", "ended", "rejected", "settling", "queries", "rounds")
+    report = dict.fromkeys(counts, 0)  # type: Dict[str, Any]
+    report.update(reason=reason, operations={}, refused="", stalled_since="", note="", busy=False)
+    return report
+
+
+def _round_under_lock(spool: "Spool", chosen: "settings.Settings", lock: Lock, report: "Dict[str, Any]") -> "List[str]":
+    """One round, and the lock given back whatever happens; the names in wake/ it dealt with."""
+    handled = _requests(spool)
+    journal = None
+    try:
+        journal = Writer(spool.log, lock.generation, lock.took_over)
+        Round(spool, chosen, lock, journal, report).run(handled)
+    except Lost as error:
+        report["note"] = "lost the lock: %s" % error
+    except JournalError as error:
+        report["note"] = str(error)
+    except OSError as error:
+        report["note"] = "%s: %s" % (error.strerror, error.filename or spool.root)
+    finally:
+        if journal is not None:
+            journal.close()
+        lock.release()
+    report["rounds"] += 1
+    return handled
+
+
+def _requests(spool: "Spool") -> "List[str]":
+    return [name for name in files.names(spool.wake) if name.startswith(("kick.", "ev."))]
+
+
+def _late_requests(spool: "Spool", handled: "List[str]") -> bool:
+    # Our own create makes an NFS client list the folder afresh.
+    files.server_time(spool.wake)
+    return bool(set(_requests(spool)) - set(handled))
+
+
+class Round:
+    """One round of the lock's holder. Attributes are what its steps share."""
+
+    def __init__(self, spool: "Spool", chosen: "settings.Settings", lock: Lock, journal: Writer,
+                 report: "Dict[str, Any]") -> None:
+        self.spool = spool
+        self.settings = chosen
+        self.lock = lock
+        self.journal = journal
+        self.report = report
+        self._before = dict(report)  # a pump may take several rounds; the journal tells of each
+        self.scheduler = schedulers.choose(spool, chosen)
+        self.state = State(spool)
+        self.now = files.server_time(spool.wake)
+
+    def run(self, handled: "List[str]") -> None:
+        """Reconcile, apply what was asked for, decide, act, record; then the requests may go."""
+        events = self._events(handled)
+        intake.published(self)
+        intake.dropped(self)
+        snapshot, fresh = self._snapshot()
+        reconcile.submitting(self, snapshot, fresh)
+        standing = self._settle(snapshot, fresh)
+        done = operations.apply(self)
+        if done:
+            standing = live.standings(self.spool)
+        self._note_stall(standing)
+        try:
+            if snapshot is not None:
+                reconcile.closed_jobs(self, snapshot)
+                self._act(standing, snapshot)
+        except Unreachable as error:
+            self.report["note"] = "the scheduler does not answer: %s" % error
+        self._finish(handled, done, events)
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def _events(self, handled: "List[str]") -> int:
+        """Journal what runners left in wake/; how many there were."""
+        count = 0
+        for name in handled:
+            parts = name.split(".")
+            if parts[0] != "ev" or len(parts) < 6 or not parts[3].isdigit():
+                continue
+            count += 1
+            kind, job, attempt, token = parts[1], parts[2], int(parts[3]), parts[4]
+            if kind in ("tail", "term"):
+                reconcile.late_flag(self, job, attempt, token)
+                continue
+            text = _read_text(os.path.join(self.spool.wake, name))
+            record = {"ev": "duplicate", "job": job, "attempt": attempt, "token": token, "pbs": text, "why": kind}
+            self.journal.append(record)
+        return count
+
+    def _snapshot(self) -> "Tuple[Optional[Snapshot], bool]":
+        """The scheduler's view and whether it was asked now; None where it could not be asked: then nothing changes."""
+        cached = self.state.cached_snapshot(self.settings.query_interval)
+        if cached is not None:
+            return cached, False
+        entries = self.spool.entries("submitted")
+        tokens = [entry.token for entry in self.spool.entries("submitting")]
+        ids = [marks.read_id(self.spool.meta_dir(e.job, e.attempt), e.token).get("id", "") for e in entries]
+        try:
+            snapshot = self.scheduler.query(ids, tokens)
+        except Unreachable as error:
+            self.report["note"] = "the scheduler does not answer: %s" % error
+            return None, False
+        self.report["queries"] += 1
+        self.state.keep_snapshot(snapshot)
+        return snapshot, True
+
+    def _settle(self, snapshot: "Optional[Snapshot]", fresh: bool) -> "List[live.Standing]":
+        """Settle what has ended; what is still alive."""
+        alive = []
+        for standing in live.standings(self.spool):
+            if not reconcile.submitted(self, standing, snapshot, fresh):
+                alive.append(self._corrected(standing, snapshot) if fresh and snapshot else standing)
+        tokens = {standing.entry.token for standing in alive}
+        in_flight = {entry.token for entry in self.spool.entries("submitting")}
+        self.state.started[:] = [token for token in self.state.started if token in tokens]
+        for token in set(self.state.doubt) - tokens - in_flight:
+            del self.state.doubt[token]
+        return alive
+
+    def _corrected(self, standing: "live.Standing", snapshot: "Snapshot") -> "live.Standing":
+        """The scheduler's word about our hold: a release may not have reached it, somebody may have used qrls."""
+        self.state.doubt.pop(standing.entry.token, None) if standing.id in snapshot.live else None
+        job = snapshot.live.get(standing.id)
+        if job is None or standing.marks.runs or (job.state == "H") == standing.held:
+            return standing
+        marks.write_id(standing.meta, standing.entry.token, standing.id, job.state == "H")
+        return standing._replace(held=job.state == "H")
+
+    def _note_stall(self, standing: "List[live.Standing]") -> None:
+        """Say so where scripts wait, nothing of ours is alive, and the last pump is long past: the relay stood still."""
+        last = self.state.value.get("pumped", self.now)
+        idle = not standing and not self.spool.entries("submitting")
+        if idle and self.now - last > max(STALL_SECONDS, 2 * self.settings.query_interval) and self._had_waiting():
+            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(last))
+            self.report["stalled_since"] = since
+            self.journal.append({"ev": "stalled", "since": since})
+
+    def _had_waiting(self) -> bool:
+        return bool(self.state.value.get("waiting")) and self.spool.has_waiting()
+
+    def _act(self, standing: "List[live.Standing]", snapshot: "Snapshot") -> None:
+        limits = caps.Caps(self.settings.max_running, self.settings.max_queued, self.settings.max_total)
+        submitting = len(self.spool.entries("submitting"))
+        todo = self._first_waiting(int(limits.max_queued))
+        counts = live.count(standing, submitting, snapshot, len(todo))
+        plan = caps.plan(counts, limits)
+        for job in [job for job in standing if job.held and not job.marks.runs][:plan.release]:
+            self._release(job)
+        for position, entry in enumerate(todo[:plan.submit_free + plan.submit_held]):
+            if self.lock.time_left() < self.settings.lease / 50:
+                self.report["unfinished"] = True  # give the lock back and take it again
+                return
+            answer = submit.submit(self, entry, hold=position >= plan.submit_free)
+            if answer.kind == "accepted":
+                self.report["submitted"] += 1
+            elif answer.kind == "permanent":
+                self.report["rejected"] += 1
+            else:
+                self.report["refused"] = answer.text
+                return
+
+    def _first_waiting(self, most: int) -> "List[Entry]":
+        """The next scripts to submit. One that asks for `#PBS -h` goes to held/ on the way; empty shards go."""
+        found = []  # type: List[Entry]
+        for shard in list(self.spool.shards()):
+            entries = self.spool.shard_entries(shard)
+            if not entries:
+                _remove_folder(shard)
+            for entry in entries:
+                if len(found) >= most:
+                    return found
+                if self._wants_hold(entry):
+                    self.journal.append({"ev": "held", "job": entry.job, "attempt": entry.attempt, "why": "#PBS -h"})
+                    files.move(entry.path, self.spool.entry_path("held", entry.job, entry.attempt))
+                else:
+                    found.append(entry)
+        return found
+
+    def _wants_hold(self, entry: "Entry") -> bool:
+        from . import directives
+
+        with open(entry.path, "rb") as stream:
+            asked = directives.asked(stream.read())
+        mark = os.path.join(self.spool.meta_dir(entry.job, entry.attempt), "released")
+        return "h" in asked and not os.path.exists(mark)
+
+    def _release(self, job: "live.Standing") -> None:
+        # Recorded first: from here on it counts as one that may start at any moment, whatever the call's outcome.
+        marks.write_id(job.meta, job.entry.token, job.id, False)
+        self.lock.check()
+        fault.point("pump.release.before")
+        self.scheduler.release(job.id)
+        fault.point("pump.release.after")
+        self.journal.append({"ev": "released", "job": job.entry.job, "attempt": job.entry.attempt, "pbs": job.id})
+        self.report["released"] += 1
+
+    def _finish(self, handled: "List[str]", done: "List[str]", events: int) -> None:
+        """Record the round where it did something, remember it, and drop the requests it dealt with."""
+        counted = ("accepted", "submitted", "released", "ended", "rejected")
+        news = {key: self.report[key] - self._before[key] for key in counted if self.report[key] > self._before[key]}
+        if news or events or done:
+            self.journal.append(dict(news, ev="pumped", reason=self.report["reason"]))
+        # Never skipped: the stall detector lives by it.
+        self.state.value["pumped"] = self.now
+        self.state.value["waiting"] = self.spool.has_waiting()
+        self.state.save()
+        fault.point("pump.drain.before")
+        for path in [os.path.join(self.spool.wake, name) for name in handled] + done:
+            files.remove(path)
+
+    # -- what the steps share --------------------------------------------------------------------------------------
+
+    def close_token(self, meta: str, token: str) -> str:
+        """Close a token: "" if nothing can start under it any more, else the id that did."""
+        started = marks.close(meta, token, self.lock.generation)
+        if not started and token not in self.state.closed:
+            self.state.closed.append(token)
+        return started
+
+    def rank_of(self, entry: "Entry") -> int:
+        """The priority folder an attempt belongs to."""
+        priority = self.spool.job_record(entry.job, entry.attempt).get("priority", 0)
+        return min(999, max(0, MIDDLE_PRIORITY - priority)) if isinstance(priority, int) else MIDDLE_PRIORITY
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(200).decode("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _remove_folder(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # somebody put a script there meanwhile

@@ -1,0 +1,224 @@
+"""What has become of everything in submitting/ and submitted/: marks and flags against the scheduler's word.
+
+No flag and no answer is never an end: an attempt is LOST only when the scheduler answered twice, the grace period apart,
+without it. What never started may be submitted again, under a new token, after its old one is closed; what has its claim
+made is never submitted again by the relay: a retry is the user's decision.
+"""
+
+import os
+
+from . import fault, files, marks, submit
+from .schedulers.base import DELETED
+
+MYPY = False
+if MYPY:
+    from typing import Any, Dict, Optional
+
+    from .live import Standing
+    from .pump import Round
+    from .schedulers.base import Ended, Snapshot
+    from .spool import Entry
+
+fault.register({
+    "reconcile.flag.after": "the completed flag durable, `ended` not yet journalled",
+    "reconcile.ended.after": "`ended` journalled, the script still in submitted/",
+})
+
+SECOND_ROUND = 2  # good query rounds without a trace before something is given up
+MAX_STARTS = 5  # submissions of one attempt that never got to their payload
+
+
+def submitting(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
+    """Resolve submissions whose outcome is not recorded: adopt, or give back to waiting once that is proved safe."""
+    for entry in pump.spool.entries("submitting"):
+        meta = pump.spool.meta_dir(entry.job, entry.attempt)
+        known = marks.read_id(meta, entry.token)
+        claim = marks.read(meta, entry.token).claim
+        if known:
+            submit.record_id(pump, entry, known["id"], bool(known.get("held")), "submitted")
+        elif claim and not marks.is_closed(claim):
+            submit.record_id(pump, entry, claim, False, "adopted")
+        elif snapshot is not None and fresh:
+            _look_for(pump, entry, meta, snapshot)
+
+
+def _look_for(pump: "Round", entry: "Entry", meta: str, snapshot: "Snapshot") -> None:
+    for job in list(snapshot.live.values()) + list(snapshot.ended.values()):
+        if job.token == entry.token:
+            submit.record_id(pump, entry, job.id, getattr(job, "state", "") == "H", "adopted")
+            return
+    if _given_up(pump, entry.token):
+        started = pump.close_token(meta, entry.token)
+        if started:
+            submit.record_id(pump, entry, started, False, "adopted")
+        else:
+            back_to_waiting(pump, entry, "the scheduler never got it")
+
+
+def _given_up(pump: "Round", token: str) -> bool:
+    """Whether a token has been without a trace for the grace period and enough good query rounds. Counts this round."""
+    first, rounds = pump.state.doubt.get(token, [pump.now, 0])
+    pump.state.doubt[token] = [first, rounds + 1]
+    return rounds + 1 >= SECOND_ROUND and pump.now - first >= pump.settings.grace
+
+
+def back_to_waiting(pump: "Round", entry: "Entry", why: str) -> None:
+    """Give an attempt whose token is closed back to the queue; a new token is made when its turn comes."""
+    record = {"ev": "closed", "job": entry.job, "attempt": entry.attempt, "token": entry.token, "why": why}
+    pump.journal.append(record)
+    files.move(entry.path, pump.spool.requeue_path(entry, pump.rank_of(entry)))
+
+
+def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]", fresh: bool) -> bool:
+    """Settle one submitted attempt if its end is certain; whether it is settled."""
+    entry, found = standing.entry, standing.marks
+    if pump.spool.settled_state(entry.job, entry.attempt):
+        _finish(pump, standing)
+        return True
+    if found.runs and entry.token not in pump.state.started:
+        _journal_start(pump, standing)
+    if found.flag and not found.term and not pump.scheduler.stages_output:
+        end(pump, standing, _by_flag(found.flag))
+        return True
+    if snapshot is None or not fresh or standing.id in snapshot.live:
+        return False
+    return _gone(pump, standing, snapshot.ended.get(standing.id))
+
+
+def _journal_start(pump: "Round", standing: "Standing") -> None:
+    entry = standing.entry
+    when = marks.started_at(standing.meta, entry.token, standing.marks.runs)
+    record = {"ev": "started", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id, "when": int(when)}
+    pump.journal.append(record)
+    pump.state.started.append(entry.token)
+
+
+def _gone(pump: "Round", standing: "Standing", ended: "Optional[Ended]") -> bool:
+    """A job the scheduler no longer runs. True when settled; False while its end is not yet certain."""
+    found = standing.marks
+    if found.flag and not found.term:
+        return end(pump, standing, _by_flag(found.flag))
+    if ended is None or ended.lost:
+        if ended is None and not _given_up(pump, standing.entry.token):
+            return False
+        return _vanished(pump, standing, ended.why if ended else "gone from the scheduler without a trace")
+    if ended.why == DELETED or found.cancel:
+        return cancelled(pump, standing, "cancelled" if found.cancel else "deleted in the scheduler", ended.exit)
+    if not found.claim or marks.is_closed(found.claim):
+        return _never_ran(pump, standing, ended)
+    if pump.scheduler.stages_output and not found.flag and not _given_up(pump, standing.entry.token):
+        return False  # a flag may still be on its way through the file server's caches
+    return end(pump, standing, _by_scheduler(ended))
+
+
+def _never_ran(pump: "Round", standing: "Standing", ended: "Ended") -> bool:
+    """Ended by the scheduler's word, and no claim: the payload did not start, and after closing never will."""
+    entry = standing.entry
+    if pump.close_token(standing.meta, entry.token):
+        return False  # it started after all: its marks say more next time
+    if ended.exit is None:
+        return cancelled(pump, standing, "deleted in the scheduler before it started", None)
+    starts = sum(1 for name in files.names(standing.meta) if name.startswith("runner."))
+    if starts >= MAX_STARTS:
+        why = "the runner could not start %d times (exit %d): disk full or folder gone?" % (starts, ended.exit)
+        return end(pump, standing, {"state": "FAIL", "exit": ended.exit, "why": why})
+    back_to_waiting(pump, entry, "its runner could not start (exit %d)" % ended.exit)
+    return True
+
+
+def _vanished(pump: "Round", standing: "Standing", why: str) -> bool:
+    found = standing.marks
+    if found.term:
+        return end(pump, standing, {"state": "FAIL", "exit": None, "why": "terminated"})
+    if not found.claim and not pump.close_token(standing.meta, standing.entry.token):
+        why += ", before it started"
+    return end(pump, standing, {"state": "LOST", "exit": None, "why": why})
+
+
+def _by_flag(flag: "Dict[str, str]") -> "Dict[str, Any]":
+    code = int(flag["exit"]) if flag.get("exit", "").isdigit() else 255
+    when = int(flag["ended"]) if flag.get("ended", "").isdigit() else 0
+    return {"state": "FAIL" if code else "DONE", "exit": code, "why": "exit %d" % code if code else "", "when": when}
+
+
+def _by_scheduler(ended: "Ended") -> "Dict[str, Any]":
+    code = ended.exit
+    if code is not None and code >= 256:
+        return {"state": "FAIL", "exit": code, "why": ended.why or "killed (%d)" % code}
+    return {"state": "FAIL" if code else "DONE", "exit": code, "why": ended.why or ("exit %s" % code if code else "")}
+
+
+def end(pump: "Round", standing: "Standing", outcome: "Dict[str, Any]") -> bool:
+    """Settle an attempt: its flag in completed/ (that is the change of state), then the journal, then the script goes."""
+    entry = standing.entry
+    record = {"ev": "ended", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id}
+    record.update(outcome)
+    _write_final(pump, standing, record)
+    _write_flag(pump, entry.job, entry.attempt, standing.id, outcome)
+    fault.point("reconcile.flag.after")
+    _finish(pump, standing)
+    pump.report["ended"] += 1
+    return True
+
+
+def _write_flag(pump: "Round", job: str, attempt: int, job_id: str, outcome: "Dict[str, Any]") -> None:
+    rest = ["%s=%s" % (key, value) for key, value in sorted(outcome.items()) if key != "state"]
+    text = "\n".join([outcome["state"], job_id] + rest + ["attempt=%d" % attempt, ""])
+    path = pump.spool.entry_path("completed", job, attempt, suffix="flag")
+    files.replace_file(path, text.encode("utf-8", "replace"))
+
+
+def cancelled(pump: "Round", standing: "Standing", why: str, code: "Optional[int]") -> bool:
+    """Settle an attempt that was deleted: journal, then the rename into cancelled/."""
+    entry = standing.entry
+    record = {"ev": "cancelled", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id, "exit": code, "why": why}
+    _write_final(pump, standing, record)
+    pump.journal.append(record)
+    files.move(entry.path, pump.spool.entry_path("cancelled", entry.job, entry.attempt))
+    return True
+
+
+def _write_final(pump: "Round", standing: "Standing", record: "Dict[str, Any]") -> None:
+    """final.json: the record once more (a crash may have kept it from the journal), and where the output is."""
+    output, error = submit.final_outputs(pump.spool, standing.entry)
+    final = {"token": standing.entry.token, "pbs": standing.id, "record": record, "stdout": output, "stderr": error}
+    if os.path.isdir(standing.meta):
+        files.write_json(os.path.join(standing.meta, "final.json"), final)
+
+
+def _finish(pump: "Round", standing: "Standing") -> None:
+    """The attempt is settled by a flag in completed/: say so in the journal, then remove its script from submitted/."""
+    final = files.read_json(os.path.join(standing.meta, "final.json"), None)
+    if final:
+        pump.journal.append(final["record"])
+    fault.point("reconcile.ended.after")
+    files.remove(standing.entry.path)
+
+
+def closed_jobs(pump: "Round", snapshot: "Snapshot") -> None:
+    """Delete every live job whose token is closed: it can never run, it only takes a place in the queue. Raises Unreachable."""
+    for job_id in list(pump.state.delete):
+        pump.scheduler.delete(job_id)
+        pump.state.delete.remove(job_id)
+    for job in snapshot.live.values():
+        if job.token in pump.state.closed:
+            pump.scheduler.delete(job.id)
+
+
+def late_flag(pump: "Round", job: str, attempt: int, token: str) -> None:
+    """A runner says it ended: where that attempt was given up as LOST, its flag repairs the verdict."""
+    path = pump.spool.entry_path("completed", job, attempt, suffix="flag")
+    try:
+        with open(path, "rb") as stream:
+            lost = stream.read(4) == b"LOST"
+    except FileNotFoundError:
+        return
+    meta = pump.spool.meta_dir(job, attempt)
+    found = marks.read(meta, token)
+    if not lost or not found.flag or os.path.isdir(pump.spool.work_dir(job, attempt + 1)):
+        return
+    outcome = _by_flag(found.flag)
+    job_id = marks.read_id(meta, token).get("id", "")
+    record = dict(outcome, ev="repaired", job=job, attempt=attempt, pbs=job_id)
+    pump.journal.append(record)
+    _write_flag(pump, job, attempt, job_id, outcome)

@@ -1,0 +1,161 @@
+"""One submission, at most once: intent, call, id, record; each step durable before the next.
+
+    journal `intent` -> rename into submitting/ -> the scheduler's call, with the token in the runner and in the queue ->
+    id file -> journal `submitted` -> rename into submitted/
+
+A crash anywhere leaves a file in submitting/ that `reconcile` resolves by looking for the token, never by trying again.
+"""
+
+import os
+import pwd
+
+from . import directives, fault, files, launch, marks, runner
+from .schedulers.base import Request
+from .spool import Entry, new_token
+
+MYPY = False
+if MYPY:
+    from typing import Dict, List, Optional, Tuple
+
+    from .pump import Round
+    from .schedulers.base import Submission
+    from .spool import Spool
+
+fault.register({
+    "submit.call.before": "the intent recorded, the scheduler not yet called",
+    "submit.call.after": "the scheduler answered, nothing of it recorded",
+    "submit.id.after": "the id file durable, `submitted` not yet journalled",
+    "submit.journalled": "`submitted` journalled, the script still in submitting/",
+})
+
+CALL_SECONDS = 120.0
+
+
+def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
+    """Submit one waiting script. Afterwards it is in submitted/, rejected/, back in waiting/, or in submitting/ where the
+    outcome is unknown; an exception (lost lock, full disk) leaves it in one of those too."""
+    token = new_token()
+    job, attempt = entry.job, entry.attempt
+    with open(entry.path, "rb") as stream:
+        script = stream.read()
+    request = prepare(pump, entry, token, script, hold)
+    pump.journal.append({"ev": "intent", "job": job, "attempt": attempt, "token": token})
+    in_flight = Entry(pump.spool.entry_path("submitting", job, attempt, token), job, attempt, token)
+    files.move(entry.path, in_flight.path)
+    pump.lock.check()
+    fault.point("submit.call.before")
+    answer = pump.scheduler.submit(request, CALL_SECONDS)
+    fault.point("submit.call.after")
+    if answer.kind == "accepted":
+        record_id(pump, in_flight, answer.id, hold, "submitted")
+    elif answer.kind == "permanent":
+        reject(pump, in_flight, answer.text)
+    else:
+        refused = {"ev": "refused", "job": job, "attempt": attempt, "kind": answer.kind, "text": answer.text}
+        pump.journal.append(refused)
+        if answer.kind != "unknown":
+            files.move(in_flight.path, entry.path)
+    return answer
+
+
+def record_id(pump: "Round", entry: Entry, job_id: str, held: bool, event: str) -> None:
+    """Make a submission known: its id file, the journal's `event` ("submitted" or "adopted"), the rename into submitted/."""
+    job, attempt, token = entry.job, entry.attempt, entry.token
+    marks.write_id(pump.spool.meta_dir(job, attempt), token, job_id, held)
+    fault.point("submit.id.after")
+    pump.journal.append({"ev": event, "job": job, "attempt": attempt, "token": token, "pbs": job_id})
+    fault.point("submit.journalled")
+    files.move(entry.path, pump.spool.entry_path("submitted", job, attempt, token))
+
+
+def reject(pump: "Round", entry: Entry, text: str) -> None:
+    """Refused for good: the scheduler's exact words beside the script, journal, rename into rejected/."""
+    error = pump.spool.entry_path("rejected", entry.job, entry.attempt, suffix="err")
+    files.replace_file(error, text.encode("utf-8", "replace") + b"\n")
+    pump.journal.append({"ev": "rejected", "job": entry.job, "attempt": entry.attempt, "text": text})
+    files.move(entry.path, pump.spool.entry_path("rejected", entry.job, entry.attempt))
+
+
+def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) -> Request:
+    """Write the runner of a new submission and say what the scheduler is to be asked for."""
+    spool, job, attempt = pump.spool, entry.job, entry.attempt
+    folder = spool.work_dir(job, attempt)
+    meta = spool.meta_dir(job, attempt)
+    record = spool.job_record(job, attempt)
+    asked = directives.asked(script)
+    name = directives.safe_name(asked.get("N") or str(record.get("name") or job))
+    rerun = bool(record.get("rerun"))
+    files.write_file(os.path.join(meta, "script"), script, 0o700)
+    values = {
+        "dir": folder, "root": spool.root, "job": job, "attempt": str(attempt), "token": token, "name": name,
+        "python": launch.python(), "agent": launch.own_path(), "path": os.environ.get("PATH", os.defpath),
+    }
+    command = directives.interpreter(script, login_shell()) + [os.path.join(meta, "script")]
+    path = os.path.join(meta, "runner." + token)
+    files.write_file(path, runner.build(script, values, command, rerun), 0o700)
+    output, error, join = output_paths(asked, folder, os.path.join(meta, token), name, token)
+    return Request(
+        script=path, folder=folder, name=queue_name(name, token, pump.scheduler.name_limit), token=token,
+        variables=variables(asked.get("v", "")) + [("CHASQUI_TOKEN", token), ("CHASQUI_ROOT", spool.root)],
+        output=output, error=error, join=join, hold=hold, rerun=rerun, directives=asked,
+    )
+
+
+def login_shell() -> str:
+    """The user's login shell, /bin/sh where she has none that runs scripts."""
+    shell = pwd.getpwuid(os.getuid()).pw_shell
+    return shell if os.access(shell, os.X_OK) and not shell.endswith(("nologin", "false")) else "/bin/sh"
+
+
+def queue_name(name: str, token: str, limit: int) -> str:
+    """The job's name in the queue: as much of hers as fits, and the token."""
+    return "%s.%s" % (name[:limit - len(token) - 1], token)
+
+
+def output_paths(asked: "Dict[str, str]", folder: str, ours: str, name: str, token: str) -> "Tuple[str, str, bool]":
+    """(stdout, stderr, joined): her -o and -e below the work folder, ours in .chasqui/ where she gave none."""
+    join = asked.get("j", "n")[:1]
+    output = _output_path(asked.get("o", ""), folder, "%s.o%s" % (name, token)) or ours + ".out"
+    error = _output_path(asked.get("e", ""), folder, "%s.e%s" % (name, token)) or ours + ".err"
+    if join == "e":
+        output = error
+    elif join == "o":
+        error = output
+    return output, error, join in "oe"
+
+
+def final_outputs(spool: "Spool", entry: Entry) -> "Tuple[str, str]":
+    """(stdout, stderr) of a submission as paths below its work folder; "" for one that is elsewhere or joined."""
+    folder = spool.work_dir(entry.job, entry.attempt)
+    meta = spool.meta_dir(entry.job, entry.attempt)
+    try:
+        with open(os.path.join(meta, "script"), "rb") as stream:
+            asked = directives.asked(stream.read())
+    except FileNotFoundError:
+        return "", ""
+    output, error, _ = output_paths(asked, folder, os.path.join(meta, entry.token), entry.job, entry.token)
+    inside = [path[len(folder) + 1:] if path.startswith(folder + "/") else "" for path in (output, error)]
+    return inside[0], "" if error == output else inside[1]
+
+
+def _output_path(value: str, folder: str, default: str) -> str:
+    if not value:
+        return ""
+    host, colon, path = value.partition(":")
+    path = os.path.join(folder, path if colon and "/" not in host else value)
+    return os.path.join(path, default) if path.endswith("/") or os.path.isdir(path) else path
+
+
+def variables(text: str) -> "List[Tuple[str, Optional[str]]]":
+    """A -v list split at its commas, but not inside quotes: (name, value), value None where it is taken from the environment."""
+    items, word, quote = [], "", ""
+    for char in text + ",":
+        if char == "," and not quote:
+            items.append(word)
+            word = ""
+        elif char in "'\"" and quote in ("", char):
+            quote = "" if quote else char
+        else:
+            word += char
+    pairs = [item.partition("=") for item in items if item.strip()]
+    return [(name.strip(), value if equals else None) for name, equals, value in pairs]
