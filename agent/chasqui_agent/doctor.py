@@ -1,0 +1,51 @@
+"""Does the relay work here? Python, folder, space, scheduler; the client runs a job on top of that."""
+
+import os
+import sys
+
+from . import schedulers, selftest, settings
+from .schedulers.base import Unreachable
+
+MYPY = False
+if MYPY:
+    from typing import List, Tuple
+
+    from .spool import Spool
+
+LEAST_BYTES = 50 << 20
+LEAST_INODES = 1000
+
+
+def run(spool: "Spool") -> "List[Tuple[str, str, bool]]":
+    """(rung, answer, whether it is good), ending at the first that is not."""
+    rungs = []  # type: List[Tuple[str, str, bool]]
+    for name, check in (("python", _python), ("folder", _folder), ("space", _space), ("scheduler", _scheduler)):
+        answer, good = check(spool)
+        rungs.append((name, answer, good))
+        if not good:
+            break
+    return rungs
+
+
+def _python(spool: "Spool") -> "Tuple[str, bool]":
+    return "%d.%d.%d, %s" % (sys.version_info[:3] + (sys.executable,)), True
+
+
+def _folder(spool: "Spool") -> "Tuple[str, bool]":
+    wrong = ["%s: %s" % item for item in selftest.run(spool.root) if item[1] and item[0] != "clock"]
+    return "; ".join(wrong) or "%s does what the relay needs" % spool.root, not wrong
+
+
+def _space(spool: "Spool") -> "Tuple[str, bool]":
+    free = os.statvfs(spool.work)
+    space, inodes = free.f_bavail * free.f_frsize, free.f_favail
+    # Some file systems have no inodes to count and say 0 of 0.
+    good = space >= LEAST_BYTES and (inodes >= LEAST_INODES or free.f_files == 0)
+    return "%d MB and %d inodes free in %s" % (space >> 20, inodes, os.path.realpath(spool.work)), good
+
+
+def _scheduler(spool: "Spool") -> "Tuple[str, bool]":
+    try:
+        return schedulers.choose(spool, settings.load(spool)).describe(), True
+    except (Unreachable, schedulers.Unknown) as error:
+        return str(error), False
