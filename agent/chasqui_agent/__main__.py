@@ -8,6 +8,9 @@ if sys.version_info < (3, 6):
     sys.exit(96)
 
 
+IS_CHASQUI_AGENT = True  # tells launch.own_path() that this process can be started again from here
+
+
 def _start():
     here = os.path.realpath(os.path.dirname(os.path.abspath(__file__)))
     if os.path.isdir(here):

@@ -1,4 +1,5 @@
-"""The agent's command line. Only this module prints and chooses exit codes: 0 done, 1 said why not in one line, 2 usage.
+"""The agent's command line. Only this module prints and chooses exit codes: 0 done, 1 said why not in one line, 2
+usage.
 
 Verbs are looked up in a table, not by argparse: it alone would cost a third of a wake at the end of every job.
 """
@@ -26,7 +27,8 @@ USAGE = """usage: python3 -I -S chasqui-agent.pyz [--root DIR] VERB
   serve --nonce HEX         the cluster's side of a session, for the client
   version                   one line of JSON
 
-The root is --root, or the folder this agent is installed in, or ~/chasqui. Scripts put into its waiting/ are taken in."""
+The root is --root, or the folder this agent is installed in, or ~/chasqui. Scripts put into its waiting/ are taken
+in."""
 
 
 class Usage(Exception):
@@ -165,7 +167,11 @@ def pump_text(report: "Dict[str, Any]") -> str:
     """A pump's report for a person."""
     if report["busy"]:
         return "another pump is at work; it will see this request"
-    done = ["%s %d" % (key, report[key]) for key in ("accepted", "submitted", "released", "ended", "rejected") if report[key]]
+    done = [
+        "%s %d" % (key, report[key])
+        for key in ("accepted", "submitted", "released", "ended", "rejected")
+        if report[key]
+    ]
     lines = [", ".join(done) or "nothing to do"]
     if report["settling"]:
         lines.append("%d scripts are younger than 5 s (half copied?) and wait for the next pump" % report["settling"])
@@ -288,7 +294,18 @@ def _supervise(root: str, argv: "List[str]") -> int:
 
 
 VERBS = {
-    "pump": _pump, "wake": _wake, "serve": _serve, "status": _status, "log": _log, "hold": _operate("hold"),
-    "release": _operate("release"), "cancel": _operate("cancel"), "doctor": _doctor, "version": _version,
-    "selftest": _selftest, "install": _install, "remove": _remove, "_supervise": _supervise,
+    "pump": _pump,
+    "wake": _wake,
+    "serve": _serve,
+    "status": _status,
+    "log": _log,
+    "hold": _operate("hold"),
+    "release": _operate("release"),
+    "cancel": _operate("cancel"),
+    "doctor": _doctor,
+    "version": _version,
+    "selftest": _selftest,
+    "install": _install,
+    "remove": _remove,
+    "_supervise": _supervise,
 }

@@ -46,7 +46,7 @@ def options(script: bytes) -> "List[Tuple[str, str]]":
 
 def asked(script: bytes) -> "Dict[str, str]":
     """The last value of every flag, all `-v` lists joined by commas (PBS itself forgets all but the last)."""
-    last = {}  # type: Dict[str, str]
+    last: "Dict[str, str]" = {}
     for flag, value in options(script):
         last[flag] = last[flag] + "," + value if flag == "v" and last.get("v") else value
     return last

@@ -18,7 +18,7 @@ LEAST_INODES = 1000
 
 def run(spool: "Spool") -> "List[Tuple[str, str, bool]]":
     """(rung, answer, whether it is good), ending at the first that is not."""
-    rungs = []  # type: List[Tuple[str, str, bool]]
+    rungs: "List[Tuple[str, str, bool]]" = []
     for name, check in (("python", _python), ("folder", _folder), ("space", _space), ("scheduler", _scheduler)):
         answer, good = check(spool)
         rungs.append((name, answer, good))

@@ -1,21 +1,25 @@
 """Named instants at which a test kills the process; in production every call returns at once.
 
 With CHASQUI_FAULT=name[:n] in the environment the n-th pass (default 1) through `point(name)` is the last thing the
-process does (SIGKILL, so no handler and no `finally` runs). CHASQUI_FAULT_ONCE names a file that is created, exclusively,
-just before: where it exists already the point lets everybody pass, so a relay that is started again gets through.
-CHASQUI_FAULT_LOG names a file that gets the name of every point passed. Names must stand in POINTS: a test fails for a
-point that no run reaches.
+process does (SIGKILL, so no handler and no `finally` runs). CHASQUI_FAULT_ONCE names a file that is created,
+exclusively, just before: where it exists already the point lets everybody pass, so a relay that is started again gets
+through. CHASQUI_FAULT_LOG names a file that gets the name of every point passed. Names must stand in POINTS: a test
+fails for a point that no run reaches.
 """
 
 import os
 
-POINTS = {}  # name -> where it is
+MYPY = False
+if MYPY:
+    from typing import Dict
+
+POINTS: "Dict[str, str]" = {}  # name -> where it is
 _fault = os.environ.get("CHASQUI_FAULT", "")
 _log = os.environ.get("CHASQUI_FAULT_LOG", "")
-_passes = {}  # name -> how often this process came by
+_passes: "Dict[str, int]" = {}  # name -> how often this process came by
 
 
-def register(points: dict) -> None:
+def register(points: "Dict[str, str]") -> None:
     """Add `points` (name -> description) to the registry; each module registers its own when it is imported."""
     POINTS.update(points)
 
@@ -23,6 +27,12 @@ def register(points: dict) -> None:
 def armed() -> bool:
     """Whether a test watches this process."""
     return bool(_fault or _log)
+
+
+def environment() -> "Dict[str, str]":
+    """The variables that carry a test's wish on to the processes a job starts; none in production."""
+    names = ("CHASQUI_FAULT", "CHASQUI_FAULT_ONCE", "CHASQUI_FAULT_LOG")
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def point(name: str) -> None:

@@ -10,12 +10,14 @@ MYPY = False
 if MYPY:
     from typing import Any, List, Optional
 
-fault.register({
-    "files.replace.before": "temporary file written and fsynced, not yet renamed over its final name",
-    "files.replace.after": "renamed, the folder not yet fsynced",
-    "files.move.before": "before the rename that changes a state",
-    "files.move.after": "after the rename that changes a state, folders not yet fsynced",
-})
+fault.register(
+    {
+        "files.replace.before": "temporary file written and fsynced, not yet renamed over its final name",
+        "files.replace.after": "renamed, the folder not yet fsynced",
+        "files.move.before": "before the rename that changes a state",
+        "files.move.after": "after the rename that changes a state, folders not yet fsynced",
+    }
+)
 
 
 def fsync_folder(path: str) -> None:
@@ -34,7 +36,8 @@ def fsync_folder(path: str) -> None:
 
 
 def write_file(path: str, data: bytes, mode: int = 0o600, exclusive: bool = False) -> None:
-    """Write `data` to `path` and fsync it. After an error a partial file may stand there: callers write temporary names."""
+    """Write `data` to `path` and fsync it. After an error a partial file may stand there: callers write temporary
+    names."""
     flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if exclusive else os.O_TRUNC)
     fd = os.open(path, flags, mode)
     try:
@@ -45,7 +48,8 @@ def write_file(path: str, data: bytes, mode: int = 0o600, exclusive: bool = Fals
 
 
 def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
-    """`path` holds `data`, whole, or is untouched: temporary file in the same folder, fsync, rename, fsync the folder."""
+    """`path` holds `data`, whole, or is untouched: temporary file in the same folder, fsync, rename, fsync the
+    folder."""
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, ".%s.%d.tmp" % (name, os.getpid()))
     try:
@@ -60,7 +64,8 @@ def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def move(old: str, new: str) -> None:
-    """The one rename that is a change of state, made durable. Raises FileNotFoundError where `old` is no longer there."""
+    """The one rename that is a change of state, made durable. Raises FileNotFoundError where `old` is no longer
+    there."""
     fault.point("files.move.before")
     os.rename(old, new)
     fault.point("files.move.after")
@@ -119,7 +124,8 @@ def server_time(folder: str) -> float:
 
 
 def file_age(path: str, scratch_folder: str) -> "Optional[float]":
-    """Seconds since `path` itself (not what it links to) was modified, by the file server's clock; None if it is gone."""
+    """Seconds since `path` itself (not what it links to) was modified, by the file server's clock; None if it is
+    gone."""
     try:
         modified = os.lstat(path).st_mtime
     except FileNotFoundError:

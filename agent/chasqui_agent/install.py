@@ -7,6 +7,7 @@ import shutil
 import zipfile
 
 from . import files, launch, settings, status
+from .lock import ensure_ballast
 from .spool import FOLDERS, SpoolError, random_name
 
 MYPY = False
@@ -15,20 +16,17 @@ if MYPY:
 
     from .spool import Spool
 
-BALLAST_BYTES = 64 << 10
-
 
 def install(spool: "Spool", scheduler: str = "", work_root: str = "") -> "Dict[str, Any]":
-    """Create what is missing of a root: folders, its uuid, config.json, the ballast. Safe to repeat. Raises SpoolError, OSError."""
+    """Create what is missing of a root: folders, its uuid, config.json, the ballast. Safe to repeat. Raises
+    SpoolError, OSError."""
     spool.create(work_root)
     uuid_path = os.path.join(spool.root, "uuid")
     if not os.path.exists(uuid_path):
         files.replace_file(uuid_path, random_name(24).encode("ascii") + b"\n")
     if scheduler or not os.path.exists(os.path.join(spool.root, "config.json")):
         settings.change(spool, scheduler=scheduler or "shell")
-    ballast = os.path.join(spool.lock, "ballast")
-    if not os.path.exists(ballast):
-        files.write_file(ballast, os.urandom(BALLAST_BYTES))  # random: compressing file systems keep its space too
+    ensure_ballast(spool.lock)
     compile_beside(launch.own_path())
     return {"root": spool.root, "uuid": uuid(spool)}
 
@@ -39,11 +37,12 @@ def uuid(spool: "Spool") -> str:
         with open(os.path.join(spool.root, "uuid"), "rb") as stream:
             return stream.read(64).decode("ascii", "replace").strip()
     except FileNotFoundError:
-        raise SpoolError("%s is not a chasqui root; type: install" % spool.root)
+        raise SpoolError("%s is not a chasqui root; type: install" % spool.root) from None
 
 
 def compile_beside(archive: str) -> str:
-    """Write the modules of a .pyz, compiled by this Python, into a .zip beside it; its path, "" where that can't be done.
+    """Write the modules of a .pyz, compiled by this Python, into a .zip beside it; its path, "" where that can't be
+    done.
 
     A .pyz carries sources alone, so that one source has one digest everywhere; compiling them at every start costs more
     than all the rest of a wake. `__main__` looks for the compiled ones by this Python's tag, and does without.
@@ -70,12 +69,14 @@ def _pyc_header() -> bytes:
     import sys
     from importlib.util import MAGIC_NUMBER
 
-    # Up to 3.6: magic, time, size; from 3.7 on a word of flags comes first. Zeros mean: by time, and there is no source.
+    # Up to 3.6: magic, time, size; from 3.7 on a word of flags comes first. Zeros mean: by time, and there is no
+    # source.
     return MAGIC_NUMBER + b"\0" * (8 if sys.version_info < (3, 7) else 12)
 
 
 def remove(spool: "Spool", purge: bool) -> "List[str]":
-    """Take a root away: agent, journal, spool; work/ stays unless `purge`. The jobs that forbid it, if any: then nothing is done."""
+    """Take a root away: agent, journal, spool; work/ stays unless `purge`. The jobs that forbid it, if any: then
+    nothing is done."""
     uuid(spool)  # never remove what is no root of ours
     busy = status.busy_jobs(spool)
     if busy:

@@ -6,28 +6,32 @@ import time
 
 from . import fault, files
 from .spool import MIDDLE_PRIORITY, SHARD_SIZE
+from .wire import path_text
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, List, Tuple
+    from typing import List
 
     from .pump import Round
     from .spool import Spool
 
-fault.register({
-    "intake.accepted.after": "a published shard journalled as accepted, its name not yet changed",
-    "intake.dropped.made": "the work folder of a script dropped in by hand made, nothing journalled",
-    "intake.dropped.journalled": "its acceptance journalled, the script not yet in its shard",
-})
+fault.register(
+    {
+        "intake.accepted.after": "a published shard journalled as accepted, its name not yet changed",
+        "intake.dropped.made": "the work folder of a script dropped in by hand made, nothing journalled",
+        "intake.dropped.journalled": "its acceptance journalled, the script not yet in its shard",
+    }
+)
 
 
 def published(pump: "Round") -> None:
-    """Journal what sessions published as accepted: always before its intent, since pumps submit from accepted shards only."""
+    """Journal what sessions published as accepted: always before its intent, since pumps submit from accepted shards
+    only."""
     for shard in list(pump.spool.shards(new=True)):
         entries = pump.spool.shard_entries(shard)
         pump.journal.append(*[{"ev": "accepted", "job": e.job, "attempt": e.attempt} for e in entries])
         fault.point("intake.accepted.after")
-        files.move(shard, shard[:-len(".new")])
+        files.move(shard, shard[: -len(".new")])
         pump.report["accepted"] += len(entries)
 
 
@@ -46,7 +50,7 @@ def dropped(pump: "Round") -> None:
         else:
             pump.report["settling"] += 1
     for start in range(0, len(ready), SHARD_SIZE):
-        _take_in(pump, ready[start:start + SHARD_SIZE])
+        _take_in(pump, ready[start : start + SHARD_SIZE])
 
 
 def _take_in(pump: "Round", paths: "List[str]") -> None:
@@ -58,7 +62,7 @@ def _take_in(pump: "Round", paths: "List[str]") -> None:
     for position, path in enumerate(paths):
         job = _make_job(pump.spool, path)
         fault.point("intake.dropped.made")
-        pump.journal.append({"ev": "accepted", "job": job, "attempt": 1, "name": os.path.basename(path)})
+        pump.journal.append({"ev": "accepted", "job": job, "attempt": 1, "name": path_text(os.path.basename(os.fsencode(path)))})
         fault.point("intake.dropped.journalled")
         files.move(path, os.path.join(shard, "%03d.%s.1.sh" % (position, job)))
         pump.report["accepted"] += 1
@@ -69,14 +73,20 @@ def _make_job(spool: "Spool", path: str) -> str:
     name = os.path.basename(path)
     stem = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.splitext(name)[0])[:40]
     stem = stem if stem[:1].isalpha() else "j" + stem
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    for number in range(1, 10 ** 6):
+    text = path_text(os.fsencode(name))
+    for number in range(1, 10**6):
         job = stem if number == 1 else "%s-%d" % (stem, number)
-        record = spool.job_record(job, 1) if os.path.isdir(spool.work_dir(job, 1)) else None
-        if record is None or (record.get("dropped") == text and not spool.known(job, 1)):
+        if not os.path.isdir(spool.work_dir(job, 1)) or _left_by_a_crash(spool, job, text):
             break
     meta = spool.meta_dir(job, 1)
     os.makedirs(meta, 0o700, exist_ok=True)
     record = {"job": job, "attempt": 1, "name": os.path.splitext(text)[0], "dropped": text}
     files.write_json(os.path.join(meta, "job.json"), record)
     return job
+
+
+def _left_by_a_crash(spool: "Spool", job: str, dropped: str) -> bool:
+    """Whether a work folder was made for this very script by a pump that got no further."""
+    if not os.path.isdir(spool.meta_dir(job, 1)):
+        return False  # somebody else's folder
+    return spool.job_record(job, 1).get("dropped", dropped) == dropped and not spool.known(job, 1)

@@ -7,10 +7,10 @@ begins, whatever bytes stand behind that: a holder that was declared dead can on
 
     crc32 as 8 hex digits, SP, length as 8 hex digits, SP, payload, LF
 
-with both numbers about the payload, compact JSON in ASCII without line breaks. A reader's cursor is one integer, a global
-offset, and stays valid for ever. Bytes that are no record at the end of the last segment are a torn tail, the normal trace
-of a crash: not yet written for a reader, sealed and stepped over by the next writer. Bytes that are no record anywhere
-else are damage: they come out as a record {"ev": "damaged"}, and reading goes on behind them.
+with both numbers about the payload, compact JSON in ASCII without line breaks. A reader's cursor is one integer, a
+global offset, and stays valid for ever. Bytes that are no record at the end of the last segment are a torn tail, the
+normal trace of a crash: not yet written for a reader, sealed and stepped over by the next writer. Bytes that are no
+record anywhere else are damage: they come out as a record {"ev": "damaged"}, and reading goes on behind them.
 """
 
 import json
@@ -24,13 +24,15 @@ MYPY = False
 if MYPY:
     from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-fault.register({
-    "journal.append.before": "record made, nothing of it written",
-    "journal.append.torn": "half of a batch of records written",
-    "journal.append.written": "records written, not yet fsynced",
-    "journal.append.after": "records durable",
-    "journal.segment.before": "a new segment is due, not yet created",
-})
+fault.register(
+    {
+        "journal.append.before": "record made, nothing of it written",
+        "journal.append.torn": "half of a batch of records written",
+        "journal.append.written": "records written, not yet fsynced",
+        "journal.append.after": "records durable",
+        "journal.segment.before": "a new segment is due, not yet created",
+    }
+)
 
 SEGMENT_BYTES = 4 << 20
 _HEADER = 18  # crc, space, length, space
@@ -78,7 +80,8 @@ def segments(folder: str) -> "List[Tuple[int, int, str]]":
 
 
 def records(folder: str, offset: int = 0) -> "Iterator[Tuple[int, Dict[str, Any]]]":
-    """(offset of the next record, record) from the global `offset` to the last whole record; damage as "damaged" records."""
+    """(offset of the next record, record) from the global `offset` to the last whole record; damage as "damaged"
+    records."""
     known = segments(folder)
     for position, (base, _, path) in enumerate(known):
         last = position + 1 == len(known)
@@ -130,7 +133,7 @@ def _valid_length(path: str, base: int) -> int:
         stream.seek(max(0, size - _TAIL))
         tail = stream.read()
     newline = tail.rfind(b"\n", 0, len(tail) - 1) if tail else -1
-    if tail.endswith(b"\n") and (newline >= 0 or size <= _TAIL) and parse(tail[newline + 1:]) is not None:
+    if tail.endswith(b"\n") and (newline >= 0 or size <= _TAIL) and parse(tail[newline + 1 :]) is not None:
         return size
     length = 0
     for offset, record in _segment_records(path, base, base, None):
@@ -164,7 +167,8 @@ class Writer:
         files.fsync_folder(self.folder)
 
     def append(self, *batch: "Dict[str, Any]") -> None:
-        """Write records, each with the time "t" put in front, and fsync once. Raises JournalError; then nothing more goes in."""
+        """Write records, each with the time "t" put in front, and fsync once. Raises JournalError; then nothing more
+        goes in."""
         data = b"".join(encode(dict([("t", now())] + list(record.items()))) for record in batch)
         if not data:
             return
@@ -178,7 +182,7 @@ class Writer:
         except OSError as error:
             # What was written may be half a record; a record behind it would be lost with it. The next holder seals it.
             self.close()
-            raise JournalError("the journal cannot be written: %s" % error.strerror)
+            raise JournalError("the journal cannot be written: %s" % error.strerror) from None
         fault.point("journal.append.after")
 
     def _write(self, data: bytes) -> None:

@@ -10,10 +10,11 @@ if MYPY:
 
 
 def own_path() -> str:
-    """The .pyz (or the package folder) this agent runs from, resolved: a later deploy must not change what a job calls."""
-    started = getattr(sys.modules["__main__"], "__file__", None) or ""
-    if os.path.basename(started) == "__main__.py" and "chasqui" in started:
-        return os.path.realpath(os.path.dirname(os.path.abspath(started)))
+    """The .pyz (or the package folder) this agent runs from, resolved: a later deploy must not change what a job
+    calls."""
+    main = sys.modules["__main__"]
+    if hasattr(main, "IS_CHASQUI_AGENT"):  # our __main__: its folder, or the archive it stands in
+        return os.path.realpath(os.path.dirname(os.path.abspath(str(main.__file__))))
     return os.path.realpath(os.path.dirname(os.path.abspath(__file__)))
 
 

@@ -34,8 +34,8 @@ def _number(job_id: str) -> int:
 def count(standing: "List[Standing]", submitting: int, snapshot: "Optional[Snapshot]", waiting: int) -> Counts:
     """The counts the caps are about.
 
-    A job whose flag stands is out of both (its slot may still be taken: the scheduler then refuses, which is a wait). One
-    that has not started is queued, and could start at any moment unless we hold it. A submission of unknown outcome
+    A job whose flag stands is out of both (its slot may still be taken: the scheduler then refuses, which is a wait).
+    One that has not started is queued, and could start at any moment unless we hold it. A submission of unknown outcome
     counts as both. Live jobs that are not ours count by their state as of the last query round.
     """
     payloads = queued = held = 0

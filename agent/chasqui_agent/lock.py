@@ -7,9 +7,9 @@ Creating a name is exclusive on all of them. In the folder:
     r.N   "generation N is over": target "released", or {"broken_by": owner}
 
 The lock is free when the highest g.N has its r.N; it is taken by creating g.(N+1). Names are never reused, so a cached
-listing can mislead nobody into deleting a newer owner: that is the bug of every "stale, so unlink and create" lock. g.N+1
-can exist only after r.N, so two holders are possible only where `_stale` is wrong: a holder frozen for longer than the
-lease between its check and its act. N is the fencing number that names the journal's segments.
+listing can mislead nobody into deleting a newer owner: that is the bug of every "stale, so unlink and create" lock.
+g.N+1 can exist only after r.N, so two holders are possible only where `_stale` is wrong: a holder frozen for longer
+than the lease between its check and its act. N is the fencing number that names the journal's segments.
 
 A file system without symlinks gets a hard link of a full file, with the same meaning.
 """
@@ -27,15 +27,18 @@ MYPY = False
 if MYPY:
     from typing import Any, Dict, List, Optional, Tuple
 
-fault.register({
-    "lock.take.before": "the next generation's name not yet created",
-    "lock.take.after": "the lock is ours, nothing done yet",
-    "lock.release.before": "everything done, the lock not yet released",
-    "lock.release.after": "the lock released, late requests not yet looked for",
-})
+fault.register(
+    {
+        "lock.take.before": "the next generation's name not yet created",
+        "lock.take.after": "the lock is ours, nothing done yet",
+        "lock.release.before": "everything done, the lock not yet released",
+        "lock.release.after": "the lock released, late requests not yet looked for",
+    }
+)
 
+BALLAST_BYTES = 64 << 10
 KEEP = 64  # generations never deleted: a stale listing must find EEXIST
-KEEP_SECONDS = 3600
+KEEP_SECONDS = 120  # twice the longest time an NFS client caches a listing
 
 
 class Lost(Exception):
@@ -46,8 +49,14 @@ def own_identity() -> "Dict[str, Any]":
     """What a holder writes about itself."""
     pid = os.getpid()
     return {
-        "u": random_name(8), "h": process.host(), "b": process.boot_id(), "n": process.pid_namespace(),
-        "p": pid, "s": process.start_time(pid), "j": os.environ.get("PBS_JOBID", "")[:80], "t": int(time.time()),
+        "u": random_name(8),
+        "h": process.host(),
+        "b": process.boot_id(),
+        "n": process.pid_namespace(),
+        "p": pid,
+        "s": process.start_time(pid),
+        "j": os.environ.get("PBS_JOBID", "")[:80],
+        "t": int(time.time()),
     }
 
 
@@ -64,7 +73,8 @@ class Lock:
     # -- taking ----------------------------------------------------------------------------------------------------
 
     def acquire(self, wait: float = 0.0) -> bool:
-        """Take the lock, or False: somebody alive has it (at once), or somebody not proved dead (after `wait` seconds)."""
+        """Take the lock, or False: somebody alive has it (at once), or somebody not proved dead (after `wait`
+        seconds)."""
         deadline = time.monotonic() + wait
         me = own_identity()
         text = json.dumps(me, separators=(",", ":"), sort_keys=True)
@@ -109,7 +119,7 @@ class Lock:
         return generation > 0 and self._read("r.%d" % generation) != "released"
 
     def _judge(self, generation: int) -> str:
-        """"alive", "stale" or "unknown": what can be proved about the owner of a generation that is not over."""
+        """ "alive", "stale" or "unknown": what can be proved about the owner of a generation that is not over."""
         text = self._read("g.%d" % generation)
         try:
             owner = json.loads(text or "")
@@ -128,7 +138,8 @@ class Lock:
     # -- holding ---------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise Lost unless it is certain that we still hold the lock. To be called before every call that can't be undone."""
+        """Raise Lost unless it is certain that we still hold the lock. To be called before every call that can't be
+        undone."""
         if time.monotonic() - self._since > self.lease / 5:
             raise Lost("held for more than a fifth of the lease")
         self._refresh()
@@ -143,7 +154,13 @@ class Lock:
     def release(self) -> bool:
         """Give the lock back; False where somebody had declared us dead."""
         fault.point("lock.release.before")
-        ours = self._create("r.%d" % self.generation, "released")
+        try:
+            ours = self._create("r.%d" % self.generation, "released")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            files.remove(os.path.join(self.folder, "ballast"))
+            ours = self._create("r.%d" % self.generation, "released")
         fault.point("lock.release.after")
         if self.generation % 16 == 0:
             self._prune()
@@ -166,7 +183,8 @@ class Lock:
     # -- names -----------------------------------------------------------------------------------------------------
 
     def _listing(self) -> "Tuple[List[int], List[int]]":
-        taken, over = [], []
+        taken: "List[int]" = []
+        over: "List[int]" = []
         for name in os.listdir(self.folder):
             kind, _, number = name.partition(".")
             if kind in ("g", "r") and number.isdigit():
@@ -186,6 +204,13 @@ class Lock:
 
     def _delete(self, name: str) -> None:
         files.remove(os.path.join(self.folder, name))
+
+
+def ensure_ballast(folder: str) -> None:
+    """Keep a file in the lock's folder that can be deleted when the disk is full: a lock must always be given back."""
+    path = os.path.join(folder, "ballast")
+    if not os.path.exists(path):
+        files.write_file(path, os.urandom(BALLAST_BYTES))  # random: a compressing file system keeps its space too
 
 
 def create_link(path: str, text: str) -> bool:

@@ -1,11 +1,11 @@
 """What a runner leaves in .chasqui/ about one submission, and the closing of a token that never started.
 
-    claim.<token>        symlink -> the scheduler's id that runs it, or -> closed:<generation>: nobody may any more
-    run.<token>.<k>      the k-th start, created exclusively
-    term.<token>.<k>     that start was told to end (TERM): its exit status is not its fate
-    flag.<token>.<k>     it ended: key=value lines up to a line "whole"
-    <token>.id           JSON {"id", "held"}: ours, written by the pump
-    cancel.<token>       ours: a cancel was asked for while it ran; the content says why
+claim.<token>        symlink -> the scheduler's id that runs it, or -> closed:<generation>: nobody may any more
+run.<token>.<k>      the k-th start, created exclusively
+term.<token>.<k>     that start was told to end (TERM): its exit status is not its fate
+flag.<token>.<k>     it ended: key=value lines up to a line "whole"
+<token>.id           JSON {"id", "held"}: ours, written by the pump
+cancel.<token>       ours: a cancel was asked for while it ran; the content says why
 """
 
 import os
@@ -17,12 +17,16 @@ MYPY = False
 if MYPY:
     from typing import Any, Dict, Optional
 
-fault.register({
-    "marks.close.before": "a token is to be closed, its claim not yet made by us",
-    "marks.close.after": "the token is closed, nothing moved yet",
-})
+fault.register(
+    {
+        "marks.close.before": "a token is to be closed, its claim not yet made by us",
+        "marks.close.after": "the token is closed, nothing moved yet",
+    }
+)
 
-Marks = namedtuple("Marks", "claim runs flag term cancel")  # claim: text or ""; runs: highest k or 0; flag: dict or None
+Marks = namedtuple(
+    "Marks", "claim runs flag term cancel"
+)  # claim: text or ""; runs: highest k or 0; flag: dict or None
 
 
 def read(meta: str, token: str) -> Marks:
@@ -48,7 +52,8 @@ def read(meta: str, token: str) -> Marks:
 
 
 def read_flag(path: str) -> "Optional[Dict[str, str]]":
-    """The lines of a flag, None where it is missing or not whole (an NFS client may show an empty file for a moment)."""
+    """The lines of a flag, None where it is missing or not whole (an NFS client may show an empty file for a
+    moment)."""
     try:
         with open(path, "rb") as stream:
             text = stream.read(8192).decode("utf-8", "replace")

@@ -1,6 +1,6 @@
 """Cancel, hold and release: left as files in wake/ by sessions and by hand, applied once by the next pump.
 
-    wake/op.<id>   {"id", "op": "cancel"|"hold"|"release", "job", "attempt" (0: the newest), "why"}
+wake/op.<id>   {"id", "op": "cancel"|"hold"|"release", "job", "attempt" (0: the newest), "why"}
 """
 
 import os
@@ -17,17 +17,20 @@ if MYPY:
     from .pump import Round
     from .spool import Spool
 
-fault.register({
-    "operations.request.after": "the request durable in wake/, not yet applied",
-    "operations.applied": "an operation carried out, its request still in wake/",
-})
+fault.register(
+    {
+        "operations.request.after": "the request durable in wake/, not yet applied",
+        "operations.applied": "an operation carried out, its request still in wake/",
+    }
+)
 
 KINDS = ("cancel", "hold", "release")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
 def request(spool: "Spool", operation: "Dict[str, Any]") -> None:
-    """Leave an operation for the next pump, durably; the same id twice is one operation. Raises ValueError for a bad one."""
+    """Leave an operation for the next pump, durably; the same id twice is one operation. Raises ValueError for a bad
+    one."""
     wrong = check(operation)
     if wrong:
         raise ValueError(wrong)
@@ -74,7 +77,7 @@ def pending(spool: "Spool") -> "List[Dict[str, Any]]":
 def apply(pump: "Round") -> "List[str]":
     """Carry out what was asked for; the request files that are done with. One the scheduler has to answer for stays."""
     done = []
-    index = None  # type: Optional[Dict[Any, Entry]]
+    index: "Optional[Dict[Any, Entry]]" = None
     for operation in pending(pump.spool):
         if operation["id"] not in pump.state.operations:
             index = pump.spool.find_waiting() if index is None else index

@@ -10,7 +10,7 @@ import socket
 
 MYPY = False
 if MYPY:
-    from typing import List, Optional
+    from typing import List
 
 PROC = os.environ.get("CHASQUI_PROC", "/proc")
 

@@ -9,7 +9,7 @@ import time
 
 from . import caps, fault, files, intake, live, marks, operations, reconcile, schedulers, settings, submit
 from .journal import JournalError, Writer
-from .lock import Lock, Lost
+from .lock import Lock, Lost, ensure_ballast
 from .schedulers.base import Unreachable
 from .spool import MIDDLE_PRIORITY, random_name
 from .state import State
@@ -21,12 +21,14 @@ if MYPY:
     from .schedulers.base import Snapshot
     from .spool import Entry, Spool
 
-fault.register({
-    "pump.request.after": "the request left in wake/, the lock not yet tried",
-    "pump.release.before": "a held job recorded as released, the scheduler not yet called",
-    "pump.release.after": "the scheduler released it, not yet journalled",
-    "pump.drain.before": "the round done and journalled, its requests still in wake/",
-})
+fault.register(
+    {
+        "pump.request.after": "the request left in wake/, the lock not yet tried",
+        "pump.release.before": "a held job recorded as released, the scheduler not yet called",
+        "pump.release.after": "the scheduler released it, not yet journalled",
+        "pump.drain.before": "the round done and journalled, its requests still in wake/",
+    }
+)
 
 STALL_SECONDS = 60.0
 
@@ -42,10 +44,9 @@ def request(spool: "Spool", reason: str) -> None:
 def pump(spool: "Spool", reason: str, budget: float = 120.0) -> "Dict[str, Any]":
     """Pump until no request is left or `budget` seconds are gone; what was done, as one flat dictionary:
 
-    accepted submitted released ended rejected (counts), waiting queued payloads live (numbers now), settling (scripts too
-    young), operations (id -> note), refused (the scheduler's words), stalled_since, note, busy (somebody else pumps).
-    Raises SpoolError for a root that can't be used. A full disk, a lost lock and a silent scheduler end the round with a
-    note: nothing is half done.
+    accepted submitted released ended rejected queries rounds (counts), settling (scripts too young), operations
+    (id -> note), refused (the scheduler's words), stalled_since, note, busy (somebody else pumps). Raises SpoolError for a root that can't be used. A full disk, a lost lock and a silent scheduler end the
+    round with a note: nothing is half done.
     """
     deadline = time.monotonic() + budget
     report = _empty_report(reason)
@@ -73,7 +74,7 @@ def idle(spool: "Spool") -> bool:
 
 def _empty_report(reason: str) -> "Dict[str, Any]":
     counts = ("accepted", "submitted", "released", "ended", "rejected", "settling", "queries", "rounds")
-    report = dict.fromkeys(counts, 0)  # type: Dict[str, Any]
+    report: "Dict[str, Any]" = dict.fromkeys(counts, 0)
     report.update(reason=reason, operations={}, refused="", stalled_since="", note="", busy=False)
     return report
 
@@ -112,8 +113,9 @@ def _late_requests(spool: "Spool", handled: "List[str]") -> bool:
 class Round:
     """One round of the lock's holder. Attributes are what its steps share."""
 
-    def __init__(self, spool: "Spool", chosen: "settings.Settings", lock: Lock, journal: Writer,
-                 report: "Dict[str, Any]") -> None:
+    def __init__(
+        self, spool: "Spool", chosen: "settings.Settings", lock: Lock, journal: Writer, report: "Dict[str, Any]"
+    ) -> None:
         self.spool = spool
         self.settings = chosen
         self.lock = lock
@@ -126,6 +128,7 @@ class Round:
 
     def run(self, handled: "List[str]") -> None:
         """Reconcile, apply what was asked for, decide, act, record; then the requests may go."""
+        ensure_ballast(self.spool.lock)
         events = self._events(handled)
         intake.published(self)
         intake.dropped(self)
@@ -165,11 +168,11 @@ class Round:
 
     def _snapshot(self) -> "Tuple[Optional[Snapshot], bool]":
         """The scheduler's view and whether it was asked now; None where it could not be asked: then nothing changes."""
-        cached = self.state.cached_snapshot(self.settings.query_interval)
-        if cached is not None:
-            return cached, False
         entries = self.spool.entries("submitted")
         tokens = [entry.token for entry in self.spool.entries("submitting")]
+        cached = self.state.cached_snapshot(self.settings.query_interval)
+        if cached is not None and (self.scheduler.asks_a_server or not (tokens or self._in_doubt(entries))):
+            return cached, False
         ids = [marks.read_id(self.spool.meta_dir(e.job, e.attempt), e.token).get("id", "") for e in entries]
         try:
             snapshot = self.scheduler.query(ids, tokens)
@@ -179,6 +182,11 @@ class Round:
         self.report["queries"] += 1
         self.state.keep_snapshot(snapshot)
         return snapshot, True
+
+    def _in_doubt(self, entries: "List[Entry]") -> bool:
+        """Whether a job was told to end: then its flag is not its fate, only the scheduler knows that."""
+        found = [marks.read(self.spool.meta_dir(entry.job, entry.attempt), entry.token) for entry in entries]
+        return any(mark.term or mark.cancel for mark in found)
 
     def _settle(self, snapshot: "Optional[Snapshot]", fresh: bool) -> "List[live.Standing]":
         """Settle what has ended; what is still alive."""
@@ -203,7 +211,8 @@ class Round:
         return standing._replace(held=job.state == "H")
 
     def _note_stall(self, standing: "List[live.Standing]") -> None:
-        """Say so where scripts wait, nothing of ours is alive, and the last pump is long past: the relay stood still."""
+        """Say so where scripts wait, nothing of ours is alive, and the last pump is long past: the relay stood
+        still."""
         last = self.state.value.get("pumped", self.now)
         idle = not standing and not self.spool.entries("submitting")
         if idle and self.now - last > max(STALL_SECONDS, 2 * self.settings.query_interval) and self._had_waiting():
@@ -220,9 +229,9 @@ class Round:
         todo = self._first_waiting(int(limits.max_queued))
         counts = live.count(standing, submitting, snapshot, len(todo))
         plan = caps.plan(counts, limits)
-        for job in [job for job in standing if job.held and not job.marks.runs][:plan.release]:
+        for job in [job for job in standing if job.held and not job.marks.runs][: plan.release]:
             self._release(job)
-        for position, entry in enumerate(todo[:plan.submit_free + plan.submit_held]):
+        for position, entry in enumerate(todo[: plan.submit_free + plan.submit_held]):
             if self.lock.time_left() < self.settings.lease / 50:
                 self.report["unfinished"] = True  # give the lock back and take it again
                 return
@@ -237,7 +246,7 @@ class Round:
 
     def _first_waiting(self, most: int) -> "List[Entry]":
         """The next scripts to submit. One that asks for `#PBS -h` goes to held/ on the way; empty shards go."""
-        found = []  # type: List[Entry]
+        found: "List[Entry]" = []
         for shard in list(self.spool.shards()):
             entries = self.spool.shard_entries(shard)
             if not entries:

@@ -1,8 +1,9 @@
 """What has become of everything in submitting/ and submitted/: marks and flags against the scheduler's word.
 
-No flag and no answer is never an end: an attempt is LOST only when the scheduler answered twice, the grace period apart,
-without it. What never started may be submitted again, under a new token, after its old one is closed; what has its claim
-made is never submitted again by the relay: a retry is the user's decision.
+No flag and no answer is never an end: an attempt is LOST only when the scheduler answered twice, the grace period
+apart,
+without it. What never started may be submitted again, under a new token, after its old one is closed; what has its
+claim made is never submitted again by the relay: a retry is the user's decision.
 """
 
 import os
@@ -19,10 +20,12 @@ if MYPY:
     from .schedulers.base import Ended, Snapshot
     from .spool import Entry
 
-fault.register({
-    "reconcile.flag.after": "the completed flag durable, `ended` not yet journalled",
-    "reconcile.ended.after": "`ended` journalled, the script still in submitted/",
-})
+fault.register(
+    {
+        "reconcile.flag.after": "the completed flag durable, `ended` not yet journalled",
+        "reconcile.ended.after": "`ended` journalled, the script still in submitted/",
+    }
+)
 
 SECOND_ROUND = 2  # good query rounds without a trace before something is given up
 MAX_STARTS = 5  # submissions of one attempt that never got to their payload
@@ -149,7 +152,8 @@ def _by_scheduler(ended: "Ended") -> "Dict[str, Any]":
 
 
 def end(pump: "Round", standing: "Standing", outcome: "Dict[str, Any]") -> bool:
-    """Settle an attempt: its flag in completed/ (that is the change of state), then the journal, then the script goes."""
+    """Settle an attempt: its flag in completed/ (that is the change of state), then the journal, then the script
+    goes."""
     entry = standing.entry
     record = {"ev": "ended", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id}
     record.update(outcome)
@@ -171,7 +175,14 @@ def _write_flag(pump: "Round", job: str, attempt: int, job_id: str, outcome: "Di
 def cancelled(pump: "Round", standing: "Standing", why: str, code: "Optional[int]") -> bool:
     """Settle an attempt that was deleted: journal, then the rename into cancelled/."""
     entry = standing.entry
-    record = {"ev": "cancelled", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id, "exit": code, "why": why}
+    record = {
+        "ev": "cancelled",
+        "job": entry.job,
+        "attempt": entry.attempt,
+        "pbs": standing.id,
+        "exit": code,
+        "why": why,
+    }
     _write_final(pump, standing, record)
     pump.journal.append(record)
     files.move(entry.path, pump.spool.entry_path("cancelled", entry.job, entry.attempt))
@@ -196,7 +207,8 @@ def _finish(pump: "Round", standing: "Standing") -> None:
 
 
 def closed_jobs(pump: "Round", snapshot: "Snapshot") -> None:
-    """Delete every live job whose token is closed: it can never run, it only takes a place in the queue. Raises Unreachable."""
+    """Delete every live job whose token is closed: it can never run, it only takes a place in the queue. Raises
+    Unreachable."""
     for job_id in list(pump.state.delete):
         pump.scheduler.delete(job_id)
         pump.state.delete.remove(job_id)

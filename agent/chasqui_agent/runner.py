@@ -1,15 +1,15 @@
 """The runner: the shell script that goes to the scheduler in place of the user's, and runs hers as its child.
 
 It is plain POSIX sh (bash where there is one, for `set -m`), because on a compute node nothing else is certain. What it
-does, in order: make room for its flag, claim the token, mark this start, run the script, write the flag, wake the relay.
-Every step but the script itself happens in .chasqui/ of the work folder and in wake/.
+does, in order: make room for its flag, claim the token, mark this start, run the script, write the flag, wake the
+relay. Every step but the script itself happens in .chasqui/ of the work folder and in wake/.
 """
 
 import os
 import re
 import shlex
 
-from . import directives
+from . import directives, fault
 
 MYPY = False
 if MYPY:
@@ -44,7 +44,7 @@ event() {
 wake() {
     reason=$1
     shift
-    "$@" env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PATH=@path@ LC_ALL=C PBS_JOBID="$id" \
+    "$@" env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PATH=@path@ LC_ALL=C PBS_JOBID="$id" @fault@ \
         "$python" -I -S "$agent" --root "$root" wake --reason "$reason" --budget 15 </dev/null >/dev/null 2>&1
 }
 
@@ -74,6 +74,7 @@ if [ "$k" -gt 1 ] && [ "$rerun" = 0 ]; then
     refuse rerun
 fi
 
+# shellcheck disable=SC2329 # the trap calls it
 on_term() {
     [ -z "$term" ] || return 0
     term=1
@@ -144,5 +145,8 @@ def build(script: bytes, values: "Dict[str, str]", command: "List[str]", rerun: 
     quoted = {key: shlex.quote(value) for key, value in values.items()}
     quoted["rerun"] = "1" if rerun else "0"
     quoted["command"] = " ".join(shlex.quote(word) for word in command)
+    quoted["fault"] = " ".join(
+        "%s=%s" % (key, shlex.quote(value)) for key, value in sorted(fault.environment().items())
+    )
     # One pass, so that a folder named "@job@" stays one.
     return (text + re.sub("@([a-z]+)@", lambda match: quoted[match.group(1)], _TEXT)).encode("utf-8", "surrogateescape")

@@ -8,11 +8,12 @@ from .lock import Lock, create_link, read_link
 
 MYPY = False
 if MYPY:
-    from typing import Callable, List, Tuple
+    from typing import List, Tuple
 
 
 def run(folder: str) -> "List[Tuple[str, str]]":
-    """(what was tried, "" or what is wrong) for each check, in a scratch folder below `folder` that is removed again."""
+    """(what was tried, "" or what is wrong) for each check, in a scratch folder below `folder` that is removed
+    again."""
     scratch = os.path.join(folder, ".selftest.%d" % os.getpid())
     os.mkdir(scratch, 0o700)
     results = []
@@ -61,7 +62,11 @@ def _append(folder: str) -> str:
     writer.append({"ev": "one"})
     writer.append({"ev": "two"})
     writer.close()
-    return "" if [record["ev"] for _, record in journal.records(log)] == ["one", "two"] else "appended records are not there"
+    return (
+        ""
+        if [record["ev"] for _, record in journal.records(log)] == ["one", "two"]
+        else "appended records are not there"
+    )
 
 
 def _lock(folder: str) -> str:
@@ -78,7 +83,11 @@ def _times(folder: str) -> str:
     import time
 
     skew = files.server_time(folder) - time.time()
-    return "" if abs(skew) < 300 else "this node's clock and the file server's differ by %d s (works, but logs will mislead)" % skew
+    return (
+        ""
+        if abs(skew) < 300
+        else "this node's clock and the file server's differ by %d s (works, but logs will mislead)" % skew
+    )
 
 
 def _shell(folder: str) -> str:
@@ -89,6 +98,11 @@ def _shell(folder: str) -> str:
 
 
 CHECKS = [
-    ("rename over a file", _rename), ("exclusive create", _exclusive), ("symlink and read back", _links),
-    ("append and fsync", _append), ("lock", _lock), ("flag written by sh", _shell), ("clock", _times),
+    ("rename over a file", _rename),
+    ("exclusive create", _exclusive),
+    ("symlink and read back", _links),
+    ("append and fsync", _append),
+    ("lock", _lock),
+    ("flag written by sh", _shell),
+    ("clock", _times),
 ]  # type: List[Tuple[str, Callable[[str], str]]]

@@ -8,7 +8,7 @@ from .spool import SpoolError
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, Optional
+    from typing import Any, Dict
 
     from .spool import Spool
 
@@ -26,10 +26,10 @@ DEFAULTS = {
 COUNTS = ("max_running", "max_queued", "max_total", "slots")
 
 
-class Settings(namedtuple("Settings", sorted(DEFAULTS) + ["scheduler", "owner", "revision"])):
-    """The settings of one root, checked."""
-
-    __slots__ = ()
+# The settings of one root, checked. owner, revision: the ledger that sent them, and its count of changes.
+Settings = namedtuple(
+    "Settings", "max_running max_queued max_total slots query_interval grace lease settle scheduler owner revision"
+)
 
 
 def check(values: "Dict[str, Any]") -> str:
@@ -39,7 +39,7 @@ def check(values: "Dict[str, Any]") -> str:
             continue
         value = values[key]
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 <= value <= 10 ** 6 or (key in COUNTS and value != int(value)):
+        if not number or not 0 <= value <= 10**6 or (key in COUNTS and value != int(value)):
             return "%s must be a number from 0 to 1,000,000" % key
         if value == 0 and key in ("max_running", "max_queued", "lease"):
             return "%s must be at least 1" % key
@@ -55,15 +55,17 @@ def load(spool: "Spool") -> Settings:
     try:
         stored = files.read_json(_path(spool), {})
     except ValueError:
-        raise SpoolError("%s is not valid JSON; correct or delete it" % _path(spool))
+        raise SpoolError("%s is not valid JSON; correct or delete it" % _path(spool)) from None
     stored = stored if isinstance(stored, dict) else {}
     wrong = check(stored)
     if wrong:
         raise SpoolError("%s: %s" % (_path(spool), wrong))
     values = {key: stored.get(key, default) for key, (default, _) in DEFAULTS.items()}
     return Settings(
-        scheduler=str(stored.get("scheduler", "shell")), owner=str(stored.get("owner", "")),
-        revision=stored.get("revision", 0), **values
+        scheduler=str(stored.get("scheduler", "shell")),
+        owner=str(stored.get("owner", "")),
+        revision=stored.get("revision", 0),
+        **values,
     )
 
 

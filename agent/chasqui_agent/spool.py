@@ -13,8 +13,8 @@
     work/<job>[.<attempt>]/.chasqui/                 ours: job.json, script, runner, claims, marks, flags, output
     staging/<session>/<job>.<attempt>/               an upload in progress
 
-A name in completed/, rejected/ or cancelled/ outranks one in submitted/ (the older file is removed a moment later), so an
-attempt always has exactly one state.
+A name in completed/, rejected/ or cancelled/ outranks one in submitted/ (the older file is removed a moment later),
+so an attempt always has exactly one state.
 """
 
 import os
@@ -83,7 +83,8 @@ class Spool:
         agent = staging = waiting = work = log = lock = wake = ""
 
     def create(self, work_root: str = "") -> None:
-        """Make every folder (0700). Raises SpoolError where others can write to the root, OSError where it can't be made.
+        """Make every folder (0700). Raises SpoolError where others can write to the root, OSError where it can't be
+        made.
 
         work_root: where work/ is put on another file system (scratch); work/ becomes a symlink to it, once.
         """
@@ -136,7 +137,8 @@ class Spool:
         return [name for name in files.names(self.waiting) if len(name) == 3 and name.isdigit()]
 
     def shards(self, new: bool = False) -> "Iterator[str]":
-        """Paths of the waiting shards in order; with `new`, only those not yet journalled as accepted, else only the others."""
+        """Paths of the waiting shards in order; with `new`, only those not yet journalled as accepted, else only the
+        others."""
         for priority in self.priorities():
             folder = os.path.join(self.waiting, priority)
             for name in files.names(folder):
@@ -159,7 +161,8 @@ class Spool:
                 yield entry
 
     def find_waiting(self) -> "Dict[Tuple[str, int], Entry]":
-        """Every waiting attempt, new shards too. Reads all names: for operations by hand and for sessions, not for pumps."""
+        """Every waiting attempt, new shards too. Reads all names: for operations by hand and for sessions, not for
+        pumps."""
         found = {}
         for new in (False, True):
             for shard in self.shards(new):
@@ -185,12 +188,17 @@ class Spool:
         found = []
         for name in files.names(self.waiting):
             path = os.path.join(self.waiting, name)
-            if not name.startswith(".") and not name.endswith("~") and os.path.isfile(path) and not os.path.islink(path):
+            if (
+                not name.startswith(".")
+                and not name.endswith("~")
+                and os.path.isfile(path)
+                and not os.path.islink(path)
+            ):
                 found.append(path)
         return found
 
     def settled_state(self, job: str, attempt: int) -> str:
-        """"completed", "rejected" or "cancelled", or "" while the attempt is still on its way."""
+        """ "completed", "rejected" or "cancelled", or "" while the attempt is still on its way."""
         for state, suffix in (("completed", "flag"), ("rejected", "sh"), ("cancelled", "sh")):
             if os.path.lexists(self.entry_path(state, job, attempt, suffix=suffix)):
                 return state
@@ -216,14 +224,17 @@ class Spool:
         """Put a batch of scripts into waiting/, each priority's share by one rename, without the lock.
 
         shard: a name that sorts where the batch belongs and that nobody else uses; ends up with ".new" and a number.
-        Afterwards every job of the batch is in waiting, durably; after an error any priority's share is there or not, whole.
+        Afterwards every job of the batch is in waiting, durably; after an error any priority's share is there or not,
+        whole.
         """
-        shares = {}  # type: Dict[int, List[Publication]]
+        shares: "Dict[int, List[Publication]]" = {}
         for item in batch:
             shares.setdefault(min(999, max(0, MIDDLE_PRIORITY - item.priority)), []).append(item)
         for rank, share in sorted(shares.items()):
             for start in range(0, len(share), SHARD_SIZE):
-                self._publish_shard("%03d" % rank, "%s-%04d" % (shard, start // SHARD_SIZE), share[start:start + SHARD_SIZE])
+                self._publish_shard(
+                    "%03d" % rank, "%s-%04d" % (shard, start // SHARD_SIZE), share[start : start + SHARD_SIZE]
+                )
 
     def _publish_shard(self, priority: str, shard: str, share: "List[Publication]") -> None:
         building = os.path.join(self.staging, ".shard.%s.%s" % (priority, shard))

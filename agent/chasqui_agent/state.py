@@ -25,12 +25,12 @@ class State:
             stored = files.read_json(self._path, {})
         except ValueError:
             stored = {}
-        self.value = stored if isinstance(stored, dict) else {}  # type: Dict[str, Any]
-        self.doubt = self.value.setdefault("doubt", {})  # type: Dict[str, List[float]]  # token -> [first good round, rounds]
-        self.started = self.value.setdefault("started", [])  # type: List[str]  # live tokens journalled as started
-        self.operations = self.value.setdefault("operations", [])  # type: List[str]  # ids applied, newest last
-        self.delete = self.value.setdefault("delete", [])  # type: List[str]  # scheduler ids to be deleted when it answers
-        self.closed = self.value.setdefault("closed", [])  # type: List[str]  # tokens closed, newest last
+        self.value: "Dict[str, Any]" = stored if isinstance(stored, dict) else {}
+        self.doubt: "Dict[str, List[float]]" = self.value.setdefault("doubt", {})  # token -> [first good round, rounds]
+        self.started: "List[str]" = self.value.setdefault("started", [])  # live tokens journalled as started
+        self.operations: "List[str]" = self.value.setdefault("operations", [])  # ids applied, newest last
+        self.delete: "List[str]" = self.value.setdefault("delete", [])  # scheduler ids to be deleted when it answers
+        self.closed: "List[str]" = self.value.setdefault("closed", [])  # tokens closed, newest last
         self._before = files.dump_json(self.value)
 
     def save(self) -> None:

@@ -23,7 +23,11 @@ def gather(spool: "Spool") -> "Dict[str, Any]":
     age = files.server_time(spool.wake) - pumped
     still = waiting and not counts["submitted"] and not counts["submitting"] and age > 2 * chosen.query_interval
     return dict(
-        counts, waiting=waiting, root=spool.root, scheduler=chosen.scheduler, pumped=_stamp(pumped),
+        counts,
+        waiting=waiting,
+        root=spool.root,
+        scheduler=chosen.scheduler,
+        pumped=_stamp(pumped),
         stalled_since=_stamp(pumped) if still and pumped else "",
         caps={"max_running": chosen.max_running, "max_queued": chosen.max_queued, "max_total": chosen.max_total},
     )
@@ -44,7 +48,9 @@ def busy_jobs(spool: "Spool") -> "List[str]":
 def text(status: "Dict[str, Any]") -> str:
     """The status as a person reads it."""
     lines = ["%s (%s)" % (status["root"], status["scheduler"])]
-    lines.append("waiting %(waiting)d, held %(held)d, in flight %(submitting)d, in the scheduler %(submitted)d" % status)
+    lines.append(
+        "waiting %(waiting)d, held %(held)d, in flight %(submitting)d, in the scheduler %(submitted)d" % status
+    )
     caps = status["caps"]
     lines.append("caps: %(max_running)d running, %(max_queued)d queued" % caps)
     lines.append("last pump: %s" % (status["pumped"] or "never"))

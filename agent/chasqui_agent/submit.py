@@ -1,7 +1,7 @@
 """One submission, at most once: intent, call, id, record; each step durable before the next.
 
-    journal `intent` -> rename into submitting/ -> the scheduler's call, with the token in the runner and in the queue ->
-    id file -> journal `submitted` -> rename into submitted/
+    journal `intent` -> rename into submitting/ -> the scheduler's call, with the token in the runner and in the queue
+    -> id file -> journal `submitted` -> rename into submitted/
 
 A crash anywhere leaves a file in submitting/ that `reconcile` resolves by looking for the token, never by trying again.
 """
@@ -21,19 +21,21 @@ if MYPY:
     from .schedulers.base import Submission
     from .spool import Spool
 
-fault.register({
-    "submit.call.before": "the intent recorded, the scheduler not yet called",
-    "submit.call.after": "the scheduler answered, nothing of it recorded",
-    "submit.id.after": "the id file durable, `submitted` not yet journalled",
-    "submit.journalled": "`submitted` journalled, the script still in submitting/",
-})
+fault.register(
+    {
+        "submit.call.before": "the intent recorded, the scheduler not yet called",
+        "submit.call.after": "the scheduler answered, nothing of it recorded",
+        "submit.id.after": "the id file durable, `submitted` not yet journalled",
+        "submit.journalled": "`submitted` journalled, the script still in submitting/",
+    }
+)
 
 CALL_SECONDS = 120.0
 
 
 def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
-    """Submit one waiting script. Afterwards it is in submitted/, rejected/, back in waiting/, or in submitting/ where the
-    outcome is unknown; an exception (lost lock, full disk) leaves it in one of those too."""
+    """Submit one waiting script. Afterwards it is in submitted/, rejected/, back in waiting/, or in submitting/ where
+    the outcome is unknown; an exception (lost lock, full disk) leaves it in one of those too."""
     token = new_token()
     job, attempt = entry.job, entry.attempt
     with open(entry.path, "rb") as stream:
@@ -59,7 +61,8 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
 
 
 def record_id(pump: "Round", entry: Entry, job_id: str, held: bool, event: str) -> None:
-    """Make a submission known: its id file, the journal's `event` ("submitted" or "adopted"), the rename into submitted/."""
+    """Make a submission known: its id file, the journal's `event` ("submitted" or "adopted"), the rename into
+    submitted/."""
     job, attempt, token = entry.job, entry.attempt, entry.token
     marks.write_id(pump.spool.meta_dir(job, attempt), token, job_id, held)
     fault.point("submit.id.after")
@@ -87,17 +90,32 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
     rerun = bool(record.get("rerun"))
     files.write_file(os.path.join(meta, "script"), script, 0o700)
     values = {
-        "dir": folder, "root": spool.root, "job": job, "attempt": str(attempt), "token": token, "name": name,
-        "python": launch.python(), "agent": launch.own_path(), "path": os.environ.get("PATH", os.defpath),
+        "dir": folder,
+        "root": spool.root,
+        "job": job,
+        "attempt": str(attempt),
+        "token": token,
+        "name": name,
+        "python": launch.python(),
+        "agent": launch.own_path(),
+        "path": os.environ.get("PATH", os.defpath),
     }
     command = directives.interpreter(script, login_shell()) + [os.path.join(meta, "script")]
     path = os.path.join(meta, "runner." + token)
     files.write_file(path, runner.build(script, values, command, rerun), 0o700)
     output, error, join = output_paths(asked, folder, os.path.join(meta, token), name, token)
     return Request(
-        script=path, folder=folder, name=queue_name(name, token, pump.scheduler.name_limit), token=token,
+        script=path,
+        folder=folder,
+        name=queue_name(name, token, pump.scheduler.name_limit),
+        token=token,
         variables=variables(asked.get("v", "")) + [("CHASQUI_TOKEN", token), ("CHASQUI_ROOT", spool.root)],
-        output=output, error=error, join=join, hold=hold, rerun=rerun, directives=asked,
+        output=output,
+        error=error,
+        join=join,
+        hold=hold,
+        rerun=rerun,
+        directives=asked,
     )
 
 
@@ -109,7 +127,7 @@ def login_shell() -> str:
 
 def queue_name(name: str, token: str, limit: int) -> str:
     """The job's name in the queue: as much of hers as fits, and the token."""
-    return "%s.%s" % (name[:limit - len(token) - 1], token)
+    return "%s.%s" % (name[: limit - len(token) - 1], token)
 
 
 def output_paths(asked: "Dict[str, str]", folder: str, ours: str, name: str, token: str) -> "Tuple[str, str, bool]":
@@ -134,7 +152,7 @@ def final_outputs(spool: "Spool", entry: Entry) -> "Tuple[str, str]":
     except FileNotFoundError:
         return "", ""
     output, error, _ = output_paths(asked, folder, os.path.join(meta, entry.token), entry.job, entry.token)
-    inside = [path[len(folder) + 1:] if path.startswith(folder + "/") else "" for path in (output, error)]
+    inside = [path[len(folder) + 1 :] if path.startswith(folder + "/") else "" for path in (output, error)]
     return inside[0], "" if error == output else inside[1]
 
 
@@ -147,7 +165,8 @@ def _output_path(value: str, folder: str, default: str) -> str:
 
 
 def variables(text: str) -> "List[Tuple[str, Optional[str]]]":
-    """A -v list split at its commas, but not inside quotes: (name, value), value None where it is taken from the environment."""
+    """A -v list split at its commas, but not inside quotes: (name, value), value None where it is taken from the
+    environment."""
     items, word, quote = [], "", ""
     for char in text + ",":
         if char == "," and not quote:

@@ -1,8 +1,8 @@
 """What client and agent say to each other: the greeting, frames, messages and paths.
 
 Greeting, agent to client, once:   NUL "chasqui " HEX16 " " PROTOCOL LF
-    HEX16 is the start of sha256(nonce); the nonce came with the command line, so neither a banner nor a shell that echoes
-    its command can fake it. Whatever stands before it was printed by the login shell.
+    HEX16 is the start of sha256(nonce); the nonce came with the command line, so neither a banner nor a shell that
+    echoes its command can fake it. Whatever stands before it was printed by the login shell.
 
 Frame, both directions, afterwards:
 
@@ -27,7 +27,7 @@ import zlib
 
 MYPY = False
 if MYPY:
-    from typing import Any, Callable, Dict, Optional, Tuple
+    from typing import Any, Callable, Dict, Tuple
 
 PROTOCOL = 1
 MAX_MESSAGE = 16 << 20  # a job of 100,000 files still fits
@@ -63,9 +63,10 @@ def frame(kind: bytes, payload: bytes = b"") -> bytes:
     return head + payload + _CRC.pack(zlib.crc32(payload, zlib.crc32(head)) & 0xFFFFFFFF)
 
 
-def message(name: str, **fields: "Any") -> bytes:
-    """A J frame: the JSON object `fields` with `"m": name`."""
-    fields["m"] = name
+def message(*names: str, **fields: "Any") -> bytes:
+    """message(name, ...): a J frame, the JSON object `fields` with `"m": name`. (A field may itself be called
+    "name".)"""
+    fields["m"] = names[0]
     return frame(MESSAGE, json.dumps(fields, separators=(",", ":"), sort_keys=True).encode("ascii"))
 
 
@@ -97,7 +98,7 @@ def parse_message(payload: bytes) -> "Dict[str, Any]":
     try:
         fields = json.loads(payload.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise WireError("a message that is not JSON")
+        raise WireError("a message that is not JSON") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("m"), str):
         raise WireError("a message without a name")
     return fields
@@ -127,15 +128,15 @@ def path_bytes(text: str) -> bytes:
                 raise ValueError(part)
             out.append(bytes([int(part[:2], 16)]) + part[2:].encode("utf-8"))
     except ValueError:
-        raise WireError("a path that is not percent-encoded as it should be")
+        raise WireError("a path that is not percent-encoded as it should be") from None
     return b"".join(out)
 
 
 def confined(text: "Any") -> bytes:
     """The relative path `text` as bytes, proved to stay inside the folder it is joined to.
 
-    Raises WireError for anything that is not text, absolute, too long, holds NUL, or has an empty, "." or ".." component.
-    Symlinks are the caller's business: it must open without following any.
+    Raises WireError for anything that is not text, absolute, too long, holds NUL, or has an empty, "." or ".."
+    component. Symlinks are the caller's business: it must open without following any.
     """
     if not isinstance(text, str):
         raise WireError("a path that is not text")
@@ -156,4 +157,4 @@ def write_all(fd: int, data: bytes) -> None:
     """Write every byte of `data`; raises OSError (EPIPE where the reader is gone)."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view):]
+        view = view[os.write(fd, view) :]

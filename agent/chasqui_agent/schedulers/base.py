@@ -8,7 +8,7 @@ from collections import namedtuple
 
 MYPY = False
 if MYPY:
-    from typing import Dict, Iterable, List, Tuple
+    from typing import Dict, Iterable, List
 
 
 class Unreachable(Exception):
@@ -16,8 +16,8 @@ class Unreachable(Exception):
 
 
 # One submission. script: the runner's path; folder: the work folder, the cwd of the call; name: as it shall stand in
-# the queue; variables: the -v list, (name, value or None for "from the environment"); output/error: paths; hold: with a user hold;
-# rerun: whether the batch system may start it a second time by itself.
+# the queue; variables: the -v list, (name, value or None for "from the environment"); output/error: paths; hold: with
+# a user hold; rerun: whether the batch system may start it a second time by itself.
 Request = namedtuple("Request", "script folder name token variables output error join hold rerun directives")
 
 # kind: "accepted" (id is set), "limit" (the site's cap: wait), "temporary" (ask later), "permanent" (never),
@@ -60,7 +60,7 @@ class Scheduler:
     name = ""
     name_limit = 15  # longest job name it takes
     stages_output = True  # output files appear only some time after the payload ended
-    remembers = True  # ended jobs can be asked about
+    asks_a_server = True  # a query costs somebody else something: never more than one in query_interval
 
     def query(self, ids: "Iterable[str]", tokens: "Iterable[str]") -> Snapshot:
         """One query round. ids: jobs that must be found live or ended if the scheduler knows them at all; tokens: of
@@ -76,7 +76,8 @@ class Scheduler:
         raise NotImplementedError
 
     def delete(self, job_id: str) -> None:
-        """Take a job out of the queue, or kill it (TERM, later KILL); nothing to do for one that is gone. Raises Unreachable."""
+        """Take a job out of the queue, or kill it (TERM, later KILL); nothing to do for one that is gone. Raises
+        Unreachable."""
         raise NotImplementedError
 
     def describe(self) -> str:

@@ -1,17 +1,18 @@
 """The `shell` scheduler: the agent's own small slot runner, for machines without a batch system.
 
-Plain processes in slots, with a scheduler's manners: jobs are Q or H until a slot takes them, R with a supervising process
-of their own, F afterwards with an exit status like PBS's (256 + signal where the job was killed). The whole queue is one
-file, shell/table.json, replaced atomically under a generation lock of its own, so a reader sees one instant:
+Plain processes in slots, with a scheduler's manners: jobs are Q or H until a slot takes them, R with a supervising
+process of their own, F afterwards with an exit status like PBS's (256 + signal where the job was killed). The whole
+queue is one file, shell/table.json, replaced atomically under a generation lock of its own, so a reader sees one
+instant:
 
     {"seq": last number given, "host": this host, "boot": its boot id,
      "jobs": {id: {"state": "H|Q|R|F", "token", "name", "script", "folder", "output", "error", "join", "variables",
                    "pid", "start": supervisor, "runner": pid or 0, "queued", "begun", "ended": seconds since 1970,
                    "exit": int or null, "why", "deleted": bool, "lost": bool}}}
 
-Nobody but a supervisor turns Q into R, for itself and under the lock, so a start that was lost costs nothing (the job is
-still Q) and a start tried twice happens once. A supervisor that died before it began the runner leaves a job that goes
-back to Q, as a PBS server does; the runner's own marks keep the payload from a second start.
+Nobody but a supervisor turns Q into R, for itself and under the lock, so a start that was lost costs nothing (the job
+is still Q) and a start tried twice happens once. A supervisor that died before it began the runner leaves a job that
+goes back to Q, as a PBS server does; the runner's own marks keep the payload from a second start.
 """
 
 import os
@@ -30,14 +31,16 @@ if MYPY:
     from ..settings import Settings
     from ..spool import Spool
 
-fault.register({
-    "shell.table.before": "the table's change decided, not yet written",
-    "shell.table.after": "the table written",
-    "shell.run.before": "a supervisor's process exists, its job is still Q",
-    "shell.run.marked": "the job is R, its runner not yet begun",
-    "shell.run.begun": "the runner runs, its pid not yet recorded",
-    "shell.run.ended": "the runner ended, the job is still R",
-})
+fault.register(
+    {
+        "shell.table.before": "the table's change decided, not yet written",
+        "shell.table.after": "the table written",
+        "shell.run.before": "a supervisor's process exists, its job is still Q",
+        "shell.run.marked": "the job is R, its runner not yet begun",
+        "shell.run.begun": "the runner runs, its pid not yet recorded",
+        "shell.run.ended": "the runner ended, the job is still R",
+    }
+)
 
 KEEP_ENDED = 500  # ended jobs remembered
 KILL_DELAY = 10  # seconds between TERM and KILL
@@ -46,13 +49,14 @@ DELETED_EARLY = "deleted before it started"
 
 
 class Table:
-    """The queue, open for change under its lock: `with Table(folder) as jobs`. Written back when the block ends well."""
+    """The queue, open for change under its lock: `with Table(folder) as jobs`. Written back when the block ends
+    well."""
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, "table.json")
         self._lock = Lock(os.path.join(folder, "lock"))
-        self.value = {}  # type: Dict[str, Any]
-        self.jobs = {}  # type: Dict[str, Dict[str, Any]]
+        self.value: "Dict[str, Any]" = {}
+        self.jobs: "Dict[str, Dict[str, Any]]" = {}
 
     def __enter__(self) -> "Table":
         deadline = time.monotonic() + LOCK_WAIT
@@ -72,7 +76,7 @@ class Table:
         try:
             self.value = files.read_json(self.path, None) or dict(here, seq=0, jobs={})
         except ValueError:
-            raise Unreachable("%s is damaged" % self.path)
+            raise Unreachable("%s is damaged" % self.path) from None
         self.jobs = self.value["jobs"]
         self._before = files.dump_json(self.value)
         if self.value["host"] != here["host"] and any(job["state"] == "R" for job in self.jobs.values()):
@@ -121,6 +125,7 @@ class Shell(Scheduler):
 
     name = "shell"
     stages_output = False
+    asks_a_server = False
 
     def __init__(self, spool: "Spool", settings: "Settings") -> None:
         self.root = spool.root
@@ -134,7 +139,8 @@ class Shell(Scheduler):
         self.start_ready()
         live = {i: Live(i, job["state"], job["token"]) for i, job in jobs if job["state"] != "F"}
         ended = {
-            i: Ended(i, job["exit"], job["why"], job["token"], job["lost"]) for i, job in jobs
+            i: Ended(i, job["exit"], job["why"], job["token"], job["lost"])
+            for i, job in jobs
             if job["state"] == "F" and (i in ids or job["token"] in tokens)
         }
         return Snapshot(live, ended)
@@ -147,11 +153,25 @@ class Shell(Scheduler):
                 table.value["seq"] += 1
                 job_id = "%d.%s" % (table.value["seq"], process.host())
                 table.jobs[job_id] = {
-                    "state": "H" if request.hold else "Q", "token": request.token, "name": request.name,
-                    "script": request.script, "folder": request.folder, "output": request.output,
-                    "error": request.error, "join": request.join, "variables": request.variables, "pid": 0, "start": "",
-                    "runner": 0, "queued": time.time(), "begun": 0, "ended": 0, "exit": None, "why": "",
-                    "deleted": False, "lost": False,
+                    "state": "H" if request.hold else "Q",
+                    "token": request.token,
+                    "name": request.name,
+                    "script": request.script,
+                    "folder": request.folder,
+                    "output": request.output,
+                    "error": request.error,
+                    "join": request.join,
+                    "variables": request.variables,
+                    "pid": 0,
+                    "start": "",
+                    "runner": 0,
+                    "queued": time.time(),
+                    "begun": 0,
+                    "ended": 0,
+                    "exit": None,
+                    "why": "",
+                    "deleted": False,
+                    "lost": False,
                 }
         except Unreachable as error:
             return Submission("temporary", "", str(error))
@@ -183,7 +203,7 @@ class Shell(Scheduler):
         jobs = (files.read_json(os.path.join(self.folder, "table.json"), None) or {"jobs": {}})["jobs"]
         free = self.slots - sum(1 for job in jobs.values() if job["state"] == "R")
         queued = sorted((job["queued"], job_id) for job_id, job in jobs.items() if job["state"] == "Q")
-        for _, job_id in queued[:max(0, free)]:
+        for _, job_id in queued[: max(0, free)]:
             launch.detached(launch.command(self.root) + ["_supervise", job_id], os.path.join(self.folder, "errors"))
 
     def describe(self) -> str:
@@ -202,7 +222,8 @@ class Supervisor:
         self._term = False
 
     def run(self) -> bool:
-        """Run the job to its end; False where it was not for us. True: a killed runner has no tail, the caller shall wake."""
+        """Run the job to its end; True where the caller shall wake: a killed runner has no tail, and the tail of a
+        deleted one ran while the job was still here."""
         fault.point("shell.run.before")
         # Before the job is ours: a delete may signal us as soon as it is.
         signal.signal(signal.SIGTERM, self._on_term)
@@ -213,7 +234,9 @@ class Supervisor:
         fault.point("shell.run.marked")
         self.runner = launch.child(
             [shell_path(), job["script"]],
-            _environment(job, self.job_id), os.path.expanduser("~"), job["output"],
+            _environment(job, self.job_id),
+            os.path.expanduser("~"),
+            job["output"],
             job["output"] if job["join"] else job["error"],
         )
         fault.point("shell.run.begun")
@@ -228,7 +251,7 @@ class Supervisor:
         process.signal_all(self._others(), signal.SIGKILL)
         self._record(status)
         self.scheduler.start_ready()
-        return os.WIFSIGNALED(status)
+        return os.WIFSIGNALED(status) or self._term
 
     def _take(self) -> "Any":
         with Table(self.scheduler.folder) as table:
@@ -266,12 +289,20 @@ def _environment(job: "Dict[str, Any]", job_id: str) -> "Dict[str, str]":
     """A job's environment as PBS makes it: the user's login variables, PBS_*, and the -v list."""
     keep = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "LC_ALL", "TZ", "MAIL")
     environment = {key: os.environ[key] for key in keep if key in os.environ}
-    environment.update({
-        "PBS_ENVIRONMENT": "PBS_BATCH", "PBS_JOBID": job_id, "PBS_JOBNAME": job["name"],
-        "PBS_O_WORKDIR": job["folder"], "PBS_O_HOME": os.environ.get("HOME", "/"), "PBS_QUEUE": "shell",
-        "PBS_O_HOST": process.host(), "PBS_O_LOGNAME": os.environ.get("LOGNAME", ""),
-        "PBS_O_PATH": os.environ.get("PATH", ""), "PBS_O_SHELL": os.environ.get("SHELL", ""),
-    })
+    environment.update(
+        {
+            "PBS_ENVIRONMENT": "PBS_BATCH",
+            "PBS_JOBID": job_id,
+            "PBS_JOBNAME": job["name"],
+            "PBS_O_WORKDIR": job["folder"],
+            "PBS_O_HOME": os.environ.get("HOME", "/"),
+            "PBS_QUEUE": "shell",
+            "PBS_O_HOST": process.host(),
+            "PBS_O_LOGNAME": os.environ.get("LOGNAME", ""),
+            "PBS_O_PATH": os.environ.get("PATH", ""),
+            "PBS_O_SHELL": os.environ.get("SHELL", ""),
+        }
+    )
     for name, value in job["variables"]:
         environment[name] = os.environ.get(name, "") if value is None else value
     return environment
