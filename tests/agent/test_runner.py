@@ -1,0 +1,206 @@
+"""The runner: whatever the user's script does, it runs at most once and its end is told."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from agent.agentroot import until
+from chasqui_agent import marks, runner
+from needs import program
+
+SHELLS = [path for path in ("/bin/bash", "/bin/dash", "/bin/sh") if os.path.exists(path)]
+
+
+class Work:
+    """A work folder with a runner, run directly, without a scheduler."""
+
+    def __init__(self, tmp_path, script, rerun=False, command=None):
+        self.dir = str(tmp_path / "it's @job@ \u00e9" / "w")
+        self.meta = os.path.join(self.dir, ".chasqui")
+        self.root = str(tmp_path / "root")
+        os.makedirs(os.path.join(self.root, "wake"))
+        os.makedirs(self.meta)
+        self.script = os.path.join(self.meta, "script")
+        with open(self.script, "w") as stream:
+            stream.write(script)
+        values = {
+            "dir": self.dir,
+            "root": self.root,
+            "job": "j1",
+            "attempt": "1",
+            "token": "abcdefgh",
+            "name": "hers",
+            "python": "/bin/false",
+            "agent": "none",
+            "path": "/usr/bin:/bin",
+        }
+        text = runner.build(script.encode("utf-8"), values, (command or ["/bin/sh"]) + [self.script], rerun)
+        self.path = os.path.join(self.meta, "runner.abcdefgh")
+        with open(self.path, "wb") as stream:
+            stream.write(text)
+
+    def start(self, shell="/bin/bash", pbs_id="7.host"):
+        environment = {"PATH": "/usr/bin:/bin", "HOME": self.root, "PBS_JOBID": pbs_id, "LC_ALL": "C.UTF-8"}
+        return subprocess.Popen(
+            [shell, self.path],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, shell="/bin/bash", pbs_id="7.host"):
+        process = self.start(shell, pbs_id)
+        self.out, self.err = process.communicate(timeout=60)
+        return process.returncode
+
+    def marks(self):
+        return marks.read(self.meta, "abcdefgh")
+
+    def ran(self):
+        path = os.path.join(self.dir, "ran")
+        return open(path).read() if os.path.exists(path) else ""
+
+    def events(self):
+        return sorted(name.split(".")[1] for name in os.listdir(os.path.join(self.root, "wake")) if name[0] != ".")
+
+
+@pytest.fixture
+def work(tmp_path):
+    return lambda script, **more: Work(tmp_path, script, **more)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    "script, code",
+    [
+        ("echo x >> ran", 0),
+        ("echo x >> ran; exit 3", 3),
+        ("echo x >> ran; set -e; false; exit 0", 1),
+        ("echo x >> ran; exec true", 0),
+        ("echo x >> ran; trap 'exit 5' EXIT; exit 1", 5),
+        ("echo x >> ran; kill -9 $$", 137),
+        ("echo x >> ran; nosuchcommand", 127),
+        ("echo x >> ran; kill -TERM $$", 143),
+        ('cd /; echo x >> "$PBS_O_WORKDIR/ran"', 0),
+        ("echo x >> ran; cat", 0),
+    ],
+)
+def test_every_way_to_end(work, shell, script, code):
+    job = work(script)
+    assert job.run(shell) == code
+    assert job.ran() == "x\n"
+    found = job.marks()
+    assert found.claim == "7.host" and found.runs == 1 and found.flag["exit"] == str(code) and not found.term
+    assert job.events() == ["tail"]
+
+
+def test_kill_0_does_not_reach_the_runner(work):
+    job = work("echo x >> ran; trap 'kill 0' EXIT; exit 0", command=["/bin/bash"])
+    job.run("/bin/bash")
+    assert job.marks().flag is not None and job.events() == ["tail"]
+
+
+@pytest.mark.parametrize(
+    "interpreter, script",
+    [
+        ("tcsh", "#!/usr/bin/tcsh -f\necho x >> ran\nexit 2\n"),
+        ("python3", "import sys\nopen('ran','a').write('x\\n')\nsys.exit(2)\n"),
+        ("zsh", "echo x >> ran; exit 2"),
+        ("fish", "echo x >> ran; exit 2"),
+    ],
+)
+def test_other_languages(work, interpreter, script):
+    job = work(script, command=[program(interpreter)])
+    assert job.run() == 2 and job.ran() == "x\n" and job.marks().flag["exit"] == "2"
+
+
+def test_the_environment_is_hers(work):
+    job = work("echo $PBS_JOBNAME $PBS_JOBID >> ran; pwd >> ran")
+    assert job.run() == 0
+    assert job.ran() == "hers 7.host\n%s\n" % job.dir
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_second_job_with_the_token_runs_nothing(work, shell):
+    job = work("echo x >> ran")
+    assert job.run(shell) == 0 and job.run(shell, "8.host") == runner.EXIT_REFUSED
+    assert job.ran() == "x\n" and job.events() == ["duplicate", "tail"]
+    assert not [name for name in os.listdir(job.meta) if name.endswith(".new")]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_closed_token_runs_nothing(work, shell):
+    job = work("echo x >> ran")
+    assert marks.close(job.meta, "abcdefgh", 4) == ""
+    assert job.run(shell) == runner.EXIT_REFUSED and job.ran() == "" and job.marks().flag is None
+    assert marks.close(job.meta, "abcdefgh", 5) == ""
+
+
+def test_closing_after_the_start_names_who_started(work):
+    job = work("true")
+    job.run()
+    assert marks.close(job.meta, "abcdefgh", 4) == "7.host"
+
+
+@pytest.mark.parametrize("rerun, runs", [(False, "x\n"), (True, "x\nx\n")])
+def test_a_rerun_of_the_same_id(work, rerun, runs):
+    job = work("echo x >> ran", rerun=rerun)
+    assert job.run() == 0
+    assert job.run() == (0 if rerun else runner.EXIT_REFUSED)
+    assert job.ran() == runs
+    assert job.marks().flag["k"] == ("2" if rerun else "1")
+    assert ("rerun" in job.events()) == (not rerun)
+
+
+def test_no_folder_no_payload(work):
+    job = work("echo x >> ran")
+    shutil.copy(job.path, job.root + "/r")
+    shutil.rmtree(job.dir)
+    job.path = job.root + "/r"
+    assert job.run() == runner.EXIT_REFUSED and not os.path.exists(job.dir)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    "payload, code",
+    [
+        ("trap 'sleep 0.3; echo t >> ran; exit 4' TERM; echo x >> ran; while :; do sleep 0.05; done", "4"),
+        ("trap '' TERM; echo x >> ran; sleep 1; echo t >> ran; exit 6", "6"),
+    ],
+)
+def test_term_waits_for_the_payload_and_marks_its_flag_provisional(work, shell, payload, code):
+    """As PBS does it, TERM goes to every process of the session; the payload takes its time."""
+    job = work(payload)
+    process = job.start(shell)
+    until(lambda: job.ran() == "x\n", "the payload began")
+    subprocess.call(["pkill", "-TERM", "-s", str(process.pid)])
+    process.communicate(timeout=60)
+    assert job.ran() == "x\nt\n"
+    found = job.marks()
+    assert found.term and found.flag["term"] == "1" and found.flag["exit"] == code
+    assert "term" in job.events()
+
+
+def test_a_stopped_payload_is_waited_for(work):
+    job = work("echo x >> ran; kill -STOP $$; echo y >> ran; exit 2")
+    process = job.start("/bin/bash")
+    until(lambda: job.ran() == "x\n", "the payload began")
+    until(lambda: b"T" in subprocess.check_output(["ps", "-o", "stat=", "-s", str(process.pid)]), "it stopped")
+    assert job.marks().flag is None
+    subprocess.call(["pkill", "-CONT", "-s", str(process.pid)])
+    process.communicate(timeout=60)
+    assert job.ran() == "x\ny\n" and job.marks().flag["exit"] == "2"
+
+
+def test_a_flag_that_is_not_whole_is_none(tmp_path):
+    path = tmp_path / "flag"
+    for text in ("", " " * 4096, "exit=0\nid=1"):
+        path.write_text(text)
+        assert marks.read_flag(str(path)) is None
+    path.write_text("exit=0\nid=1\nwhole\n" + " " * 4000)
+    assert marks.read_flag(str(path)) == {"exit": "0", "id": "1"}
+    assert marks.read_flag(str(tmp_path / "none")) is None

@@ -1,0 +1,198 @@
+"""SIGKILL at every fault point of the relay: at most two wakes later everything has run, once.
+
+The points are the registry of `chasqui_agent.fault`. A scenario's first process and everything that grows out of it (its
+tails, its supervisors) carry the fault; whoever passes first is killed there, and nobody after. `grace` and `lease` are
+shortened here and nowhere else. The points of a session are in test_session_faults.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from chasqui_agent import cli, fault, install, intake, operations, pump, selftest  # noqa: F401  register their points
+from chasqui_agent.schedulers import shell  # noqa: F401
+from chasqui_agent.spool import Publication, Spool
+from needs import python36
+
+GRACE = 1.0
+LEASE = 30.0
+OF_A_SESSION = ("channel", "serve", "receive", "deliver")  # modules
+POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] not in OF_A_SESSION)
+LATER = (2, 3, 5, 7, 11) if os.environ.get("CHASQUI_TEST_SIZE") == "long" else (3,)
+REPEATED = ("files", "journal", "lock", "submit", "shell")  # modules whose points one process passes several times
+PASSES = [(name, 1) for name in POINTS]
+PASSES += [(name, nth) for name in POINTS for nth in LATER if name.split(".")[0] in REPEATED]
+AGENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "agent")
+
+
+class Scenario:
+    """One root with jobs, driven by the real agent on the cluster's Python, with a fault in its environment."""
+
+    def __init__(self, folder, python, point, nth):
+        self.root, self.ran, self.once = str(folder / "root"), str(folder / "ran"), str(folder / "killed")
+        self.python = python
+        self.spool = Spool(self.root)
+        os.mkdir(self.ran)
+        self.environment = {
+            **os.environ,
+            "CHASQUI_FAULT": "%s:%d" % (point, nth),
+            "CHASQUI_FAULT_ONCE": self.once,
+        }
+        self.agent({}, "install")
+        with open(os.path.join(self.root, "config.json"), "w") as stream:
+            json.dump(
+                {
+                    "max_running": 2,
+                    "max_queued": 3,
+                    "settle": 0,
+                    "query_interval": 0,
+                    "grace": GRACE,
+                    "lease": LEASE,
+                    "scheduler": "shell",
+                },
+                stream,
+            )
+
+    def agent(self, environment, *argv):
+        command = [self.python, "-I", "-S", os.path.join(AGENT, "chasqui_agent"), "--root", self.root, *argv]
+        return subprocess.run(
+            command, env=environment or os.environ, stdin=subprocess.DEVNULL, capture_output=True
+        ).returncode
+
+    def text(self, name):
+        return "#!/bin/sh\necho start >> '%s/%s'\nsleep 0.2\n" % (self.ran, name)
+
+    def drop(self, *names):
+        for name in names:
+            with open(os.path.join(self.spool.waiting, name + ".sh"), "w") as stream:
+                stream.write(self.text(name))
+
+    def publish(self, *names):
+        """As a session does it: work folders, then one shard."""
+        for name in names:
+            os.makedirs(self.spool.meta_dir(name, 1))
+        self.spool.publish([Publication(n, 1, 0, self.text(n).encode()) for n in names], "20260101T000000-test-0000")
+
+    def killed(self):
+        return os.path.exists(self.once)
+
+    def starts(self, name):
+        try:
+            with open(os.path.join(self.ran, name)) as stream:
+                return len(stream.readlines())
+        except FileNotFoundError:
+            return 0
+
+    def settled(self, names):
+        return all(self.spool.settled_state(name, 1) for name in names)
+
+    def quiet(self):
+        """Wait until nothing of the relay is alive, so that only a wake can go on."""
+        end = time.time() + 60
+        while self._alive() and time.time() < end:
+            time.sleep(0.05)
+
+    def _alive(self):
+        # Processes that take their root from the command line, runners included (their path is below it).
+        done = subprocess.run(["pgrep", "-f", self.root], capture_output=True, text=True)
+        return [pid for pid in done.stdout.split() if int(pid) != os.getpid()]
+
+    def recover(self, names):
+        """At most two wakes, spaced by the grace period; how many it took."""
+        self.quiet()
+        for wakes in range(3):
+            if self.settled(names):
+                return wakes
+            if wakes < 2:
+                time.sleep(GRACE + 0.2 if wakes else 0.0)
+                self.agent(self.environment, "wake")
+                self.quiet()
+        return 3
+
+
+@pytest.fixture(scope="session")
+def cluster_python():
+    """The cluster's side runs on Python 3.6 where there is one."""
+    return python36() or sys.executable
+
+
+@pytest.fixture
+def scenario(memory_path, cluster_python):
+    return lambda point, nth: Scenario(memory_path, cluster_python, point, nth)
+
+
+def relay(run):
+    """Five jobs by both ways in, then the relay alone. The names, and how often each has to have run."""
+    run.publish("pub1", "pub2")
+    run.drop("one", "two", "three")
+    run.agent(run.environment, "pump")
+    return ["pub1", "pub2", "one", "two", "three"]
+
+
+def operate(run):
+    """A hold and a cancel of what has not started; the user types again what was killed under her fingers."""
+    run.drop("one", "two", "three")
+    run.agent({}, "pump")
+    for words in (["hold", "three"], ["cancel", "two"]):
+        if run.agent(run.environment, *words) == -9:
+            run.agent(run.environment, *words)
+    run.quiet()
+    run.agent(run.environment, "release", "three")
+    return ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("point, nth", PASSES)
+def test_killed_at(scenario, point, nth):
+    run = scenario(point, nth)
+    names = (operate if point.split(".")[0] in ("operations", "marks") else relay)(run)
+    wakes = run.recover(names)
+    states = {name: run.spool.settled_state(name, 1) for name in names}
+    assert wakes <= 2, states
+    assert nth > 1 or run.killed(), "no run comes by " + point
+    for name, state in states.items():
+        assert run.starts(name) == (1 if state == "completed" else 0), (name, state)
+    assert list(states.values()).count("cancelled") <= 1
+    code = subprocess.run(
+        [run.python, "-I", "-S", os.path.join(AGENT, "chasqui_agent"), "--root", run.root, "log"], capture_output=True
+    )
+    events = [json.loads(line) for line in code.stdout.splitlines()]
+    assert not [event for event in events if event["ev"] in ("damaged", "lost")]
+    for name in names:
+        ends = {event["state"] for event in events if event.get("job") == name and event["ev"] == "ended"}
+        assert ends == ({"DONE"} if states[name] == "completed" else set()), name
+
+
+@pytest.mark.parametrize("point", ["lock.take.after", "submit.call.before", "submit.call.after", "pump.drain.before"])
+def test_killed_on_another_host(scenario, point):
+    """The lock's owner is out of sight: nobody touches it before the lease is over; then everything goes on."""
+    run = scenario(point, 1)
+    run.publish("one", "two")
+    assert run.agent(run.environment, "pump") == -9
+    name = max((n for n in os.listdir(run.spool.lock) if n.startswith("g.")), key=lambda n: int(n[2:]))
+    path = os.path.join(run.spool.lock, name)
+    owner = dict(json.loads(os.readlink(path)), h="another-host")
+    os.unlink(path)
+    os.symlink(json.dumps(owner), path)
+    assert run.agent({}, "pump") == 0
+    assert not os.path.lexists(os.path.join(run.spool.lock, "r" + name[1:]))
+    with open(os.path.join(run.root, "config.json")) as stream:
+        config = json.load(stream)
+    with open(os.path.join(run.root, "config.json"), "w") as stream:
+        json.dump(dict(config, lease=1.0), stream)
+    time.sleep(1.1)
+    with open(os.path.join(run.root, "config.json"), "w") as stream:
+        json.dump(dict(config, lease=6.0), stream)
+    end = time.time() + 30
+    while not run.settled(["one", "two"]) and time.time() < end:
+        run.agent({}, "wake")
+        time.sleep(0.5)
+    assert [run.starts("one"), run.starts("two")] == [1, 1]
+
+
+def test_how_many_points_there_are():
+    print("%d fault points in the relay, %d passes killed" % (len(POINTS), len(PASSES)))
+    assert len(POINTS) >= 30
