@@ -139,7 +139,7 @@ def _wake(root: str, argv: "List[str]") -> int:
         options = _options(argv, reason="wake", budget="15")
         from .pump import pump
 
-        pump(_spool(root), options["reason"], float(options["budget"]))
+        pump(_spool(root), options["reason"], float(options["budget"]), attended=False)
     except Exception as error:
         _note_failure(root, error)
     return 0

@@ -35,32 +35,34 @@ def fsync_folder(path: str) -> None:
         os.close(fd)
 
 
-def write_file(path: str, data: bytes, mode: int = 0o600, exclusive: bool = False) -> None:
-    """Write `data` to `path` and fsync it. After an error a partial file may stand there: callers write temporary
-    names."""
+def write_file(path: str, data: bytes, mode: int = 0o600, exclusive: bool = False, durable: bool = True) -> None:
+    """Write `data` to `path`, and fsync it unless it may be lost with the power (`durable` False). After an error a
+    partial file may stand there: callers write temporary names."""
     flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if exclusive else os.O_TRUNC)
     fd = os.open(path, flags, mode)
     try:
         wire.write_all(fd, data)
-        os.fsync(fd)
+        if durable:
+            os.fsync(fd)
     finally:
         os.close(fd)
 
 
-def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
+def replace_file(path: str, data: bytes, mode: int = 0o600, durable: bool = True) -> None:
     """`path` holds `data`, whole, or is untouched: temporary file in the same folder, fsync, rename, fsync the
     folder."""
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, ".%s.%d.tmp" % (name, os.getpid()))
     try:
-        write_file(temporary, data, mode)
+        write_file(temporary, data, mode, durable=durable)
         fault.point("files.replace.before")
         os.rename(temporary, path)
     except OSError:
         remove(temporary)
         raise
     fault.point("files.replace.after")
-    fsync_folder(folder)
+    if durable:
+        fsync_folder(folder)
 
 
 def move(old: str, new: str) -> None:
@@ -69,8 +71,8 @@ def move(old: str, new: str) -> None:
     fault.point("files.move.before")
     os.rename(old, new)
     fault.point("files.move.after")
+    # One folder: file systems that log renames log both ends together, and NFS does not answer before it is done.
     fsync_folder(os.path.dirname(new))
-    fsync_folder(os.path.dirname(old))
 
 
 def remove(path: str) -> bool:
@@ -96,9 +98,9 @@ def dump_json(value: "Any") -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode("ascii") + b"\n"
 
 
-def write_json(path: str, value: "Any") -> None:
+def write_json(path: str, value: "Any", durable: bool = True) -> None:
     """Atomically replace `path` by `value` as JSON."""
-    replace_file(path, dump_json(value))
+    replace_file(path, dump_json(value), durable=durable)
 
 
 def names(folder: str) -> "List[str]":

@@ -62,7 +62,8 @@ def _take_in(pump: "Round", paths: "List[str]") -> None:
     for position, path in enumerate(paths):
         job = _make_job(pump.spool, path)
         fault.point("intake.dropped.made")
-        pump.journal.append({"ev": "accepted", "job": job, "attempt": 1, "name": path_text(os.path.basename(os.fsencode(path)))})
+        pump.journal.append({"ev": "accepted", "job": job, "attempt": 1, "name":
+        path_text(os.path.basename(os.fsencode(path)))})
         fault.point("intake.dropped.journalled")
         files.move(path, os.path.join(shard, "%03d.%s.1.sh" % (position, job)))
         pump.report["accepted"] += 1

@@ -148,6 +148,7 @@ class Writer:
         self.folder = folder
         self.generation = generation
         self._fd = -1
+        self._later: "List[Dict[str, Any]]" = []
         self._open(took_over)
 
     def _open(self, seal: bool) -> None:
@@ -166,10 +167,16 @@ class Writer:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         files.fsync_folder(self.folder)
 
+    def later(self, record: "Dict[str, Any]") -> None:
+        """Append a record with the next batch: for news that nothing waits for, and that would be found again."""
+        self._later.append(dict([("t", now())] + list(record.items())))
+
     def append(self, *batch: "Dict[str, Any]") -> None:
         """Write records, each with the time "t" put in front, and fsync once. Raises JournalError; then nothing more
         goes in."""
-        data = b"".join(encode(dict([("t", now())] + list(record.items()))) for record in batch)
+        for record in batch:
+            self.later(record)
+        data = b"".join(encode(record) for record in self._later)
         if not data:
             return
         if self._fd < 0:
@@ -183,6 +190,7 @@ class Writer:
             # What was written may be half a record; a record behind it would be lost with it. The next holder seals it.
             self.close()
             raise JournalError("the journal cannot be written: %s" % error.strerror) from None
+        self._later = []
         fault.point("journal.append.after")
 
     def _write(self, data: bytes) -> None:

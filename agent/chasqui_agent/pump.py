@@ -7,7 +7,7 @@ back, and goes again: so a wake that finds the lock taken can go home.
 import os
 import time
 
-from . import caps, fault, files, intake, live, marks, operations, reconcile, schedulers, settings, submit
+from . import caps, fault, files, intake, launch, live, marks, operations, reconcile, schedulers, settings, submit
 from .journal import JournalError, Writer
 from .lock import Lock, Lost, ensure_ballast
 from .schedulers.base import Unreachable
@@ -31,24 +31,28 @@ fault.register(
 )
 
 STALL_SECONDS = 60.0
+LATE_SECONDS = 5.0  # how long somebody who waits for an answer goes on serving other people's wakes
 
 
 def request(spool: "Spool", reason: str) -> None:
     """Leave a request for a pump: whoever holds the lock will see it."""
     name = "kick.%s" % random_name(12)
-    files.write_file(os.path.join(spool.wake, "." + name), reason.encode("utf-8", "replace")[:200])
+    files.write_file(os.path.join(spool.wake, "." + name), reason.encode("utf-8", "replace")[:200], durable=False)
     os.rename(os.path.join(spool.wake, "." + name), os.path.join(spool.wake, name))
     fault.point("pump.request.after")
 
 
-def pump(spool: "Spool", reason: str, budget: float = 120.0) -> "Dict[str, Any]":
+def pump(spool: "Spool", reason: str, budget: float = 120.0, attended: bool = True) -> "Dict[str, Any]":
     """Pump until no request is left or `budget` seconds are gone; what was done, as one flat dictionary:
 
     accepted submitted released ended rejected queries rounds (counts), settling (scripts too young), operations
-    (id -> note), refused (the scheduler's words), stalled_since, note, busy (somebody else pumps). Raises SpoolError for a root that can't be used. A full disk, a lost lock and a silent scheduler end the
-    round with a note: nothing is half done.
+    (id -> note), refused (the scheduler's words), stalled_since, note, busy (somebody else pumps). Raises SpoolError
+    for a root that can't be used. A full disk, a lost lock and a silent scheduler end the round with a note: nothing
+    is half done. attended: somebody waits for the report; wakes that keep coming in are then left to a process of their
+    own after a while.
     """
     deadline = time.monotonic() + budget
+    late = time.monotonic() + LATE_SECONDS
     report = _empty_report(reason)
     if idle(spool):
         return report
@@ -60,8 +64,12 @@ def pump(spool: "Spool", reason: str, budget: float = 120.0) -> "Dict[str, Any]"
             report["busy"] = not report["rounds"]
             return report
         handled = _round_under_lock(spool, chosen, lock, report)
-        more = report.pop("unfinished", False) or _late_requests(spool, handled)
+        unfinished = report.pop("unfinished", False)
+        more = unfinished or _late_requests(spool, handled)
         if time.monotonic() >= deadline or report["note"] or not more:
+            return report
+        if attended and time.monotonic() >= late and not unfinished:
+            launch.detached(launch.command(spool.root) + ["wake", "--reason", "late"], os.devnull)
             return report
 
 
@@ -284,7 +292,8 @@ class Round:
         counted = ("accepted", "submitted", "released", "ended", "rejected")
         news = {key: self.report[key] - self._before[key] for key in counted if self.report[key] > self._before[key]}
         if news or events or done:
-            self.journal.append(dict(news, ev="pumped", reason=self.report["reason"]))
+            self.journal.later(dict(news, ev="pumped", reason=self.report["reason"]))
+        self.journal.append()
         # Never skipped: the stall detector lives by it.
         self.state.value["pumped"] = self.now
         self.state.value["waiting"] = self.spool.has_waiting()

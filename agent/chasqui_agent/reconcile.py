@@ -92,7 +92,7 @@ def _journal_start(pump: "Round", standing: "Standing") -> None:
     entry = standing.entry
     when = marks.started_at(standing.meta, entry.token, standing.marks.runs)
     record = {"ev": "started", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id, "when": int(when)}
-    pump.journal.append(record)
+    pump.journal.later(record)
     pump.state.started.append(entry.token)
 
 
@@ -194,7 +194,7 @@ def _write_final(pump: "Round", standing: "Standing", record: "Dict[str, Any]") 
     output, error = submit.final_outputs(pump.spool, standing.entry)
     final = {"token": standing.entry.token, "pbs": standing.id, "record": record, "stdout": output, "stderr": error}
     if os.path.isdir(standing.meta):
-        files.write_json(os.path.join(standing.meta, "final.json"), final)
+        files.write_json(os.path.join(standing.meta, "final.json"), final, durable=False)
 
 
 def _finish(pump: "Round", standing: "Standing") -> None:

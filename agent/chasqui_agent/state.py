@@ -15,7 +15,7 @@ KEEP = 2000
 
 
 class State:
-    """The remembered facts of one root; losing them costs time, never a job."""
+    """The remembered facts of one root; losing them costs time, never a job; so it is not fsynced."""
 
     def __init__(self, spool: "Spool") -> None:
         self._path = os.path.join(spool.root, "state.json")
@@ -38,7 +38,7 @@ class State:
         del self.operations[:-KEEP]
         del self.closed[:-KEEP]
         if files.dump_json(self.value) != self._before:
-            files.write_json(self._path, self.value)
+            files.write_json(self._path, self.value, durable=False)
             self._before = files.dump_json(self.value)
 
     def cached_snapshot(self, interval: float) -> "Optional[Snapshot]":
@@ -55,4 +55,4 @@ class State:
 
     def keep_snapshot(self, snapshot: "Snapshot") -> None:
         """Remember a query round, so that none is made again before its time."""
-        files.write_json(self._snapshot_path, snapshot.to_json())
+        files.write_json(self._snapshot_path, snapshot.to_json(), durable=False)

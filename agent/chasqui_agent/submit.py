@@ -88,7 +88,7 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
     asked = directives.asked(script)
     name = directives.safe_name(asked.get("N") or str(record.get("name") or job))
     rerun = bool(record.get("rerun"))
-    files.write_file(os.path.join(meta, "script"), script, 0o700)
+    files.write_file(os.path.join(meta, "script"), script, 0o700, durable=False)
     values = {
         "dir": folder,
         "root": spool.root,
@@ -102,7 +102,7 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
     }
     command = directives.interpreter(script, login_shell()) + [os.path.join(meta, "script")]
     path = os.path.join(meta, "runner." + token)
-    files.write_file(path, runner.build(script, values, command, rerun), 0o700)
+    files.write_file(path, runner.build(script, values, command, rerun), 0o700, durable=False)
     output, error, join = output_paths(asked, folder, os.path.join(meta, token), name, token)
     return Request(
         script=path,

@@ -106,7 +106,7 @@ class Root:
             return {}
 
     def finished(self):
-        return len(os.listdir(self.spool.completed))
+        return sum(1 for name in os.listdir(self.spool.completed) if name[0] != ".")
 
     def wait_finished(self, count):
         """Wait until `count` attempts are completed."""

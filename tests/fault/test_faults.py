@@ -1,8 +1,8 @@
 """SIGKILL at every fault point of the relay: at most two wakes later everything has run, once.
 
-The points are the registry of `chasqui_agent.fault`. A scenario's first process and everything that grows out of it (its
-tails, its supervisors) carry the fault; whoever passes first is killed there, and nobody after. `grace` and `lease` are
-shortened here and nowhere else. The points of a session are in test_session_faults.
+The points are the registry of `chasqui_agent.fault`. A scenario's first process and everything that grows out of it
+(its tails, its supervisors) carry the fault; whoever passes first is killed there, and nobody after. `grace` and
+`lease` are shortened here and nowhere else. The points of a session are in test_session_faults.
 """
 
 import json

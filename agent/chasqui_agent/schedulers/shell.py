@@ -57,6 +57,7 @@ class Table:
         self._lock = Lock(os.path.join(folder, "lock"))
         self.value: "Dict[str, Any]" = {}
         self.jobs: "Dict[str, Dict[str, Any]]" = {}
+        self.durable = False  # a change that a power cut must not undo
 
     def __enter__(self) -> "Table":
         deadline = time.monotonic() + LOCK_WAIT
@@ -92,7 +93,7 @@ class Table:
             if kind is None and files.dump_json(self.value) != self._before:
                 self._forget()
                 fault.point("shell.table.before")
-                files.replace_file(self.path, files.dump_json(self.value))
+                files.replace_file(self.path, files.dump_json(self.value), durable=self.durable)
                 fault.point("shell.table.after")
         finally:
             self._lock.release()
@@ -150,6 +151,7 @@ class Shell(Scheduler):
             return Submission("permanent", "", "the shell scheduler has no job arrays (#PBS -J)")
         try:
             with Table(self.folder) as table:
+                table.durable = True
                 table.value["seq"] += 1
                 job_id = "%d.%s" % (table.value["seq"], process.host())
                 table.jobs[job_id] = {
@@ -175,7 +177,8 @@ class Shell(Scheduler):
                 }
         except Unreachable as error:
             return Submission("temporary", "", str(error))
-        self.start_ready()
+        if not request.hold:
+            self._supervise(job_id)
         return Submission("accepted", job_id, "")
 
     def release(self, job_id: str) -> None:
@@ -183,7 +186,7 @@ class Shell(Scheduler):
             job = table.jobs.get(job_id)
             if job and job["state"] == "H":
                 job["state"] = "Q"
-        self.start_ready()
+        self._supervise(job_id)
 
     def delete(self, job_id: str) -> None:
         with Table(self.folder) as table:
@@ -198,13 +201,17 @@ class Shell(Scheduler):
             else:
                 process.signal_all(process.session_members(job["pid"], [job["runner"]]))
 
-    def start_ready(self) -> None:
-        """Begin a supervisor for every queued job that a slot is free for; each takes its slot itself, or goes."""
+    def start_ready(self, most: int = 1000) -> None:
+        """Begin a supervisor for every queued job that a slot is free for, `most` at most; each takes its slot itself,
+        or goes."""
         jobs = (files.read_json(os.path.join(self.folder, "table.json"), None) or {"jobs": {}})["jobs"]
         free = self.slots - sum(1 for job in jobs.values() if job["state"] == "R")
         queued = sorted((job["queued"], job_id) for job_id, job in jobs.items() if job["state"] == "Q")
-        for _, job_id in queued[: max(0, free)]:
-            launch.detached(launch.command(self.root) + ["_supervise", job_id], os.path.join(self.folder, "errors"))
+        for _, job_id in queued[: max(0, min(free, most))]:
+            self._supervise(job_id)
+
+    def _supervise(self, job_id: str) -> None:
+        launch.detached(launch.command(self.root) + ["_supervise", job_id], os.path.join(self.folder, "errors"))
 
     def describe(self) -> str:
         with Table(self.folder) as table:
@@ -250,7 +257,7 @@ class Supervisor:
         fault.point("shell.run.ended")
         process.signal_all(self._others(), signal.SIGKILL)
         self._record(status)
-        self.scheduler.start_ready()
+        self.scheduler.start_ready(most=1)  # the slot that is free now
         return os.WIFSIGNALED(status) or self._term
 
     def _take(self) -> "Any":
@@ -259,6 +266,7 @@ class Supervisor:
             running = sum(1 for other in table.jobs.values() if other["state"] == "R")
             if not job or job["state"] != "Q" or running >= self.scheduler.slots:
                 return None
+            table.durable = True
             pid = os.getpid()
             job.update(state="R", pid=pid, start=process.start_time(pid), begun=time.time())
             return dict(job)
