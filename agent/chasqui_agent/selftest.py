@@ -8,7 +8,7 @@ from .lock import Lock, create_link, read_link
 
 MYPY = False
 if MYPY:
-    from typing import List, Tuple
+    from typing import Callable, List, Tuple
 
 
 def run(folder: str) -> "List[Tuple[str, str]]":
@@ -97,7 +97,7 @@ def _shell(folder: str) -> str:
     return "" if code == 0 and os.path.getsize(path + ".flag") == 4096 else "sh cannot write into a file in place"
 
 
-CHECKS = [
+CHECKS: "List[Tuple[str, Callable[[str], str]]]" = [
     ("rename over a file", _rename),
     ("exclusive create", _exclusive),
     ("symlink and read back", _links),
@@ -105,4 +105,4 @@ CHECKS = [
     ("lock", _lock),
     ("flag written by sh", _shell),
     ("clock", _times),
-]  # type: List[Tuple[str, Callable[[str], str]]]
+]

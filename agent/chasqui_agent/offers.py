@@ -1,0 +1,109 @@
+"""What a client offers, checked: job messages, their files, patterns and hashes. All is bounded before it is used."""
+
+import hashlib
+import json
+import os
+import re
+
+from . import files, globs, wire
+from .spool import JOB
+
+MYPY = False
+if MYPY:
+    from typing import Any, Dict, List, Tuple
+
+    Key = Tuple[str, int]
+
+MAX_FILES, MAX_SCRIPT = 100000, 16 << 20
+_HEX = frozenset("0123456789abcdef")
+
+
+class Refusal(Exception):
+    """A job this agent won't take; the message says why."""
+
+
+def manifest_digest(listed: "List[Dict[str, Any]]") -> str:
+    """The name of a job's content: equal exactly if paths, sizes, modes and hashes are."""
+    rows = sorted([item["path"], item["size"], item["mode"], item["sha256"]] for item in listed)
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def key_of(fields: "Dict[str, Any]") -> "Key":
+    """(job, attempt) of a message. Raises WireError where they are none."""
+    job, attempt = fields.get("job"), fields.get("attempt")
+    if not isinstance(job, str) or not JOB.match(job) or not isinstance(attempt, int) or not _whole(attempt, 1, 100000):
+        raise wire.WireError("a job id or attempt that is none")
+    return job, attempt
+
+
+def manifest_of(folder: str) -> "List[Dict[str, Any]]":
+    """What was uploaded into a work folder; nothing where its record is gone or damaged."""
+    try:
+        return list(files.read_json(os.path.join(folder, ".chasqui", "manifest.json"), {"files": []})["files"])
+    except (ValueError, TypeError, KeyError):
+        return []
+
+
+def is_sha(value: "Any") -> bool:
+    """Whether `value` is a SHA-256 as it stands in messages."""
+    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)
+
+
+def _whole(value: "Any", least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def are_patterns(value: "Any") -> bool:
+    """Whether `value` is a list of at most 1,000 patterns that can be used."""
+    if not isinstance(value, list) or len(value) > 1000:
+        return False
+    if not all(isinstance(pattern, str) and len(pattern) <= 1000 for pattern in value):
+        return False
+    try:
+        globs.compile_globs(value)
+    except (ValueError, re.error):
+        return False
+    return True
+
+
+def check_job(job: "Dict[str, Any]") -> None:
+    """Raises Refusal where a job message can't be accepted, WireError where a path tries to leave the work folder."""
+    listed = job.get("files")
+    if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_FILES:
+        raise Refusal("it must have 1 to %d files" % MAX_FILES)
+    seen: "Dict[bytes, Dict[str, Any]]" = {}
+    for item in listed:
+        path = _check_file(item)
+        if path in seen:
+            raise Refusal("a file is listed twice: %s" % wire.printable(item["path"]))
+        seen[path] = item
+    for path in seen:
+        if path.split(b"/")[0] == b".chasqui":
+            raise Refusal("the name .chasqui is the relay's own")
+        if any(path[:i] in seen for i in range(len(path)) if path[i:i + 1] == b"/"):
+            raise Refusal("a name is a file and a folder at once: %s" % wire.printable(wire.path_text(path)))
+    script = seen.get(wire.confined(job.get("script")))
+    if script is None or script["size"] > MAX_SCRIPT:
+        raise Refusal("its script is not one of its files, or larger than %d bytes" % MAX_SCRIPT)
+    _check_rest(job)
+
+
+def _check_file(item: "Any") -> bytes:
+    if not isinstance(item, dict):
+        raise wire.WireError("a file that is no object")
+    path = wire.confined(item.get("path"))
+    size, mode = item.get("size"), item.get("mode")
+    if not _whole(size, 0, 1 << 50) or not _whole(mode, 0, 0o7777) or not is_sha(item.get("sha256")):
+        raise wire.WireError("a file without a proper size, mode or sha256")
+    return path
+
+
+def _check_rest(job: "Dict[str, Any]") -> None:
+    if not isinstance(job.get("name"), str) or len(job["name"]) > 1000:
+        raise Refusal("its name is not text of at most 1,000 characters")
+    if not are_patterns(job.get("outputs", [])) or not are_patterns(job.get("exclude", [])):
+        raise Refusal("outputs and exclude must be lists of at most 1,000 patterns")
+    if not _whole(job.get("priority", 0), -1000, 1000) or not _whole(job.get("previous", 0), 0, 100000):
+        raise Refusal("priority or previous attempt out of bounds")
+    if not _whole(job.get("max_file", 0), 0, 1 << 50) or not isinstance(job.get("rerun", False), bool):
+        raise Refusal("max_file or rerun is not what it should be")

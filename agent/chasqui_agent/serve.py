@@ -1,0 +1,323 @@
+"""A session with a client on stdin and stdout, in strict turns so that neither side can block on a full pipe.
+
+    1 client  hello, job..., op..., end
+    2 agent   welcome, known/conflict/refuse..., need..., end            (only if jobs were offered)
+    3 client  blob + data..., commit or skip..., end                     (only if jobs were offered)
+    4 agent   [welcome] acked/refuse, op_done, pump, status, log + data, results..., end
+    5 client  want..., end                                               (only if results were listed)
+    6 agent   file + data + sha, or gone...; bye
+
+The lock is never held while the pipe is read or written. Whatever breaks, jobs that were committed are published;
+operations are applied only after turn 3's end. The pump finishes even if the client is gone.
+"""
+
+import errno
+import os
+import sys
+
+from . import PROTOCOL, SERIAL, VERSION, channel, deliver, fault, install, journal, offers, receive, settings, wire
+from .spool import SpoolError
+
+MYPY = False
+if MYPY:
+    from typing import Any, Dict, List, Set, Tuple
+
+    from .spool import Spool
+
+    Key = Tuple[str, int]
+
+fault.register({
+    "serve.offered": "turn 1 read to its end",
+    "serve.received": "turn 3 read to its end",
+    "serve.operation": "an operation asked for, not yet confirmed",
+    "serve.pumped": "the pump has run, nothing of turn 4 sent",
+    "serve.wanted": "turn 5 read to its end",
+})
+
+MAX_JOBS, MAX_OPS, MAX_WANTED = 100000, 100000, 100000
+PUMP_BUDGET = 120.0
+CAPABILITIES = ["zlib", "log-pieces"]
+
+
+class Failed(Exception):
+    """The session can't go on: code, why, and a hint the client shows."""
+
+    def __init__(self, code: str, why: str, hint: str = "") -> None:
+        Exception.__init__(self, why)
+        self.code, self.why, self.hint = code, why, hint
+
+
+def serve(spool: "Spool", nonce: str) -> int:
+    """Serve one session and return the exit status: 0 after bye, 1 where the session broke.
+
+    Whatever happens, committed jobs are published and nothing else of an unfinished turn is done.
+    """
+    if len(nonce) != 32 or nonce.strip("0123456789abcdef"):
+        sys.stderr.write("chasqui-agent: serve needs --nonce of 32 hex digits; it is started by a client\n")
+        return 2
+    pipe = channel.standard()
+    try:
+        pipe.send(wire.greeting(nonce))
+        return _guarded(Session(spool, pipe))
+    except wire.WireError as error:
+        sys.stderr.write("chasqui-agent: the session ended early: %s\n" % error)
+        return 1
+
+
+def _guarded(session: "Session") -> int:
+    pipe = session.pipe
+    try:
+        session.converse()
+        return 0
+    except Failed as error:
+        pipe.say("error", code=error.code, why=error.why, hint=error.hint)
+    except SpoolError as error:
+        pipe.say("error", code="root", why=str(error), hint="")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = "no space left in %s" % session.spool.root
+            pipe.say("error", code="disk-full", why=why, hint="make room there, then sync again")
+        else:
+            where = " (%s)" % error.filename if error.filename else ""
+            pipe.say("error", code="system", why="%s%s" % (error.strerror, where), hint="")
+    except (wire.Closed, wire.Silence):
+        raise
+    except wire.WireError as error:
+        pipe.say("error", code="protocol", why=str(error), hint="")
+    pipe.say("bye", status="error")
+    return 1
+
+
+class Session:
+    """One conversation, turn by turn."""
+
+    def __init__(self, spool: "Spool", pipe: channel.Channel) -> None:
+        self.spool, self.pipe = spool, pipe
+        self.hello: "Dict[str, Any]" = {}
+        self.jobs: "List[Dict[str, Any]]" = []
+        self.operations: "List[Dict[str, Any]]" = []
+        self.ended: "List[Key]" = []
+        self.notes: "List[str]" = []
+        self._greeted = False
+
+    def converse(self) -> None:
+        """All turns. Raises Failed, SpoolError, OSError, WireError; committed jobs are published in every case."""
+        self._turn_1()
+        receiver = None
+        if self.jobs:
+            receiver = receive.Receiver(self.spool, self.hello["ledger"])
+            try:
+                self._turn_2(receiver)
+                self._turn_3(receiver)
+            finally:
+                receiver.close()
+        listed = self._turn_4(receiver)
+        if listed:
+            self._turn_6(listed, self._turn_5(listed))
+        self.pipe.say("bye", status="ok")
+
+    # -- turn 1 ----------------------------------------------------------------------------------------------------
+
+    def _turn_1(self) -> None:
+        first = self.pipe.message()
+        if first["m"] != "hello" or first.get("proto") != PROTOCOL:
+            why = "the client speaks protocol %s, this agent %d" % (wire.printable(str(first.get("proto"))), PROTOCOL)
+            raise Failed("protocol", why, "upgrade the older side")
+        _check_hello(first)
+        self.hello = first
+        while True:
+            item = self.pipe.message()
+            if item["m"] == "end":
+                break
+            if item["m"] == "job":
+                self.jobs.append(item)
+            elif item["m"] == "op":
+                check_operation(item)
+                self.operations.append(item)
+            if len(self.jobs) > MAX_JOBS or len(self.operations) > MAX_OPS:
+                raise wire.WireError("more than %d jobs or operations in one session" % MAX_JOBS)
+        if len(self.jobs) != first["jobs"] or len(self.operations) != first["ops"]:
+            raise wire.WireError("another number of jobs or operations than announced")
+        fault.point("serve.offered")
+
+    def _welcome(self) -> None:
+        """The first message of our first turn; says which journal offset the records will be sent from."""
+        if self._greeted:
+            return
+        self._greeted = True
+        uuid = install.uuid(self.spool)
+        self.cursor = self.hello["cursor"]
+        if uuid != self.hello.get("root_uuid"):
+            self.cursor = 0
+        elif self.cursor > journal.end(self.spool.log):
+            self.notes.append("the journal is shorter than it was; it is sent from its beginning")
+            self.cursor = 0
+        self.pipe.say(
+            "welcome", proto=PROTOCOL, agent=VERSION, serial=SERIAL, digest=_digest(), capabilities=CAPABILITIES,
+            root_uuid=uuid, cursor=self.cursor, python="%d.%d.%d" % sys.version_info[:3], host=os.uname()[1],
+            notes=self.notes)
+
+    # -- turns 2 and 3 ---------------------------------------------------------------------------------------------
+
+    def _turn_2(self, receiver: receive.Receiver) -> None:
+        self._welcome()
+        with self.pipe.working():
+            answers = receiver.consider(self.jobs)
+        self.jobs = []  # the receiver keeps those still open
+        for answer in answers:
+            self.pipe.send(answer)
+        self.pipe.say("end")
+
+    def _turn_3(self, receiver: receive.Receiver) -> None:
+        try:
+            while self._take(receiver):
+                pass
+        finally:
+            receiver.flush()
+        fault.point("serve.received")
+
+    def _take(self, receiver: receive.Receiver) -> bool:
+        item = self.pipe.message()
+        if item["m"] == "blob":
+            receiver.blob(item, self.pipe.data)
+        elif item["m"] == "commit":
+            receiver.commit(offers.key_of(item))
+        elif item["m"] == "skip":
+            receiver.skip(offers.key_of(item))
+        return bool(item["m"] != "end")
+
+    # -- turn 4 ----------------------------------------------------------------------------------------------------
+
+    def _turn_4(self, receiver: "Any") -> "List[deliver.Listing]":
+        with self.pipe.working():
+            note = self._configure()
+            self._request_operations()
+            report = self._pump()
+            fault.point("serve.pumped")
+        self._welcome()
+        if note:
+            self.pipe.say("note", text=note)
+        self._acknowledge(receiver)
+        for operation in self.operations:
+            self.pipe.say("op_done", id=operation["id"], note=report.get("operations", {}).get(operation["id"], ""))
+        self.pipe.say("pump", **report)
+        self.pipe.say("status", **self._status(report))
+        self._send_log()
+        listed = self._send_listings() if self.hello["want_results"] else []
+        self.pipe.say("end")
+        return listed
+
+    def _configure(self) -> str:
+        config = self.hello.get("config")
+        if not isinstance(config, dict):
+            return ""
+        return settings.offer(self.spool, config, self.hello["ledger"], self.hello.get("take_caps") is True)
+
+    def _request_operations(self) -> None:
+        from . import operations
+        for operation in self.operations:
+            operations.request(self.spool, {key: operation[key] for key in ("id", "op", "job", "attempt")})
+            fault.point("serve.operation")
+
+    def _pump(self) -> "Dict[str, Any]":
+        """What the pump did. Its failure is news for the client, not the end of the session."""
+        from . import pump
+        try:
+            return pump.pump(self.spool, "sync", PUMP_BUDGET)
+        except (SpoolError, journal.JournalError, OSError) as error:
+            return {"error": str(error)}
+
+    def _acknowledge(self, receiver: "Any") -> None:
+        for job, attempt in receiver.acked if receiver else ():
+            self.pipe.say("acked", job=job, attempt=attempt)
+        for (job, attempt), why in receiver.refused if receiver else ():
+            self.pipe.say("refuse", job=job, attempt=attempt, why=why)
+
+    def _status(self, report: "Dict[str, Any]") -> "Dict[str, Any]":
+        counts = {state: len(self.spool.entries(state)) for state in ("held", "submitting", "submitted")}
+        stalled = report.get("stalled_since") or ""
+        return dict(counts, waiting=self.spool.count_waiting(), stalled_since=stalled)
+
+    def _send_log(self) -> None:
+        for start, to, lines, ended in deliver.log_pieces(self.spool.log, self.cursor):
+            self.pipe.say("log", **{"from": start, "to": to, "size": len(lines)})
+            self._send_data(lines)
+            self.ended += ended
+
+    def _send_data(self, data: bytes) -> None:
+        for start in range(0, len(data), wire.CHUNK):
+            self.pipe.send(wire.frame(wire.DATA, data[start:start + wire.CHUNK]))
+
+    def _send_listings(self) -> "List[deliver.Listing]":
+        listed: "List[deliver.Listing]" = []
+        seen: "Set[Key]" = set()
+        fetch = {(job, attempt): patterns for job, attempt, patterns in self.hello["fetch"]}
+        wanted = list(fetch) + [tuple(pair) for pair in self.hello["results"]] + self.ended
+        for job, attempt in wanted:
+            if (job, attempt) in seen or not offers.JOB.match(job):
+                continue
+            seen.add((job, attempt))
+            with self.pipe.working():
+                found = deliver.listing(self.spool, (job, attempt), self.hello["ledger"], fetch.get((job, attempt)))
+            if found:
+                listed.append(found)
+                self.pipe.send(found.message())
+        return listed
+
+    # -- turns 5 and 6 ---------------------------------------------------------------------------------------------
+
+    def _turn_5(self, listed: "List[deliver.Listing]") -> "List[Tuple[deliver.Listing, int]]":
+        offered = {found.key: found for found in listed}
+        wanted = []
+        while True:
+            item = self.pipe.message()
+            if item["m"] == "end":
+                break
+            found = offered.get(offers.key_of(item)) if item["m"] == "want" else None
+            indices = item.get("files")
+            if found is None or not isinstance(indices, list):
+                raise wire.WireError("results were asked for that were not listed")
+            for index in indices:
+                if not isinstance(index, int) or not 0 <= index < len(found.files):
+                    raise wire.WireError("a result file was asked for that was not listed")
+                wanted.append((found, index))
+        fault.point("serve.wanted")
+        return wanted
+
+    def _turn_6(self, listed: "List[deliver.Listing]", wanted: "List[Tuple[deliver.Listing, int]]") -> None:
+        for found, index in wanted:
+            deliver.send_file(self.pipe.send, found, index)
+
+
+def _check_hello(hello: "Dict[str, Any]") -> None:
+    """Fill in what an older client leaves out; raises WireError for what makes no sense."""
+    for key, default in (("ledger", ""), ("cursor", 0), ("jobs", 0), ("ops", 0), ("results", []),
+                         ("fetch", []), ("want_results", False)):
+        value = hello.setdefault(key, default)
+        if not isinstance(value, type(default)):
+            raise wire.WireError("a hello whose %s is not what it should be" % key)
+    if hello["cursor"] < 0 or len(hello["results"]) > MAX_WANTED:
+        raise wire.WireError("a hello with a cursor or results out of bounds")
+    for item in hello["results"]:
+        if not isinstance(item, list) or len(item) != 2:
+            raise wire.WireError("a hello whose results are not pairs")
+        offers.key_of({"job": item[0], "attempt": item[1]})
+    for item in hello["fetch"]:
+        if not isinstance(item, list) or len(item) != 3 or not offers.are_patterns(item[2]):
+            raise wire.WireError("a hello whose fetch makes no sense")
+        offers.key_of({"job": item[0], "attempt": item[1]})
+
+
+def check_operation(operation: "Dict[str, Any]") -> None:
+    """Raises WireError where an operation is none."""
+    from . import operations
+    wrong = operations.check(operation)
+    if wrong:
+        raise wire.WireError(wrong)
+
+
+def _digest() -> str:
+    """The name of the agent that serves: the first 12 digits of its file's hash, where it is a deployed one."""
+    from . import launch
+    name = os.path.basename(launch.own_path())
+    return name[:-4] if name.endswith(".pyz") else ""
