@@ -1,0 +1,8 @@
+"""`python -m chasqui_client`: the same as the command `chasqui`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

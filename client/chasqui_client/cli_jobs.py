@@ -1,0 +1,242 @@
+"""The verbs that read and write the ledger alone: add, status, list, show, logs, retry, cancel, hold, release."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from chasqui_agent import wire
+
+from . import api, errors, select, states
+from .command import Command, add_selection, as_of, count, number, place, reason, size
+from .jobs import Asked, read_list
+from .ledger import Job
+from .verbs import Verb, no_arguments
+
+# -- add ---------------------------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="*", metavar="DIR", help="a job's folder")
+    parser.add_argument("--from", dest="list", metavar="FILE", help="more folders, one a line; - is standard input")
+    parser.add_argument("--script", default="", metavar="FILE",
+                        help="the job's script: a file of each folder, else one from here for all"
+                             " (default: the only one of job.sh run.sh submit.sh *.pbs *.qsub)")
+    parser.add_argument("--template", default="", metavar="NAME", help="make the script: vasp, plain, or one of yours")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a value for the template")
+    for kind, text in (("inputs", "files to upload (default: all)"), ("exclude", "files to leave where they are"),
+                       ("outputs", "files to fetch (default: new or changed ones)")):
+        parser.add_argument("--" + kind, action="append", metavar="GLOB", help=text + "; ** goes into folders")
+    parser.add_argument("--name", default="", help="the job's name (default: the folder's)")
+    parser.add_argument("--priority", type=int, metavar="N", help="-499 to 500; higher goes first (default 0)")
+    parser.add_argument("--max-file", type=int, metavar="BYTES", help="bigger results stay there until asked for")
+    parser.add_argument("--follow", action="store_true", default=None, help="take what symlinked folders hold")
+    parser.add_argument("--rerun", action="store_true", default=None, help="the scheduler may run it a second time")
+    parser.add_argument("--again", action="store_true", help="a new job also where the folder has one")
+
+
+def _add(command: Command) -> int:
+    args = command.args
+    folders = [os.fsencode(folder) for folder in args.folders] + (_listed(args.list) if args.list else [])
+    if not folders:
+        raise errors.BadInput("No folders were given.", hint="chasqui add DIR ...")
+    asked = Asked(args.script, args.template, _settings(args.set), _patterns(args.inputs), _patterns(args.exclude),
+                  _patterns(args.outputs), args.name, args.priority, args.max_file, args.follow, args.rerun)
+    added = api.add(command.home, folders, asked, command.remote, args.again)
+    command.data = {"jobs": [{"id": job.id, "name": job.name, "folder": wire.path_text(job.folder)}
+                             for job in added.jobs],
+                    "skipped": len(added.skipped), "files": added.files, "bytes": added.bytes}
+    command.say("%s added, %s, %s" % (count(len(added.jobs), "job"), count(added.files, "file"), size(added.bytes)))
+    if added.skipped:
+        command.say("%s skipped: they have a job already (--again adds another)" % count(len(added.skipped), "folder"))
+    if added.jobs:
+        command.say("next: chasqui sync")
+    return 0
+
+
+def _listed(name: str) -> list[bytes]:
+    try:
+        if name == "-":
+            return read_list(sys.stdin.buffer.read())
+        with open(name, "rb") as stream:
+            return read_list(stream.read())
+    except OSError as error:
+        raise errors.BadInput("%s: %s" % (name, errors.describe(error))) from error
+
+
+def _settings(words: list[str]) -> dict[str, str]:
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise errors.BadInput("--set %s is not KEY=VALUE" % wire.printable(word))
+        settings[key.strip()] = value
+    return settings
+
+
+def _patterns(given: list[str] | None) -> tuple[str, ...] | None:
+    return None if given is None else tuple(given)
+
+
+# -- status, list, show, logs ------------------------------------------------------------------------------------------
+
+
+def _status(command: Command) -> int:
+    found = api.status(command.home, command.args.remote)
+    command.data = {"remotes": found}
+    if not found:
+        raise errors.NoConfig(path=command.home.config_path)
+    for remote in found:
+        command.say("%s: %s" % (remote["remote"], as_of(remote["synced"])))
+        command.table([("  " + state.lower(), number(amount)) for state, amount in remote["counts"].items()]
+                      or [("  no jobs", "")])
+        _status_notes(command, remote)
+    return 0
+
+
+def _status_notes(command: Command, remote: dict[str, Any]) -> None:
+    pump = (remote["agent"] or {}).get("pump") or {}
+    for key, text in (("stalled_since", "had stalled since"), ("refused", "refused, in the scheduler's words:"),
+                      ("note", "the pump says:")):
+        if pump.get(key):
+            command.say("  %s %s" % (text, pump[key]))
+    news = [count(remote[key], noun) + after for key, noun, after in (
+        ("to_upload", "job", " to upload"), ("operations", "request", " to send"),
+        ("results_wanted", "job", "'s results to fetch")) if remote[key]]
+    if news:
+        command.say("  next: chasqui sync  (%s)" % ", ".join(news))
+
+
+def _list(command: Command) -> int:
+    found = api.find(command.home, command.selection())
+    command.data = {"jobs": [api.as_dict(job) for job in found]}
+    with api.open_ledger(command.home) as ledger:
+        short = select.short_ids(ledger)
+        synced = {job.remote: ledger.remote_state(job.remote).synced for job in found}
+    if not found:
+        command.say("no jobs")
+        return 0
+    for remote, stamp in synced.items():
+        command.say("# %s: %s" % (remote, as_of(stamp)))
+    command.table([(short[job.id], job.name, job.state, reason(job), place(job.folder)) for job in found])
+    return 0
+
+
+_SHOWN = ("id", "name", "remote", "folder", "state", "why", "exit", "signal", "attempt", "pbs", "results",
+          "results_state", "added")
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="id, its beginning, name or folder")
+
+
+def _show(command: Command) -> int:
+    found = api.show(command.home, command.args.job)
+    command.data = found
+    command.table([(key, str(found[key])) for key in _SHOWN if found[key] not in (None, "")])
+    command.say("inputs        %s, %s" % (count(len(found["inputs"]), "file"),
+                                          size(sum(item["size"] for item in found["inputs"]))))
+    for item in found["result_files"]:
+        text = "result        %s  %s  %s %s" % (item["path"], size(item["size"]), item["state"], item["why"])
+        command.say(text.rstrip())
+    for attempt in found["attempts"]:
+        command.say("attempt %-5d %s" % (attempt["attempt"], " ".join(
+            "%s %s" % (key, attempt[key]) for key in ("state", "pbs", "exit", "started", "ended", "why")
+            if attempt[key] not in (None, ""))))
+    for event in found["events"]:
+        arrow = "%s -> %s" % (event["old"], event["new"]) if event["new"] else ""
+        text = "%s  #%d %s  %s  %s" % (event["at"], event["attempt"], event["event"], arrow, event["why"])
+        command.say(text.rstrip())
+    return 0
+
+
+_ON_CLUSTER = (states.SUBMITTED, states.RUNNING)
+
+
+def _logs_arguments(parser: argparse.ArgumentParser) -> None:
+    _show_arguments(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="ask the cluster, and go on until the job ends")
+
+
+def _logs(command: Command) -> int:
+    with api.open_ledger(command.home) as ledger:
+        job = select.find(ledger, select.Selection((command.args.job,)))[-1]
+        logs = [item for item in ledger.result_files(job.id, job.attempt)
+                if item.kind == "log" and item.state == "HERE"]
+    if command.args.follow and not job.ended:
+        from .results import follow_logs
+        return int(follow_logs(command.home, command.config.remote(job.remote), job))
+    command.data = {"id": job.id, "state": job.state, "logs": []}
+    for item in logs:
+        text = _log_text(os.path.join(job.results_path, item.path))
+        command.data["logs"].append({"path": wire.path_text(item.path), "text": text})
+        command.say("==> %s" % place(os.path.join(job.results_path, item.path)))
+        command.raw(text if text.endswith("\n") or not text else text + "\n")
+    if not logs:
+        raise errors.BadInput("%s is %s and its output is not here." % (job.name, job.state),
+                              hint="chasqui logs -f %s" % job.id[:8] if job.state in _ON_CLUSTER else "chasqui sync")
+    return 0
+
+
+def _log_text(path: bytes) -> str:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read().decode("utf-8", "replace")
+    except OSError as error:
+        raise errors.BadInput("%s: %s" % (place(path), errors.describe(error))) from error
+
+
+# -- retry, cancel, hold, release --------------------------------------------------------------------------------------
+
+
+def _retry(command: Command) -> int:
+    found = api.retry(command.home, command.confirmed_selection())
+    command.data = {"jobs": [api.as_dict(job) for job in found]}
+    command.say("%s will be tried again" % count(len(found), "job") if found else "no jobs")
+    if found:
+        command.say("next: chasqui sync")
+    return 0
+
+
+def _operation(operation: Callable[..., tuple[list[Job], list[Job]]], done_word: str) -> Callable[[Command], int]:
+    def run(command: Command) -> int:
+        done, later = operation(command.home, command.confirmed_selection())
+        command.data = {"done": [job.id for job in done], "to_send": [job.id for job in later]}
+        if done:
+            command.say("%s %s" % (count(len(done), "job"), done_word))
+        if later:
+            command.say("%s will be %s by the next sync\nnext: chasqui sync" % (count(len(later), "job"), done_word))
+        if not done and not later:
+            command.say("no jobs")
+        return 0
+    return run
+
+
+def _reading(parser: argparse.ArgumentParser) -> None:
+    add_selection(parser, confirm=False)
+
+
+_STATES = "States: %s." % ", ".join(states.STATES)
+
+VERBS = {
+    "add": Verb("Make jobs of folders: all of them, or none. Nothing is sent before `chasqui sync`.\n"
+                "A job.toml in the folder can say the same as the options here.",
+                "  chasqui add runs/* --script job.pbs\n"
+                "  chasqui add runs/* --template vasp --set cpus=32 --set walltime=12:00:00", _add_arguments, _add),
+    "status": Verb("How many jobs are in which state, as of the last sync.", "  chasqui status", no_arguments, _status),
+    "list": Verb("Jobs, one a line: id, name, state, why, folder. As of the last sync.\n" + _STATES,
+                 "  chasqui list --state FAILED,LOST", _reading, _list),
+    "show": Verb("Everything the ledger knows of a job: state, reason, attempts, events, files.",
+                 "  chasqui show kx3f", _show_arguments, _show),
+    "logs": Verb("A job's standard output and error.", "  chasqui logs kx3f\n  chasqui logs -f kx3f",
+                 _logs_arguments, _logs),
+    "retry": Verb("A new attempt of ended jobs, in a fresh folder, with their inputs as they are on disk now.",
+                  "  chasqui retry --state FAILED,LOST && chasqui sync", add_selection, _retry),
+    "cancel": Verb("Take jobs back. What the cluster already has is cancelled by the next sync.",
+                   "  chasqui cancel kx3f && chasqui sync", add_selection, _operation(api.cancel, "cancelled")),
+    "hold": Verb("Keep jobs out of the queue until `chasqui release`.", "  chasqui hold --name 'Fe*' && chasqui sync",
+                 add_selection, _operation(api.hold, "held")),
+    "release": Verb("Let held jobs go on.", "  chasqui release --all --yes && chasqui sync", add_selection,
+                    _operation(api.release, "released")),
+}

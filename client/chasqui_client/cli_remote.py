@@ -1,0 +1,294 @@
+"""The verbs that talk to a cluster: init, login, logout, sync, results, doctor, agent."""
+
+import argparse
+import sys
+import time
+
+from chasqui_agent import wire
+
+from . import api, config, errors, states
+from .command import Command, add_selection, count, number, place, size
+from .exchange import SyncOptions, SyncReport
+from .ledger import Job, ResultFile
+from .verbs import Verb
+
+_ON_CLUSTER = (states.UPLOADED, states.SUBMITTED, states.RUNNING)
+_AGENT_VERBS = ("deploy", "status", "pump", "log", "remove")
+
+
+# -- init, login, logout, doctor ---------------------------------------------------------------------------------------
+
+
+def _init_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="what you will call it")
+    parser.add_argument("--host", required=True, help="an ssh alias, user@host, ssh://user@host:port, or local")
+    parser.add_argument("--root", default="", metavar="DIR", help="the relay's folder there (default ~/chasqui)")
+
+
+def _init(command: Command) -> int:
+    args = command.args
+    written = config.init(command.home, args.name, args.host, args.root)
+    remote = written.remotes[args.name]
+    command.data = {"path": str(written.path), "remote": args.name}
+    command.say("wrote %s  (caps: %d running, %d queued; change them there)"
+                % (written.path, remote.caps.max_running, remote.caps.max_queued))
+    command.say("next: chasqui doctor" + ("" if len(written.remotes) == 1 else " --remote %s" % args.name))
+    return 0
+
+
+def _named_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="which cluster (default: --remote, else the only one)")
+
+
+def _named(command: Command) -> config.Remote:
+    return command.config.remote(command.args.name or command.args.remote)
+
+
+def _login(command: Command) -> int:
+    from . import ssh
+    remote = _named(command)
+    command.data = {"remote": remote.name, "connected": True}
+    if remote.is_local:
+        command.say("%s: nothing to log in to, it is this computer" % remote.name)
+        return 0
+    ssh.login(command.home.create(), remote)
+    command.say("%s: connected" % remote.name)
+    return 0
+
+
+def _logout(command: Command) -> int:
+    from . import ssh
+    remote = _named(command)
+    was_open = not remote.is_local and ssh.logout(command.home, remote)
+    command.data = {"remote": remote.name, "connected": False}
+    command.say("%s: %s" % (remote.name, "connection closed" if was_open else "there was no connection"))
+    return 0
+
+
+def _doctor(command: Command) -> int:
+    from . import doctor
+    remote = _named(command)
+    report = doctor.run(command.home.create(), remote, say=command.say, interactive=command.interactive)
+    command.data = {"remote": remote.name, "rungs": report}
+    return 0
+
+
+# -- sync --------------------------------------------------------------------------------------------------------------
+
+
+def _sync_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="contact nothing, list what would go")
+    parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="again and again until nothing is left to do")
+    parser.add_argument("--no-results", action="store_true", help="leave results there")
+    parser.add_argument("--no-deploy", action="store_true", help="don't install or replace the agent")
+    parser.add_argument("--take-caps", action="store_true", help="replace caps that another computer set")
+    parser.add_argument("--fail", action="store_true", help="exit 3 if jobs failed")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e6:
+        raise ValueError(text)
+    return seconds
+
+
+def _sync(command: Command) -> int:
+    args = command.args
+    options = SyncOptions(dry_run=args.dry_run, download=not args.no_results, deploy=not args.no_deploy,
+                          take_caps=args.take_caps, interactive=command.interactive, progress=not args.json)
+    reports = [api.run_sync(command.home, command.remote, options)]
+    _tell(command, reports[-1])
+    while args.watch and not args.dry_run and _left(command, reports[-1], options):
+        time.sleep(args.watch)
+        reports.append(api.run_sync(command.home, command.remote, options))
+        if _news(reports[-1]) != _news(reports[-2]):
+            _tell(command, reports[-1])
+    command.data = {**reports[-1].as_dict(), "syncs": len(reports)}
+    return 3 if args.fail and any(report.jobs_failed for report in reports) else 0
+
+
+def _left(command: Command, report: SyncReport, options: SyncOptions) -> bool:
+    """Whether another sync may bring news: a job that is neither held nor ended, or results not here yet."""
+    waiting = set(states.OPEN) - {states.HELD, states.BLOCKED, states.PREPARED}
+    if any(amount for state, amount in report.counts.items() if state in waiting):
+        return True
+    with api.open_ledger(command.home) as ledger:
+        return options.download and bool(ledger.results_wanted(report.remote))
+
+
+def _news(report: SyncReport) -> dict[str, object]:
+    """A report without what differs every time."""
+    return {**report.as_dict(), "timestamp": ""}
+
+
+def _tell(command: Command, report: SyncReport) -> None:
+    """The summary: what happened, what failed, what comes next."""
+    for note in report.notes:
+        command.say(note)
+    for item in report.changed_inputs:
+        command.say("changed since add: %s  (%s, %s)" % (item["path"], item["name"], item["why"]))
+    if report.dry_run:
+        _tell_plan(command, report)
+        return
+    if report.deployed:
+        command.say("agent installed in %s" % report.deployed)
+    command.say(_numbers(report))
+    for item in report.refused:
+        command.say("not taken: %s: %s" % (item["job"], item["why"]))
+    if report.stalled_since:
+        command.say("the relay had stalled since %s; this sync started it again" % report.stalled_since)
+    _tell_results(command, report)
+    _tell_next(command, report)
+
+
+def _numbers(report: SyncReport) -> str:
+    counts = report.counts
+    live = counts.get(states.SUBMITTED, 0) + counts.get(states.RUNNING, 0)
+    amounts = {
+        "submitted": report.submitted, "completed": report.completed, "failed": report.failed, "lost": report.lost,
+        "rejected": report.rejected, "cancelled": report.cancelled, "waiting": counts.get(states.UPLOADED, 0),
+        "in the scheduler": live, "held": counts.get(states.HELD, 0)}
+    said = ["uploaded " + count(report.uploaded, "job")] if report.uploaded else []
+    said += ["%s %s" % (word, number(amount)) for word, amount in amounts.items() if amount]
+    return " · ".join(said) or "nothing new"
+
+
+def _tell_plan(command: Command, report: SyncReport) -> None:
+    command.table([("would upload", item["name"], count(item["files"], "file"), size(item["bytes"]), item["folder"])
+                   for item in report.would_upload])
+    total = sum(item["bytes"] for item in report.would_upload)
+    command.say("%s, %s; nothing was contacted" % (count(len(report.would_upload), "job"), size(total)))
+
+
+def _tell_results(command: Command, report: SyncReport) -> None:
+    if report.results_files:
+        brought = count(report.results_files, "file"), size(report.results_bytes)
+        whose = "results of %s" % count(report.results_jobs, "job") if report.results_jobs else "results"
+        command.say("%s verified: %s, %s" % (whose, *brought))
+    for item in report.left_out[:20]:
+        command.say("left there: %s of %s (%s, %s); chasqui results %s --get '%s' fetches it"
+                    % (item["path"], item["job"][:8], size(item["size"]), item["why"], item["job"][:8], item["path"]))
+    if len(report.left_out) > 20:
+        command.say("left there: %s more; chasqui results --state COMPLETED lists them"
+                    % count(len(report.left_out) - 20, "file"))
+
+
+def _tell_next(command: Command, report: SyncReport) -> None:
+    bad = [state for state, amount in ((states.FAILED, report.failed), (states.LOST, report.lost),
+                                       (states.REJECTED, report.rejected)) if amount]
+    if any(item["why"].endswith("not uploaded") for item in report.changed_inputs):
+        command.say("next: put back what is missing, then: chasqui sync    (or take the job back: chasqui cancel JOB)")
+    elif bad:
+        command.say("next: chasqui list --state %s" % ",".join(bad))
+    elif not getattr(command.args, "watch", None) and any(report.counts.get(state) for state in _ON_CLUSTER):
+        command.say("You can close the laptop; the cluster goes on alone. next: chasqui sync")
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def _results_arguments(parser: argparse.ArgumentParser) -> None:
+    add_selection(parser, confirm=False)
+    parser.add_argument("--get", action="append", metavar="GLOB", help="fetch results that were left there")
+
+
+def _results(command: Command) -> int:
+    found = api.find(command.home, command.selection(), nothing_is_all=False)
+    if command.args.get:
+        return _get(command, {job.id: tuple(command.args.get) for job in found})
+    command.data = {"jobs": []}
+    with api.open_ledger(command.home) as ledger:
+        for job in found:
+            offered = ledger.result_files(job.id, job.attempt)
+            _tell_files(command, job, offered)
+            command.data["jobs"].append({
+                "id": job.id, "name": job.name, "state": job.state, "results": wire.path_text(job.results_path),
+                "results_state": job.results_state,
+                "files": [{"path": wire.path_text(f.path), "size": f.size, "state": f.state, "why": f.why}
+                          for f in offered]})
+    return 0
+
+
+def _tell_files(command: Command, job: Job, offered: list[ResultFile]) -> None:
+    here = [f for f in offered if f.state == "HERE"]
+    command.say("%s  %s  %s  %s in %s" % (job.id[:8], job.name, job.results_state.lower(), count(len(here), "file"),
+                                          place(job.results_path)))
+    for f in offered:
+        if f.state != "HERE":
+            path = wire.path_text(f.path)
+            command.say("          left there: %s  %s  %s; chasqui results %s --get '%s'"
+                        % (path, size(f.size), f.why, job.id[:8], path))
+
+
+def _get(command: Command, fetch: dict[str, tuple[str, ...]]) -> int:
+    with api.open_ledger(command.home) as ledger:
+        remotes = {job.remote for job_id in fetch if (job := ledger.job(job_id))}
+    reports = []
+    for name in sorted(remotes):
+        options = SyncOptions(interactive=command.interactive, progress=not command.args.json, fetch=fetch)
+        reports.append(api.run_sync(command.home, command.config.remote(name), options))
+        _tell(command, reports[-1])
+    command.data = {"syncs": [report.as_dict() for report in reports]}
+    return 0
+
+
+# -- agent -------------------------------------------------------------------------------------------------------------
+
+
+def _agent_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=_AGENT_VERBS, metavar="|".join(_AGENT_VERBS))
+    parser.add_argument("-f", "--follow", action="store_true", help="log: go on as it grows")
+    parser.add_argument("--purge", action="store_true", help="remove: the work folders too, with every result in them")
+
+
+def _agent(command: Command) -> int:
+    from . import deploy
+    args, remote = command.args, command.remote
+    if args.what == "deploy":
+        where = deploy.deploy(command.home.create(), remote, interactive=command.interactive)
+        command.data = {"remote": remote.name, "agent": where}
+        command.say("%s: agent installed in %s" % (remote.name, where))
+        return 0
+    words = {"status": ["status", "--json"] if args.json else ["status"], "pump": ["pump"],
+             "log": ["log", "-f"] if args.follow else ["log"],
+             "remove": ["remove", "--purge"] if args.purge else ["remove"]}[args.what]
+    return _agent_says(command, remote, words)
+
+
+def _agent_says(command: Command, remote: config.Remote, words: list[str]) -> int:
+    """Run one of the agent's own verbs there and pass on what it says, line by line, made harmless."""
+    from . import deploy
+    lines: list[str] = []
+
+    def line(text: str) -> None:
+        lines.append(text)
+        command.say(text)
+        sys.stdout.flush()
+
+    code = deploy.agent_command(command.home, remote, words, line, interactive=command.interactive)
+    command.data = {"remote": remote.name, "lines": lines}
+    if words[0] == "remove" and not code:
+        command.say("%s: the agent is gone%s" % (remote.name, "" if len(words) > 1 else "; work/ is still there"))
+    if code:
+        raise errors.RemoteRefused("%s: the agent's `%s` ended with %d." % (remote.name, words[0], code),
+                                   hint="chasqui agent status --remote %s" % remote.name)
+    return 0
+
+
+VERBS = {
+    "init": Verb("Name a cluster: adds it to config.toml, with every default written out.",
+                 "  chasqui init hpc --host jane@login.hpc.example.edu\n  chasqui init here --host local",
+                 _init_arguments, _init),
+    "login": Verb("Open the connection. ssh asks for what it needs, here and nowhere else; it stays open for 8 hours.",
+                  "  chasqui login hpc", _named_arguments, _login),
+    "logout": Verb("Close the connection. The relay goes on alone.", "  chasqui logout hpc", _named_arguments, _logout),
+    "doctor": Verb("Find out what does not work: name, port, host key, login, shell, python, disk, scheduler, a job;"
+                   "\nstops at the first that fails and says what to type.", "  chasqui doctor hpc",
+                   _named_arguments, _doctor),
+    "sync": Verb("Hand over what is new, bring home what is finished. One ssh command.",
+                 "  chasqui sync\n  chasqui sync --watch 60 --fail", _sync_arguments, _sync),
+    "results": Verb("Where results are and what was left on the cluster; --get fetches that.",
+                    "  chasqui results kx3f --get WAVECAR", _results_arguments, _results),
+    "agent": Verb("The relay on the cluster. `remove` refuses while anything waits or runs; work/ goes with --purge.",
+                  "  chasqui agent status\n  chasqui agent remove", _agent_arguments, _agent),
+}

@@ -1,0 +1,336 @@
+"""config.toml and the folder it lives in: $CHASQUI_HOME (default ~/.chasqui, 0700).
+
+    default_remote = "hpc"
+    [jobs]                       defaults for every job: inputs, exclude, outputs, priority, max_file
+    [remotes.NAME]               host, root, work_root, python, ssh_config, ssh_options, scheduler
+    [remotes.NAME.caps]          max_queued, max_running, max_total
+    [remotes.NAME.settings]      query_interval, grace, lease (seconds)
+    [remotes.NAME.templates.T]   values for the placeholders of template T
+
+Every key has a default but `host`. A key that is not known is an error: a cap with a typo must not be no cap.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chasqui_agent import wire
+
+from . import errors
+from .tables import Table, read_toml
+
+LOCAL = "local"
+MAX_FILE = 100 * 10 ** 6  # bytes; bigger results stay on the cluster until asked for
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
+_ROOT = re.compile(r"[A-Za-z0-9_./~+@%,=:-]+\Z")  # the root stands unquoted in a line that four shells must read alike
+_SSH_OPTION = re.compile(r"[A-Za-z]+=[^\0\r\n]*\Z")
+
+
+@dataclass(frozen=True)
+class Caps:
+    """How many jobs the relay may have in the scheduler at once."""
+
+    max_queued: int = 40
+    max_running: int = 30
+    max_total: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Seconds the agent goes by; see the agent's README for what each is."""
+
+    query_interval: float = 30
+    grace: float = 300
+    lease: float = 600
+
+
+@dataclass(frozen=True)
+class JobDefaults:
+    """What a job gets where neither the command line, job.toml nor the template says anything."""
+
+    inputs: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    priority: int = 0
+    max_file: int = MAX_FILE
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A named cluster. host "local" is this computer: a child process instead of ssh."""
+
+    name: str
+    host: str
+    root: str = "~/chasqui"
+    work_root: str = ""
+    python: str = "auto"
+    ssh_config: str = ""
+    ssh_options: tuple[str, ...] = ()
+    scheduler: str = "auto"
+    caps: Caps = field(default_factory=Caps)
+    settings: Settings = field(default_factory=Settings)
+    templates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def is_local(self) -> bool:
+        return self.host == LOCAL
+
+    def agent_config(self) -> dict[str, float]:
+        """Caps and settings as the session's hello carries them, without the revision; 0 is no cap of its own."""
+        return {**vars(self.caps), **vars(self.settings), "max_total": self.caps.max_total or 0}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole config.toml."""
+
+    path: Path
+    remotes: Mapping[str, Remote] = field(default_factory=dict)
+    default_remote: str = ""
+    jobs: JobDefaults = field(default_factory=JobDefaults)
+
+    def remote(self, name: str | None = None) -> Remote:
+        """The remote `name`, else the default, else the only one. Raises UnknownRemote, SeveralRemotes, NoConfig."""
+        wanted = name or self.default_remote
+        if not wanted and len(self.remotes) == 1:
+            return next(iter(self.remotes.values()))
+        if not self.remotes and not name:
+            raise errors.NoConfig(path=self.path)
+        if not wanted:
+            raise errors.SeveralRemotes(known=", ".join(self.remotes))
+        if wanted not in self.remotes:
+            raise errors.UnknownRemote(name=wire.printable(wanted), known=", ".join(self.remotes) or "none")
+        return self.remotes[wanted]
+
+
+class Home:
+    """The client's own folder; `ledger_path` may be elsewhere for users of the API."""
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, ledger_path: Path | None = None) -> None:
+        """path: default $CHASQUI_HOME, else ~/.chasqui. Touches nothing on the disk."""
+        chosen = path or os.environ.get("CHASQUI_HOME") or "~/.chasqui"
+        self.path = Path(os.path.abspath(os.path.expanduser(chosen)))
+        self.config_path = self.path / "config.toml"
+        self.ledger_path = ledger_path or self.path / "jobs.db"
+        self.templates = self.path / "templates"
+
+    def create(self) -> "Home":
+        """Make the folder, private. Raises HomeUnusable."""
+        try:
+            self.path.mkdir(0o700, parents=True, exist_ok=True)
+            if self.path.stat().st_mode & 0o077:
+                self.path.chmod(0o700)
+        except OSError as error:
+            raise errors.HomeUnusable(path=self.path, message=errors.describe(error)) from error
+        return self
+
+    def config(self) -> Config:
+        """Read config.toml; without one, a configuration without remotes. Raises BadConfig."""
+        try:
+            text = self.config_path.read_bytes().decode("utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return Config(self.config_path)
+        except OSError as error:
+            raise errors.BadConfig(errors.describe(error), where=self.config_path) from error
+        except UnicodeDecodeError as error:
+            raise errors.BadConfig("not UTF-8 text", where=self.config_path) from error
+        return parse(text, self.config_path)
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def check_host(host: str) -> str:
+    """`host` as it may stand on ssh's command line. Raises BadHost.
+
+    A host beginning with "-" would be read as an option (ssh's -oProxyCommand runs anything).
+    """
+    def bad(why: str) -> errors.BadHost:
+        return errors.BadHost(why, host=wire.printable(host))
+
+    if not host:
+        raise bad("it is empty")
+    if not host.isprintable() or any(c.isspace() for c in host):
+        raise bad("it holds spaces or control characters")
+    bare = host.removeprefix("ssh://").rpartition("@")[2]
+    if host.startswith("-") or bare.startswith("-"):
+        raise bad('it begins with "-"')
+    if not bare or any(c in "\"'`$;&|<>(){}\\" for c in host):
+        raise bad("it holds characters no host name has")
+    return host
+
+
+def check_root(root: str) -> str:
+    """`root` as it may stand unquoted in the remote command. Raises BadInput."""
+    if not _ROOT.match(root) or root.startswith("-") or ".." in root.split("/"):
+        allowed = "letters, digits and _./~+@%,=:- only, no .. and no - in front"
+        raise errors.BadInput("%s: a folder there may hold %s" % (wire.printable(root), allowed))
+    return root
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.match(name):
+        raise errors.BadInput("the name of a remote has letters, digits, - and _, at most 64 characters")
+    return name
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def parse(text: str, path: Path) -> Config:
+    """A Config from the text of `path`. Raises BadConfig with file, line where known, and what is wrong."""
+    top = read_toml(text, path)
+    remotes_table = top.table("remotes")
+    remotes = {name: _remote(remotes_table, name) for name in list(remotes_table.values)}
+    default = top.text("default_remote", "")
+    if default and default not in remotes:
+        raise top.bad("default_remote", "there is no [remotes.%s]" % default)
+    jobs = _jobs(top.table("jobs"))
+    top.done("default_remote, jobs, remotes")
+    return Config(path, remotes, default, jobs)
+
+
+def _jobs(table: Table) -> JobDefaults:
+    priority = table.values.pop("priority", 0)
+    if not isinstance(priority, int) or not -499 <= priority <= 500:
+        raise table.bad("priority", "must be a whole number from -499 to 500")
+    jobs = JobDefaults(table.texts("inputs"), table.texts("exclude"), table.texts("outputs"), priority,
+                       table.whole("max_file", MAX_FILE, 0) or 0)
+    table.done("inputs, exclude, outputs, priority, max_file")
+    return jobs
+
+
+def _remote(remotes: Table, name: str) -> Remote:
+    table = remotes.table(name)
+    try:
+        _check_name(name)
+        host = check_host(table.text("host", ""))
+    except errors.BadInput as error:
+        raise table.bad("host" if isinstance(error, errors.BadHost) else "", str(error)) from error
+    options = table.texts("ssh_options")
+    for option in options:
+        if not _SSH_OPTION.match(option):
+            raise table.bad("ssh_options", 'each must look like "Key=value", not %r' % option)
+    remote = Remote(
+        name, host, _root(table, "root", "~/chasqui"), _root(table, "work_root", ""), table.text("python", "auto"),
+        table.text("ssh_config", ""), options, _scheduler(table), _caps(table.table("caps")),
+        _settings(table.table("settings")), _templates(table.table("templates")))
+    table.done("host, root, work_root, python, ssh_config, ssh_options, scheduler, caps, settings, templates")
+    return remote
+
+
+def _root(table: Table, key: str, default: str) -> str:
+    root = table.text(key, default)
+    try:
+        return check_root(root) if root or default else ""
+    except errors.BadInput as error:
+        raise table.bad(key, str(error)) from error
+
+
+def _scheduler(table: Table) -> str:
+    scheduler = table.text("scheduler", "auto")
+    if scheduler not in ("auto", "shell"):
+        raise table.bad("scheduler", 'must be "auto" or "shell"')
+    return scheduler
+
+
+def _caps(table: Table) -> Caps:
+    caps = Caps(table.whole("max_queued", 40) or 0, table.whole("max_running", 30) or 0, table.whole("max_total", None))
+    table.done("max_queued, max_running, max_total")
+    return caps
+
+
+def _settings(table: Table) -> Settings:
+    settings = Settings(table.seconds("query_interval", 30, 0), table.seconds("grace", 300, 0),
+                        table.seconds("lease", 600, 1))
+    table.done("query_interval, grace, lease")
+    return settings
+
+
+def _templates(table: Table) -> dict[str, dict[str, str]]:
+    found = {}
+    for name in list(table.values):
+        values = table.table(name).values
+        for key, value in values.items():
+            if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+                raise table.bad(name, "%s must be text or a number" % key)
+        found[name] = {key: str(value) for key, value in values.items()}
+    return found
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+_HEAD = """\
+# chasqui's configuration. Every line that begins with "#" shows a default; take the "#" away to change it.
+# After a change: chasqui sync   (also with nothing to upload)
+
+#default_remote = ""      # used where no --remote is given; with a single remote it needs no name
+
+#[jobs]                   # defaults for every job; patterns know *, ** and ?
+#inputs = []              # what is uploaded ([]: everything in the folder)
+#exclude = []             # what is neither uploaded nor brought home
+#outputs = []             # what is brought home ([]: files new or changed since the upload)
+#priority = 0             # -499 to 500, higher goes first
+#max_file = 100000000     # bytes; bigger results stay on the cluster until asked for
+"""
+
+_REMOTE = """
+[remotes.{name}]
+host = "{host}"
+{root}
+#work_root = ""           # where jobs run, if not in root/work: scratch, for example
+#python = "auto"          # or the path of a Python 3.6 or newer on the cluster
+#ssh_config = ""          # another ssh config file than ~/.ssh/config
+#ssh_options = []         # such as ["Port=2222", "ProxyJump=gate"]
+#scheduler = "auto"       # or "shell": plain processes, no batch system
+
+[remotes.{name}.caps]
+max_queued = 40           # jobs waiting in the scheduler's queue, at most
+max_running = 30          # jobs running, at most
+#max_total = 70           # both together, at most (no limit of its own by default)
+
+[remotes.{name}.settings]
+#query_interval = 30      # seconds; the scheduler is never asked more often
+#grace = 300              # seconds before a submission whose answer was lost is looked into again
+#lease = 600              # seconds after which a silent agent on another host counts as gone
+
+#[remotes.{name}.templates.vasp]
+#cpus = 16                # values for the template's placeholders
+"""
+
+
+def init(home: Home, name: str, host: str, root: str = "") -> Config:
+    """Add remote `name` to config.toml, making the file with every default written out; returns what it now says.
+
+    Nothing that is there is overwritten. Raises RemoteExists, BadHost, BadConfig (a broken file stays as it is).
+    """
+    _check_name(name)
+    check_root(root or "~/chasqui")
+    check_host(host)
+    old = home.create().config()
+    if name in old.remotes:
+        raise errors.RemoteExists(name=name, path=home.config_path)
+    line = ('root = "%s"' % root) if root else '#root = "~/chasqui"       # the relay\'s folder on the cluster'
+    added = _REMOTE.format(name=name, host=host, root=line)
+    text = home.config_path.read_text("utf-8") if home.config_path.exists() else _HEAD
+    config = parse(text + added, home.config_path)
+    _replace(home.config_path, text + added)
+    return config
+
+
+def _replace(path: Path, text: str) -> None:
+    from chasqui_agent import files
+    target = os.path.realpath(path)  # config.toml is often a link into a repository of dotfiles
+    try:
+        files.replace_file(target, text.encode("utf-8"))
+    except OSError as error:
+        raise errors.HomeUnusable(path=path, message=errors.describe(error), hint=_room(error)) from error
+
+
+def _room(error: OSError) -> str | None:
+    """The hint for a full disk; None for any other error, which keeps its own."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "make room on this disk (df -h), then type the command again" if full else None

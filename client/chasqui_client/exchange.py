@@ -1,0 +1,57 @@
+"""What a sync is asked to do and what it answers; `sync.run` stands between the two."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SyncOptions:
+    """How to sync. interactive: a login may be opened, its prompts going to the user's terminal."""
+
+    dry_run: bool = False
+    download: bool = True
+    deploy: bool = True
+    take_caps: bool = False  # replace caps that another ledger set
+    interactive: bool = False
+    progress: bool = False  # a progress line on standard error
+    wait: float = 10.0  # seconds to wait for another sync of this ledger
+    fetch: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # job -> left-out results to get
+
+
+@dataclass
+class SyncReport:
+    """What one sync did. Numbers are of this sync alone, but for `counts`: all the remote's jobs by state."""
+
+    remote: str = ""
+    timestamp: str = ""
+    dry_run: bool = False
+    deployed: str = ""  # where the agent was installed, if it was
+    uploaded: int = 0
+    uploaded_files: int = 0
+    uploaded_bytes: int = 0
+    submitted: int = 0
+    completed: int = 0
+    failed: int = 0
+    lost: int = 0
+    rejected: int = 0
+    cancelled: int = 0
+    results_jobs: int = 0
+    results_files: int = 0
+    results_bytes: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    stalled_since: str = ""
+    would_upload: list[dict[str, Any]] = field(default_factory=list)  # dry run: id, name, folder, files, bytes
+    changed_inputs: list[dict[str, Any]] = field(default_factory=list)  # job, name, path, why
+    left_out: list[dict[str, Any]] = field(default_factory=list)  # results: job, path, size, why
+    refused: list[dict[str, Any]] = field(default_factory=list)  # jobs the agent did not take: job, why
+    notes: list[str] = field(default_factory=list)  # anything else the user should read, one line each
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    @property
+    def jobs_failed(self) -> int:
+        """Jobs that ended badly in this sync."""
+        return self.failed + self.lost + self.rejected

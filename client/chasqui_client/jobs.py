@@ -1,0 +1,327 @@
+"""From folders to jobs: which script, which inputs, which settings; added all together or not at all.
+
+What is said on the command line wins over the folder's job.toml, that over the template's header, that over [jobs] in
+config.toml. A retry asks the same questions again, of the folder as it is then.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chasqui_agent import spool, wire
+
+from . import errors, inputs, tables, templates
+from .config import Config, Home, JobDefaults, Remote
+from .ledger import InputFile, Job, Ledger
+
+_SCRIPTS = (b"job.sh", b"run.sh", b"submit.sh")
+_SUFFIXES = (b".pbs", b".qsub")
+_MAX_SCRIPT = 1 << 20
+_SHOWN_PROBLEMS = 20
+
+Patterns = tuple[str, ...]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user said of a job, on the command line or in job.toml; None or "" is not said."""
+
+    script: str = ""
+    template: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    inputs: Patterns | None = None
+    exclude: Patterns | None = None
+    outputs: Patterns | None = None
+    name: str = ""
+    priority: int | None = None
+    max_file: int | None = None
+    follow: bool | None = None
+    rerun: bool | None = None
+
+    @classmethod
+    def load(cls, stored: Mapping[str, Any]) -> "Asked":
+        """From a job's options["asked"]."""
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                                  for key, value in stored.items()}
+        return cls(**values)
+
+    def over(self, other: "Asked") -> "Asked":
+        """Both together; where both say something, this one counts."""
+        said = {key: value for key, value in vars(self).items() if value not in (None, "")}
+        if "script" in said or "template" in said:
+            other = replace(other, script="", template="")
+        return replace(other, **{**said, "settings": {**other.settings, **self.settings}})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job as it would be added."""
+
+    folder: bytes
+    name: str
+    priority: int
+    script: bytes
+    options: dict[str, Any]
+    files: list[InputFile]
+
+
+@dataclass
+class Added:
+    """What `add` did: the new jobs, the folders that already had one, and the size of what will go."""
+
+    jobs: list[Job] = field(default_factory=list)
+    skipped: list[bytes] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0
+
+
+class Planner:
+    """Turns folders into plans, for one remote."""
+
+    def __init__(self, home: Home, defaults: JobDefaults, remote: Remote) -> None:
+        self.home, self.defaults, self.remote = home, defaults, remote
+        self.hashes: inputs.Hashes = {}
+
+    def plan(self, folder: bytes, asked: Asked) -> Plan:
+        """What adding `folder` means. Raises BadJob, BadConfig (its job.toml), BadTemplate, MissingFolder."""
+        if not os.path.isdir(folder):
+            raise errors.BadJob("not a folder") if os.path.lexists(folder) else errors.MissingFolder()
+        said = asked.over(_job_toml(folder))
+        if said.script and said.template:
+            raise errors.BadJob("both a script and a template are named")
+        if said.settings and not said.template:
+            raise errors.BadJob("--set fills in a template, and none is named (--template)")
+        template = templates.load(self.home, said.template) if said.template else None
+        scan = self._scan(said, template)
+        files = scan.files(folder)
+        if template and template.patterns.get("inputs") and said.inputs is None and not files:
+            raise errors.BadJob("none of %s is here" % " ".join(template.patterns["inputs"]))
+        script = self._generated(template, said) if template else self._script(folder, said.script)
+        files = _with_script(files, script)
+        options = self._options(asked, said, template)
+        return Plan(folder, _name(folder, said.name), self._priority(said), script.path, options, files)
+
+    def _scan(self, said: Asked, template: templates.Template | None) -> inputs.Scan:
+        return inputs.Scan(self._patterns("inputs", said, template), self._patterns("exclude", said, template),
+                           bool(said.follow), self.hashes)
+
+    def _patterns(self, kind: str, said: Asked, template: templates.Template | None) -> Patterns:
+        own: Patterns | None = getattr(said, kind)
+        if own is None and template:
+            own = template.patterns.get(kind)
+        return getattr(self.defaults, kind) if own is None else own
+
+    def _priority(self, said: Asked) -> int:
+        priority = self.defaults.priority if said.priority is None else said.priority
+        if not -499 <= priority <= 500:
+            raise errors.BadJob("priority %d is not between -499 and 500" % priority)
+        return priority
+
+    def _options(self, asked: Asked, said: Asked, template: templates.Template | None) -> dict[str, Any]:
+        return {
+            "asked": asdict(replace(asked, script=_absolute(asked.script))),
+            "outputs": list(self._patterns("outputs", said, template)),
+            "exclude": list(self._patterns("exclude", said, template)),
+            "max_file": self.defaults.max_file if said.max_file is None else said.max_file,
+            "rerun": bool(said.rerun),
+            "template": said.template,
+        }
+
+    def _generated(self, template: templates.Template, said: Asked) -> InputFile:
+        settings = {**self.remote.templates.get(template.name, {}), **said.settings}
+        return inputs.generated(b"chasqui-%s.sh" % template.name.encode("ascii"), template.render(settings))
+
+    def _script(self, folder: bytes, named: str) -> InputFile:
+        inside = os.fsencode(named) if named else _only_script(folder)
+        path = os.path.normpath(inside)
+        if not os.path.isabs(path) and not path.startswith(b"../") and os.path.isfile(os.path.join(folder, path)):
+            item = inputs.read_input(os.path.join(folder, path), path, self.hashes)
+        else:
+            outside = os.path.abspath(inside)
+            if not os.path.isfile(outside):
+                raise errors.BadJob("there is no script %s, neither in the folder nor here" % wire.printable(named))
+            content = _read_script(outside)
+            item = inputs.generated(os.path.basename(outside), content)
+        if not 0 < item.size <= _MAX_SCRIPT:
+            raise errors.BadJob("%s is not a job script: it has %d bytes" % (_shown(item.path), item.size))
+        return item
+
+
+def _name(folder: bytes, named: str) -> str:
+    """The job's name as text without control characters or broken UTF-8: SQLite and the wire take no others."""
+    if named.isprintable():
+        return named or wire.path_text(os.path.basename(folder)) or "job"
+    return wire.path_text(os.fsencode(named))
+
+
+def _absolute(script: str) -> str:
+    # A script that lies where the command was typed must be found again by a retry typed elsewhere.
+    return os.path.abspath(script) if script and os.path.isfile(script) else script
+
+
+def _read_script(path: bytes) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(_MAX_SCRIPT + 1)
+    except OSError as error:
+        raise errors.BadJob("%s: %s" % (_shown(path), errors.describe(error))) from error
+
+
+def _only_script(folder: bytes) -> bytes:
+    """The one file in `folder` that has a script's name. Raises BadJob for none and for two."""
+    found = [name for name in sorted(os.listdir(folder))
+             if (name in _SCRIPTS or name.endswith(_SUFFIXES)) and os.path.isfile(os.path.join(folder, name))]
+    if not found:
+        raise errors.BadJob("no job script: none of job.sh, run.sh, submit.sh, *.pbs, *.qsub (or --script, --template)")
+    if len(found) > 1:
+        raise errors.BadJob("several job scripts: %s (choose with --script)" % ", ".join(map(_shown, found)))
+    return found[0]
+
+
+def _with_script(files: list[InputFile], script: InputFile) -> list[InputFile]:
+    if script.content is None:
+        return sorted([item for item in files if item.path != script.path] + [script], key=lambda item: item.path)
+    if any(item.path == script.path or item.path.startswith(script.path + b"/") for item in files):
+        raise errors.BadJob("%s is in the folder and is also the name of the script from elsewhere"
+                            % _shown(script.path))
+    return sorted([*files, script], key=lambda item: item.path)
+
+
+def _job_toml(folder: bytes) -> Asked:
+    """What the folder's own job.toml asks for; nothing where there is none."""
+    path = Path(os.fsdecode(folder)) / "job.toml"
+    if not path.is_file():
+        return Asked()
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.BadConfig("can't be read", where="job.toml") from error
+    table = tables.read_toml(text, Path("job.toml"))
+    settings = table.values.pop("set", {})
+    if not isinstance(settings, dict) or not all(isinstance(value, (str, int, float)) for value in settings.values()):
+        raise table.bad("set", "must be a table of texts and numbers")
+    asked = Asked(
+        script=table.text("script", ""), template=table.text("template", ""), name=table.text("name", ""),
+        settings={key: str(value) for key, value in settings.items()},
+        inputs=_given(table, "inputs", table.texts), exclude=_given(table, "exclude", table.texts),
+        outputs=_given(table, "outputs", table.texts),
+        priority=_given(table, "priority", lambda key: table.whole(key, 0, -499)),
+        max_file=_given(table, "max_file", lambda key: table.whole(key, 0, 0)),
+        follow=_given(table, "follow", table.flag), rerun=_given(table, "rerun", table.flag))
+    table.done("script, template, set, inputs, exclude, outputs, name, priority, max_file, follow, rerun")
+    return asked
+
+
+def _given(table: tables.Table, key: str, read: Callable[[str], T]) -> T | None:
+    return read(key) if key in table.values else None
+
+
+# -- the verbs ---------------------------------------------------------------------------------------------------------
+
+
+def add(home: Home, ledger: Ledger, config: Config, remote: Remote, folders: Sequence[bytes], asked: Asked,
+        again: bool = False) -> Added:
+    """Add a job for each folder that has none yet (again: for each), in one transaction.
+
+    Raises BadFolders with every folder that can't be one (MissingFolders, also a FileNotFoundError, where one is
+    missing); then, as after any other error, nothing was added.
+    """
+    if asked.name and len(folders) > 1:
+        raise errors.BadInput("--name names one job, and there are %d folders" % len(folders))
+    added, plans = Added(), []
+    planner = Planner(home, config.jobs, remote)
+    problems = _Problems()
+    for folder in dict.fromkeys(os.path.realpath(folder) for folder in folders):
+        if not again and ledger.folder_jobs(folder):
+            added.skipped.append(folder)
+            continue
+        with problems.of(folder):
+            plans.append(planner.plan(folder, asked))
+    problems.done()
+    with ledger.transaction():
+        for plan in plans:
+            _insert(ledger, remote, plan, again, added)
+    return added
+
+
+def _insert(ledger: Ledger, remote: Remote, plan: Plan, again: bool, added: Added) -> None:
+    others = ledger.folder_jobs(plan.folder)
+    if others and not again:  # another `add` was faster
+        added.skipped.append(plan.folder)
+        return
+    job_id = spool.new_job_id()
+    results = "results-" + job_id[:8] if others else "results"
+    job = Job(job_id, remote.name, plan.name, plan.folder, "", 1, plan.priority, plan.script, plan.options, results,
+              "NONE", None, None, "", "", 0, 0, "", "")
+    ledger.add_job(job, plan.files)
+    added.jobs.append(job)
+    added.files += len(plan.files)
+    added.bytes += sum(item.size for item in plan.files)
+
+
+def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> list[Job]:
+    """A new attempt of each ended job, with its inputs as they are now; all or none. Returns the jobs as they are then.
+
+    Raises WrongState for a job that has not ended, BadFolders as `add` does.
+    """
+    running = [job for job in jobs if not job.ended]
+    if running:
+        raise errors.WrongState("%s (%s) is %s: only ended jobs can be tried again"
+                                % (running[0].name, running[0].id, running[0].state),
+                                hint="chasqui cancel %s && chasqui sync" % running[0].id[:8])
+    plans, problems = [], _Problems()
+    planners: dict[str, Planner] = {}
+    for job in jobs:
+        planner = planners.setdefault(job.remote, Planner(home, config.jobs, config.remote(job.remote)))
+        with problems.of(job.folder):
+            plans.append((job, planner.plan(job.folder, Asked.load(job.options["asked"]))))
+    problems.done()
+    with ledger.transaction():
+        for job, plan in plans:
+            ledger.add_attempt(replace(job, script=plan.script, options=plan.options), plan.files)
+    return [found for job in jobs if (found := ledger.job(job.id))]
+
+
+class _Problems:
+    """Collects what is wrong with each folder, to say it all at once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.missing = False
+        self._folder = b""
+
+    def of(self, folder: bytes) -> "_Problems":
+        self._folder = folder
+        return self
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, (errors.BadInput, OSError)):
+            return False
+        self.missing = self.missing or isinstance(error, errors.MissingFolder)
+        said = str(error) if isinstance(error, errors.BadInput) else errors.describe(error)
+        self.lines.append("%s: %s" % (_shown(os.path.relpath(self._folder)), said))
+        return True
+
+    def done(self) -> None:
+        """Raise what was collected, if anything."""
+        if not self.lines:
+            return
+        shown = self.lines[:_SHOWN_PROBLEMS]
+        if len(self.lines) > len(shown):
+            shown.append("... and %d more folders" % (len(self.lines) - len(shown)))
+        raise (errors.MissingFolders if self.missing else errors.BadFolders)("\n".join(shown))
+
+
+def read_list(data: bytes) -> list[bytes]:
+    """The folders of `add --from`: one a line, or separated by NUL where there is one (find -print0)."""
+    return [name for name in data.split(b"\0" if b"\0" in data else b"\n") if name.strip()]
+
+
+def _shown(path: bytes) -> str:
+    return wire.printable(wire.path_text(path))

@@ -1,0 +1,433 @@
+"""The ledger: what this computer knows of its jobs, one SQLite file (synchronous=FULL, format in `schema`).
+
+Every change of state goes through the tables of `states` and leaves a row in `events` in the same transaction. What a
+no-op sync asks (jobs to upload, results wanted, operations not sent) is answered from indexes without finished jobs.
+
+The default rollback journal, not WAL: home folders are on NFS, where WAL's shared memory does not work.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import errors, schema, states
+from .rows import InputFile as InputFile
+from .rows import Job as Job
+from .rows import Operation as Operation
+from .rows import RemoteState as RemoteState
+from .rows import ResultFile as ResultFile
+from .rows import now as now
+from .states import CANCELLED, HELD, QUEUED_LOCAL
+
+Record = Mapping[str, Any]
+
+
+class Ledger:
+    """An open ledger. Use as a context manager. Raises LedgerBusy, LedgerFull, LedgerNewer, LedgerDamaged."""
+
+    def __init__(self, path: Path | str, timeout: float = 10.0) -> None:
+        """path: the file, made where it does not exist. timeout: seconds to wait for another chasqui's transaction."""
+        self.path = Path(path)
+        with self._explained():
+            self._open(timeout)
+            self.id = schema.prepare(self.db)
+
+    def _open(self, timeout: float) -> None:
+        previous = os.umask(0o077)
+        try:
+            # check_same_thread off: a progress thread may read; SQLite itself is built serialized.
+            self.db = sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
+        finally:
+            os.umask(previous)
+        self.db.row_factory = sqlite3.Row
+        self.db.execute("PRAGMA synchronous=FULL")
+        self.db.execute("PRAGMA foreign_keys=OFF")
+
+    def close(self) -> None:
+        self.db.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            text = str(error)
+            if "locked" in text or "busy" in text:
+                from . import holder
+                raise errors.LedgerBusy(path=self.path, holder=holder.of_file(self.path)) from error
+            if "full" in text or (isinstance(error, sqlite3.OperationalError) and _disk_full(self.path)):
+                raise errors.LedgerFull(path=self.path) from error
+            raise errors.LedgerDamaged(text, path=self.path) from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the block's changes or none, durable when it ends. Nests: inner ones belong to the outermost.
+
+        Never hold one while the network is used: others could not write meanwhile.
+        """
+        if self.db.in_transaction:
+            yield
+            return
+        with self._explained():
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.db.execute("COMMIT")
+            except BaseException:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                raise
+
+    def rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        """The rows of a query."""
+        with self._explained():
+            return self.db.execute(sql, values).fetchall()
+
+    def _change(self, sql: str, *values: Any) -> int:
+        with self.transaction():
+            return self.db.execute(sql, values).rowcount
+
+    # -- remotes -------------------------------------------------------------------------------------------------------
+
+    def remote_state(self, remote: str) -> RemoteState:
+        for row in self.rows("SELECT * FROM remotes WHERE name = ?", remote):
+            return RemoteState(row["uuid"], row["cursor"], row["revision"], row["synced"], json.loads(row["report"]))
+        return RemoteState()
+
+    def set_remote(self, remote: str, **values: Any) -> None:
+        """Set any of uuid, cursor, synced and report (JSON-able). Another uuid resets the cursor."""
+        unknown = set(values) - {"uuid", "cursor", "synced", "report"}
+        if unknown:
+            raise TypeError("unknown columns %s" % unknown)
+        with self.transaction():
+            self.db.execute("INSERT OR IGNORE INTO remotes(name) VALUES (?)", (remote,))
+            if "uuid" in values and "cursor" not in values:
+                self.db.execute("UPDATE remotes SET cursor = 0 WHERE name = ? AND uuid <> ?", (remote, values["uuid"]))
+            for column, value in values.items():
+                stored = json.dumps(value) if column == "report" else value
+                self.db.execute("UPDATE remotes SET %s = ? WHERE name = ?" % column, (stored, remote))
+
+    def config_revision(self, remote: str, values: Mapping[str, Any]) -> int:
+        """A number that goes up by one each time `values` (caps and settings) are not what they were."""
+        wanted = json.dumps(values, sort_keys=True)
+        with self.transaction():
+            self.db.execute("INSERT OR IGNORE INTO remotes(name) VALUES (?)", (remote,))
+            self.db.execute("UPDATE remotes SET revision = revision + 1, config = ? WHERE name = ? AND config <> ?",
+                            (wanted, remote, wanted))
+        return self.remote_state(remote).revision
+
+    # -- reading jobs --------------------------------------------------------------------------------------------------
+
+    def jobs(self, where: str = "1", *values: Any) -> list[Job]:
+        """Jobs in the order they were added. `where` is SQL of ours, never the user's text: that goes into `values`."""
+        return [_job(row) for row in self.rows("SELECT * FROM jobs WHERE %s ORDER BY rowid" % where, *values)]
+
+    def job(self, job: str) -> Job | None:
+        found = self.jobs("id = ?", job)
+        return found[0] if found else None
+
+    def folder_jobs(self, folder: bytes) -> list[Job]:
+        """The jobs of a folder (real path), on whichever remote."""
+        return self.jobs("folder = ?", folder)
+
+    def to_upload(self, remote: str) -> list[Job]:
+        """Jobs whose newest attempt the cluster has not acknowledged, highest priority first, else in the order added.
+
+        A job with a cancel or hold on its way is left out: what the user took back is not sent.
+        """
+        return [_job(row) for row in self.rows(
+            "SELECT * FROM jobs WHERE remote = ? AND state = 'QUEUED_LOCAL' AND acked < attempt AND NOT EXISTS"
+            " (SELECT 1 FROM ops WHERE ops.job = jobs.id AND ops.attempt = jobs.attempt AND ops.done = ''"
+            " AND op IN ('cancel', 'hold')) ORDER BY priority DESC, rowid", remote)]
+
+    def results_wanted(self, remote: str) -> list[Job]:
+        """Ended jobs of the cluster whose results are not all here."""
+        return [_job(row) for row in self.rows(
+            "SELECT * FROM jobs WHERE remote = ? AND results_state IN ('NONE', 'PARTIAL') AND acked = attempt AND"
+            " state IN ('COMPLETED', 'FAILED', 'LOST', 'CANCELLED') ORDER BY rowid", remote)]
+
+    def counts(self, remote: str, open_only: bool = False) -> dict[str, int]:
+        """Number of jobs a state, states without jobs left out. open_only: cheap however many have ended."""
+        chosen = states.OPEN if open_only else states.STATES
+        rows = self.rows("SELECT state, COUNT(*) FROM jobs WHERE remote = ? AND state IN (%s) GROUP BY state"
+                         % ", ".join("'%s'" % state for state in chosen), remote)
+        found = {str(row[0]): int(row[1]) for row in rows}
+        return {state: found[state] for state in chosen if state in found}
+
+    def files(self, job: str, attempt: int) -> list[InputFile]:
+        """The inputs of an attempt, sorted by path."""
+        columns = "path, size, mode, sha256, mtime_ns, source, content"
+        rows = self.rows("SELECT %s FROM files WHERE job = ? AND attempt = ? ORDER BY path" % columns, job, attempt)
+        return [InputFile(*row) for row in rows]
+
+    def attempts(self, job: str) -> list[dict[str, Any]]:
+        """Every attempt, oldest first: attempt, state, exit, signal, why, pbs, added, started, ended."""
+        return [dict(row) for row in self.rows("SELECT * FROM attempts WHERE job = ? ORDER BY attempt", job)]
+
+    def events(self, job: str) -> list[dict[str, Any]]:
+        """What happened to a job, oldest first: at, attempt, event, old, new, why."""
+        rows = self.rows("SELECT at, attempt, event, old, new, why FROM events WHERE job = ? ORDER BY id", job)
+        return [dict(row) for row in rows]
+
+    # -- changing jobs -------------------------------------------------------------------------------------------------
+
+    def add_job(self, job: Job, inputs: Iterable[InputFile]) -> None:
+        """Record a new job, PREPARED and then QUEUED_LOCAL."""
+        columns = ("id", "remote", "name", "folder", "priority", "script", "results_dir")
+        with self.transaction():
+            self.db.execute(
+                "INSERT INTO jobs(%s, options, state, attempt, added, changed) VALUES (?,?,?,?,?,?,?,?,'',1,?,?)"
+                % ", ".join(columns), (*(getattr(job, c) for c in columns), json.dumps(job.options), now(), now()))
+            self._new_attempt(job.id, 1, inputs)
+            self.move(job.id, states.PREPARED, "added")
+            self.move(job.id, QUEUED_LOCAL, "added")
+
+    def add_attempt(self, job: Job, inputs: Iterable[InputFile], why: str = "retry") -> int:
+        """A new attempt of an ended job, as `job` now describes it (script, options); returns its number."""
+        attempt = job.attempt + 1
+        with self.transaction():
+            self.move(job.id, QUEUED_LOCAL, why, attempt=attempt)
+            self.set_results_state(job.id, states.NONE)
+            self.db.execute("UPDATE jobs SET attempt = ?, exit = NULL, signal = NULL, why = '', pbs = '', script = ?,"
+                            " options = ? WHERE id = ?", (attempt, job.script, json.dumps(job.options), job.id))
+            self._new_attempt(job.id, attempt, inputs)
+        return attempt
+
+    def _new_attempt(self, job: str, attempt: int, inputs: Iterable[InputFile]) -> None:
+        self.db.execute("INSERT INTO attempts(job, attempt, state, added) VALUES (?, ?, ?, ?)",
+                        (job, attempt, QUEUED_LOCAL, now()))
+        self._insert_files(job, attempt, inputs)
+
+    def _insert_files(self, job: str, attempt: int, inputs: Iterable[InputFile]) -> None:
+        self.db.executemany(
+            "INSERT INTO files(job, attempt, path, size, mode, sha256, mtime_ns, source, content)"
+            " VALUES (?,?,?,?,?,?,?,?,?)",
+            [(job, attempt, f.path, f.size, f.mode, f.sha256, f.mtime_ns, f.source, f.content) for f in inputs])
+
+    def move(self, job: str, new: str, why: str = "", *, at: str = "", event: str = "", record: str = "",
+             attempt: int | None = None) -> None:
+        """Move a job to state `new` and say so in `events`. Raises ForbiddenMove where the table has no such move.
+
+        at, event, record: time, name and digest of the journal record behind it. attempt: where not the newest.
+        """
+        with self.transaction():
+            row = self.db.execute("SELECT state, attempt FROM jobs WHERE id = ?", (job,)).fetchone()
+            if row is None or new not in states.JOB_MOVES[row["state"]]:
+                raise errors.ForbiddenMove(job=job, old=row and row["state"], new=new)
+            number = attempt or row["attempt"]
+            self.db.execute("UPDATE jobs SET state = ?, changed = ? WHERE id = ?", (new, at or now(), job))
+            self.db.execute("UPDATE attempts SET state = ? WHERE job = ? AND attempt = ?", (new, job, number))
+            self._event(job, number, at, event or new.lower(), row["state"], new, why, record)
+
+    def _event(self, job: str, attempt: int, at: str, event: str, old: str, new: str, why: str, record: str) -> None:
+        self.db.execute("INSERT INTO events(job, attempt, at, event, old, new, why, record) VALUES (?,?,?,?,?,?,?,?)",
+                        (job, attempt, at or now(), event, old, new, why, record or None))
+
+    def mark_offered(self, jobs: Iterable[Job]) -> None:
+        """Record it before the first of these jobs is sent: from now on only the cluster can cancel or hold them."""
+        with self.transaction():
+            self.db.executemany("UPDATE jobs SET offered = ? WHERE id = ?", [(job.attempt, job.id) for job in jobs])
+
+    def withdraw(self, job: str) -> None:
+        """The agent has said that it does not have this job, and was not sent it: it is ours alone again."""
+        self._change("UPDATE jobs SET offered = acked WHERE id = ? AND acked < attempt", job)
+
+    def replace_inputs(self, job: str, attempt: int, inputs: Iterable[InputFile]) -> None:
+        """The inputs of an attempt that was never offered, as they are now."""
+        with self.transaction():
+            self.db.execute("DELETE FROM files WHERE job = ? AND attempt = ?", (job, attempt))
+            self._insert_files(job, attempt, inputs)
+
+    def acknowledge(self, remote: str, pairs: Iterable[tuple[str, int]]) -> list[str]:
+        """The agent has these (job, attempt) whole and durable; returns the ids it was news for."""
+        news = []
+        with self.transaction():
+            for job_id, attempt in pairs:
+                job = self.job(job_id)
+                if job is None or job.remote != remote or job.attempt != attempt or job.acked >= attempt:
+                    continue
+                self.db.execute("UPDATE jobs SET acked = ?, offered = ? WHERE id = ?", (attempt, attempt, job_id))
+                if job.state == QUEUED_LOCAL:
+                    self.move(job_id, states.UPLOADED, "acknowledged")
+                news.append(job_id)
+        return news
+
+    def apply_record(self, remote: str, record: Record) -> str:
+        """Apply one journal record, once however often it comes; returns the job's new state, "" where it did not move.
+
+        Records of jobs that are not ours, or that say nothing of a job, are passed over. Records of an older attempt
+        are kept as events and never touch the job's state.
+        """
+        job = self.job(str(record.get("job", "")))
+        attempt, event = record.get("attempt"), record.get("ev")
+        if job is None or job.remote != remote or not isinstance(event, str) or not isinstance(attempt, int):
+            return ""
+        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode("ascii")).hexdigest()[:20]
+        if attempt > job.attempt or self.rows("SELECT 1 FROM events WHERE job = ? AND record = ?", job.id, digest):
+            return ""
+        with self.transaction():
+            return self._apply(job, attempt, event, record, digest)
+
+    def _apply(self, job: Job, attempt: int, event: str, record: Record, digest: str) -> str:
+        at, why = _text(record, "t") or now(), _text(record, "why") or _text(record, "text")
+        if attempt < job.attempt:
+            self._event(job.id, attempt, at, event, "", "", why, digest)
+            return ""
+        if attempt > job.acked:
+            # An acknowledgement that was lost on the way: the journal proves that the cluster has it.
+            self.db.execute("UPDATE jobs SET acked = ?, offered = ? WHERE id = ?", (attempt, attempt, job.id))
+        new = states.state_after(event, _text(record, "state"), job.state, bool(job.pbs))
+        if not job.ended or new != job.state:
+            self._record_facts(job, attempt, event, record, at, why)
+        if new == job.state:
+            self._event(job.id, attempt, at, event, "", "", why, digest)
+            return ""
+        self.move(job.id, new, why, at=at, event=event, record=digest)
+        if job.results_state not in (states.NONE, states.PARTIAL) and new in states.ENDED:
+            self.set_results_state(job.id, states.NONE)  # LOST was repaired: there may be more to bring home
+        return new
+
+    def _record_facts(self, job: Job, attempt: int, event: str, record: Record, at: str, why: str) -> None:
+        facts: dict[str, Any] = {"why": why}
+        if event in ("submitted", "adopted"):
+            facts["pbs"] = _text(record, "pbs")
+        elif event in ("closed", "requeued"):
+            facts["pbs"] = ""
+        elif event in ("ended", "repaired", "cancelled"):
+            facts.update(exit=_number(record, "exit"), signal=_number(record, "signal"))
+        sets = ", ".join("%s = ?" % key for key in facts)
+        self.db.execute("UPDATE jobs SET %s WHERE id = ?" % sets, (*facts.values(), job.id))
+        if event == "started":
+            facts["started"] = _when(record) or at
+        elif event in ("ended", "repaired", "lost", "cancelled", "rejected"):
+            facts["ended"] = _when(record) or at
+        sets = ", ".join("%s = ?" % key for key in facts)
+        self.db.execute("UPDATE attempts SET %s WHERE job = ? AND attempt = ?" % sets,
+                        (*facts.values(), job.id, attempt))
+
+    # -- operations ----------------------------------------------------------------------------------------------------
+
+    def allows(self, job: Job, op: str) -> bool:
+        """Whether a cancel, hold or release means anything for a job now. A hold on its way can be released too."""
+        if op == "hold":
+            return job.state in (QUEUED_LOCAL, states.BLOCKED, states.UPLOADED, states.SUBMITTED)
+        if op == "release":
+            return job.state == HELD or bool(self.rows("SELECT 1 FROM ops WHERE job = ? AND attempt = ? AND done = ''"
+                                                       " AND op = 'hold'", job.id, job.attempt))
+        return not job.ended
+
+    def request(self, job: Job, op: str, op_id: str) -> bool:
+        """Record a cancel, hold or release for the next sync, or do it here where the cluster can't know the job yet.
+
+        Returns True where it is already done. A job in a state the operation makes no sense in: WrongState.
+        """
+        if not self.allows(job, op):
+            raise errors.WrongState("%s (%s) is %s: nothing to %s" % (job.name, job.id, job.state, op))
+        with self.transaction():
+            if job.offered < job.attempt:
+                self.move(job.id, {"cancel": CANCELLED, "hold": HELD, "release": QUEUED_LOCAL}[op], op + " here")
+                return True
+            self.db.execute("DELETE FROM ops WHERE job = ? AND attempt = ? AND done = '' AND op = ?",
+                            (job.id, job.attempt, op))
+            self.db.execute("INSERT INTO ops(id, remote, op, job, attempt, requested) VALUES (?,?,?,?,?,?)",
+                            (op_id, job.remote, op, job.id, job.attempt, now()))
+        return False
+
+    def pending_ops(self, remote: str) -> list[Operation]:
+        """Operations the cluster has not confirmed, in the order they were asked for."""
+        rows = self.rows("SELECT id, op, job, attempt FROM ops WHERE remote = ? AND done = '' ORDER BY rowid", remote)
+        return [Operation(*row) for row in rows]
+
+    def finish_op(self, op_id: str) -> None:
+        """The agent has done this operation; where it never had the job, the operation takes effect here."""
+        with self.transaction():
+            for row in self.rows("SELECT op, job, attempt FROM ops WHERE id = ? AND done = ''", op_id):
+                self.db.execute("UPDATE ops SET done = ? WHERE id = ?", (now(), op_id))
+                job = self.job(row["job"])
+                if job is None or job.acked >= job.attempt or job.attempt != row["attempt"]:
+                    continue
+                moves = {("cancel", QUEUED_LOCAL): CANCELLED, ("cancel", HELD): CANCELLED, ("hold", QUEUED_LOCAL): HELD,
+                         ("release", HELD): QUEUED_LOCAL}
+                if (row["op"], job.state) in moves:
+                    self.move(job.id, moves[row["op"], job.state], row["op"])
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def set_results_state(self, job: str, new: str) -> None:
+        """Move a job's results to `new` (no-op where they are there). Raises ForbiddenMove."""
+        with self.transaction():
+            row = self.db.execute("SELECT results_state, attempt FROM jobs WHERE id = ?", (job,)).fetchone()
+            old = row["results_state"]
+            if new == old:
+                return
+            if new not in states.RESULTS_MOVES[old]:
+                raise errors.ForbiddenMove(job=job, old="results " + old, new=new)
+            self.db.execute("UPDATE jobs SET results_state = ? WHERE id = ?", (new, job))
+            self._event(job, row["attempt"], "", "results", "results " + old, "results " + new, "", "")
+
+    def record_results(self, job: str, attempt: int, found: Iterable[ResultFile]) -> None:
+        """What the cluster offers for an attempt, replacing what it offered before; files that are HERE stay so."""
+        here = {f.path: f for f in self.result_files(job, attempt) if f.state == "HERE"}
+        with self.transaction():
+            self.db.execute("DELETE FROM results_files WHERE job = ? AND attempt = ?", (job, attempt))
+            for f in found:
+                state = "HERE" if f.path in here and here[f.path].sha256 == f.sha256 != "" else f.state
+                self.db.execute("INSERT OR REPLACE INTO results_files VALUES (?,?,?,?,?,?,?,?,?,?)",
+                                (job, attempt, f.path, f.size, f.mode, f.mtime, f.sha256, f.kind, state, f.why))
+
+    def set_result(self, job: str, attempt: int, path: bytes, state: str, why: str = "") -> None:
+        """WANTED, HERE, LEFT or GONE for one offered file."""
+        self._change("UPDATE results_files SET state = ?, why = ? WHERE job = ? AND attempt = ? AND path = ?",
+                     state, why, job, attempt, path)
+
+    def result_files(self, job: str, attempt: int) -> list[ResultFile]:
+        """The files offered for an attempt, sorted by path."""
+        columns = "path, size, mode, mtime, sha256, kind, state, why"
+        rows = self.rows("SELECT %s FROM results_files WHERE job = ? AND attempt = ? ORDER BY path" % columns,
+                         job, attempt)
+        return [ResultFile(*row) for row in rows]
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(*(json.loads(row[c]) if c == "options" else row[c] for c in Job.__dataclass_fields__))
+
+
+def _text(record: Record, key: str) -> str:
+    value = record.get(key)
+    return value[:2000] if isinstance(value, str) else ""
+
+
+def _when(record: Record) -> str:
+    """When a job started or ended by its node's clock, seconds since 1970 in the record."""
+    when = record.get("when")
+    if isinstance(when, (int, float)) and 0 < when < 1 << 33:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
+    return ""
+
+
+def _number(record: Record, key: str) -> int | None:
+    value = record.get(key)
+    # SQLite holds 64 bits; a number beyond comes from no scheduler.
+    return value if isinstance(value, int) and abs(value) < 1 << 62 else None
+
+
+def _disk_full(path: Path) -> bool:
+    """SQLite says "disk I/O error" or "unable to open" for some full disks; ask the file system itself."""
+    try:
+        status = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < 64 << 10

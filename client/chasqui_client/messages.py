@@ -1,0 +1,198 @@
+"""What a session carries, and the checks between what an agent says and that; its users implement `Handler`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeGuard
+
+from chasqui_agent import wire
+
+if TYPE_CHECKING:
+    from .ledger import InputFile
+
+Key = tuple[str, int]
+
+MAX_LISTED = 40_000  # result files of one attempt
+MAX_LEFT_OUT = 1_000
+MAX_SIZE = 1 << 50
+_HEX = frozenset("0123456789abcdef")
+
+
+class NotGreeted(Exception):
+    """End of output, or too much of it, without the agent's greeting; args[0] is what was said instead."""
+
+
+class AgentError(Exception):
+    """The agent ended the session with an error of its own."""
+
+    def __init__(self, code: str, why: str, hint: str) -> None:
+        super().__init__(why)
+        self.code, self.why, self.hint = code, why, hint
+
+
+class Changed(Exception):
+    """A file is not what it was when the job was offered."""
+
+
+@dataclass(frozen=True)
+class JobOffer:
+    """A job to hand over; `fields` are the job message's besides job, attempt and files."""
+
+    job: str
+    attempt: int
+    files: "list[InputFile]"
+    fields: Mapping[str, Any]
+
+    @property
+    def key(self) -> Key:
+        return self.job, self.attempt
+
+
+@dataclass
+class Offer:
+    """All that one session says in its first turn."""
+
+    hello: dict[str, Any]
+    jobs: list[JobOffer] = field(default_factory=list)
+    operations: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One result file as the agent describes it, checked."""
+
+    path: bytes
+    size: int
+    mode: int
+    mtime: float
+    sha256: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The results of one ended attempt. gone: why there are none to be had, else ""."""
+
+    job: str
+    attempt: int
+    files: list[Listed]
+    left_out: list[dict[str, Any]]
+    gone: str
+    fetched: bool
+
+
+class Target(Protocol):
+    """Where one result file goes."""
+
+    def write(self, data: bytes) -> None: ...
+    def finish(self, sha256: str) -> None: ...
+
+
+class Handler:
+    """What happens in a session; a subclass does something about it. An exception from any of them ends the session."""
+
+    def noise(self, text: str) -> None: ...
+    def welcome(self, fields: dict[str, Any]) -> None: ...
+    def known(self, key: Key) -> None: ...
+    def refused(self, key: Key, why: str) -> None: ...
+    def skipped(self, key: Key, why: str) -> None: ...
+    def uploading(self, jobs: int, size: int) -> None: ...
+    def sent(self, size: int, files: int) -> None: ...
+    def acked(self, keys: list[Key]) -> None: ...
+    def done(self, operation: str, note: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def pumped(self, report: dict[str, Any]) -> None: ...
+    def status(self, report: dict[str, Any]) -> None: ...
+    def records(self, found: list[dict[str, Any]], cursor: int) -> None: ...
+    def gone(self, key: Key, file: Listed, why: str) -> None: ...
+    def waiting(self) -> None: ...
+
+    def choose(self, listing: Listing) -> list[int]:
+        """Which files of a listing to fetch."""
+        return []
+
+    def target(self, key: Key, file: Listed) -> Target:
+        """Where a file that was chosen goes."""
+        raise NotImplementedError
+
+    def open(self, offer: JobOffer, file: "InputFile") -> BinaryIO:
+        """The content of an input. Raises OSError or Changed."""
+        raise NotImplementedError
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def is_int(value: Any, most: int) -> TypeGuard[int]:
+    """Whether `value` is a whole number from 0 to `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def is_sha(value: Any) -> bool:
+    """Whether `value` is a SHA-256 as messages have it."""
+    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)
+
+
+def text(fields: Mapping[str, Any], key: str) -> str:
+    """A text of the agent's, safe for a terminal."""
+    value = fields.get(key)
+    return wire.printable(value, 2000) if isinstance(value, str) else ""
+
+
+def flat(fields: dict[str, Any]) -> dict[str, Any]:
+    """Numbers and short texts of a report; anything else is left out."""
+    kept: dict[str, Any] = {}
+    for key, value in list(fields.items())[:100]:
+        if key != "m" and isinstance(value, (bool, int, float)):
+            kept[wire.printable(key, 40)] = value
+        elif key != "m" and isinstance(value, str):
+            kept[wire.printable(key, 40)] = wire.printable(value, 2000)
+    return kept
+
+
+def key(fields: dict[str, Any], among: Any) -> Key:
+    """(job, attempt) of a message. Raises WireError where it is not one of `among`."""
+    job, attempt = fields.get("job"), fields.get("attempt")
+    if not isinstance(job, str) or not is_int(attempt, 100_000) or (job, attempt) not in among:
+        raise wire.WireError("a job that was not offered")
+    return job, attempt
+
+
+def hashes(value: Any, asked: set[str]) -> list[str]:
+    """A list of hashes, each of something that was offered."""
+    if not isinstance(value, list) or not all(isinstance(sha, str) and sha in asked for sha in value):
+        raise wire.WireError("content needed that was not offered")
+    return value
+
+
+def listing(job: str, attempt: int, fields: Mapping[str, Any]) -> Listing:
+    """The rest of a results message, checked. Raises WireError."""
+    files, left = fields.get("files"), fields.get("left_out", [])
+    if not isinstance(files, list) or len(files) > MAX_LISTED or not isinstance(left, list) or len(left) > MAX_LEFT_OUT:
+        raise wire.WireError("a list of results that is none, or too long")
+    checked = [_listed(item) for item in files]
+    _no_clashes({file.path for file in checked}, len(checked))
+    return Listing(job, attempt, checked, [_left_out(item) for item in left], text(fields, "gone"),
+                   fields.get("fetched") is True)
+
+
+def _listed(item: Any) -> Listed:
+    if not isinstance(item, dict) or not is_int(item.get("size"), MAX_SIZE) or not is_sha(item.get("sha256")):
+        raise wire.WireError("a result without a proper size or hash")
+    mode, mtime, kind = item.get("mode"), item.get("mtime"), item.get("kind")
+    if not is_int(mode, 0o7777) or not is_int(mtime, 1 << 40) or kind not in ("output", "log"):
+        raise wire.WireError("a result without a proper mode, time or kind")
+    return Listed(wire.confined(item.get("path")), item["size"], mode, float(mtime), item["sha256"], kind)
+
+
+def _no_clashes(paths: set[bytes], amount: int) -> None:
+    if len(paths) != amount:
+        raise wire.WireError("a result is listed twice")
+    for path in paths:
+        if any(path[:i] in paths for i, byte in enumerate(path) if byte == 0x2F):
+            raise wire.WireError("a result is a file and a folder at once")
+
+
+def _left_out(item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict) or not is_int(item.get("size"), MAX_SIZE):
+        raise wire.WireError("a result left out without a proper size")
+    return {"path": wire.confined(item.get("path")), "size": item["size"], "why": text(item, "why")}

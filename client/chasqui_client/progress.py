@@ -1,0 +1,58 @@
+"""How far a transfer is: one line that rewrites itself on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from typing import TextIO
+
+from .command import number, size
+
+_TERMINAL, _ELSEWHERE = 0.2, 10.0  # seconds between two lines
+
+
+class Progress:
+    """Counts bytes and files of one direction at a time."""
+
+    def __init__(self, shown: bool, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.shown = shown
+        self.terminal = shown and self.stream.isatty()
+        self._what = ""
+        self._drawn = False
+
+    def begin(self, what: str, total: int) -> None:
+        """A transfer of `total` bytes begins."""
+        self._what, self._total, self._bytes, self._files = what, total, 0, 0
+        self._started = self._last = time.monotonic()
+
+    def advance(self, amount: int, files: int = 0) -> None:
+        """Some of it is done."""
+        if not self.shown or not self._what:
+            return
+        self._bytes += amount
+        self._files += files
+        if time.monotonic() - self._last >= (_TERMINAL if self.terminal else _ELSEWHERE):
+            self._last = time.monotonic()
+            self._draw()
+
+    def _draw(self) -> None:
+        line = self._line()
+        self.stream.write("\r\x1b[K" + line if self.terminal else line + "\n")
+        self.stream.flush()
+        self._drawn = self.terminal
+
+    def _line(self) -> str:
+        seconds = max(0.001, time.monotonic() - self._started)
+        rate = self._bytes / seconds
+        said = "%s %s of %s, %s files, %s/s" % (self._what, size(self._bytes), size(self._total), number(self._files),
+                                                size(int(rate)))
+        if 0 < self._bytes < self._total and rate > 0:
+            left = int((self._total - self._bytes) / rate)
+            said += ", %d:%02d left" % (left // 60, left % 60)
+        return said
+
+    def end(self) -> None:
+        """Leave the terminal's line clean."""
+        if self._drawn:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+        self._drawn, self._what = False, ""

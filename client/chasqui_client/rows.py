@@ -1,0 +1,96 @@
+"""What the ledger's rows are in Python."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import states
+
+
+def now() -> str:
+    """The time as it stands in the ledger: UTC, to the second, sortable."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of `jobs`; `attempt` is the newest one, state, exit, why, pbs.. are that attempt's."""
+
+    id: str
+    remote: str
+    name: str
+    folder: bytes
+    state: str
+    attempt: int
+    priority: int
+    script: bytes  # its path in the work folder
+    options: dict[str, Any]
+    results_dir: str
+    results_state: str
+    exit: int | None
+    signal: int | None
+    why: str
+    pbs: str
+    offered: int  # newest attempt the cluster may know of
+    acked: int  # newest attempt the cluster has acknowledged
+    added: str
+    changed: str
+
+    @property
+    def ended(self) -> bool:
+        return self.state in states.ENDED
+
+    @property
+    def results_path(self) -> bytes:
+        """Where its results land on this computer."""
+        return os.path.join(self.folder, os.fsencode(self.results_dir))
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of an attempt. Its content is read from `source`, or is `content` where it was generated."""
+
+    path: bytes
+    size: int
+    mode: int
+    sha256: str
+    mtime_ns: int
+    source: bytes = b""
+    content: bytes | None = None
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One file the cluster offers. state: WANTED, HERE (verified), LEFT (left out: `why`) or GONE."""
+
+    path: bytes
+    size: int
+    mode: int
+    mtime: float
+    sha256: str
+    kind: str
+    state: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A cancel, hold or release that the next sync carries over; `id` makes it happen once."""
+
+    id: str
+    op: str
+    job: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class RemoteState:
+    """What is known of a remote; all empty before the first sync."""
+
+    uuid: str = ""
+    cursor: int = 0
+    revision: int = 0
+    synced: str = ""  # when a sync last succeeded, UTC
+    report: Mapping[str, Any] | None = None  # the agent's status and pump of that sync

@@ -1,0 +1,395 @@
+"""The client's side of one session: what is said in which turn, and what is believed of the answers.
+
+Knows nothing of the ledger and prints nothing: it is given an `Offer` and tells a `Handler` what happens. The agent is
+not trusted: every list, size, path and hash is checked, everything is bounded, what was not asked for is an error.
+"""
+
+import json
+import secrets
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import chasqui_agent
+from chasqui_agent import wire
+
+from . import messages
+from .messages import AgentError, Changed, Handler, JobOffer, Key, Listed, Listing, NotGreeted, Offer
+from .transport import Pipe
+
+if TYPE_CHECKING:
+    from .ledger import InputFile
+
+MAX_WANTED = 500_000  # result files of one session; the rest comes with the next
+MAX_PIECE = 16 << 20  # journal text in one log message, bytes
+MAX_LOG = 1 << 30  # in one session
+WORKING_FOR = 3600.0  # seconds the agent may say nothing but NOPs
+_FLUSH = 1 << 20
+_SAMPLE = 64 << 10
+
+
+def new_nonce() -> str:
+    """What makes a greeting unmistakable."""
+    return secrets.token_hex(16)
+
+
+class Session:
+    """One conversation over a pipe."""
+
+    def __init__(self, pipe: Pipe, nonce: str, handler: Handler, compress: bool = True) -> None:
+        self.pipe, self.nonce, self.handler, self.compress = pipe, nonce, handler, compress
+        self.greeted = False
+        self._nops, self._last = 0, time.monotonic()
+        self._out = bytearray()
+        self._rest = b""
+        self._cursor = 0
+
+    def run(self, offer: Offer) -> None:
+        """All turns up to the agent's bye. Raises NotGreeted, AgentError, WireError, and what the handler raises."""
+        try:
+            self._greeting()
+            self._offer(offer)
+            welcome = None
+            if offer.jobs:
+                welcome = self._welcome()
+                self._hand_over(offer)
+            self._news(offer, welcome)
+        except wire.Closed:
+            self._last_words()
+            raise
+
+    def _last_words(self) -> None:
+        """The agent is gone; an error it sent before that says more than a broken pipe."""
+        try:
+            while True:
+                self._message()
+        except wire.WireError:
+            return
+
+    # -- the greeting ----------------------------------------------------------------------------------------------
+
+    def _greeting(self) -> None:
+        """Find the greeting in what a login shell may have printed around it."""
+        proof = wire.greeting(self.nonce)
+        seen = b""
+        while proof not in seen:
+            if len(seen) > wire.MAX_NOISE:
+                raise NotGreeted(_words(seen))
+            try:
+                more = self.pipe.read_some()
+            except wire.Silence:
+                if not seen:
+                    raise
+                more = b""
+            if not more:
+                raise NotGreeted(_words(seen))
+            seen += more
+        noise, _, rest = seen.partition(proof)
+        self.greeted = True
+        self._rest = rest
+        if noise.strip():
+            self.handler.noise(_words(noise))
+
+    def _read(self, count: int) -> bytes:
+        if self._rest:
+            taken, self._rest = self._rest[:count], self._rest[count:]
+            return taken if len(taken) == count else taken + self.pipe.read(count - len(taken))
+        return self.pipe.read(count)
+
+    # -- frames ----------------------------------------------------------------------------------------------------
+
+    def _frame(self) -> tuple[bytes, bytes]:
+        """The next frame that says something. Bounds how long, and how fast, the agent may say nothing."""
+        while True:
+            kind, payload = wire.read_frame(self._read)
+            if kind != wire.NOTHING:
+                self._nops, self._last = 0, time.monotonic()
+                return kind, payload
+            self._nops += 1
+            quiet = time.monotonic() - self._last
+            if self._nops > 1000 + quiet or quiet > WORKING_FOR:
+                raise wire.WireError("nothing but signs of life")
+            self.handler.waiting()
+
+    def _message(self) -> dict[str, Any]:
+        kind, payload = self._frame()
+        if kind != wire.MESSAGE:
+            raise wire.WireError("data where a message was due")
+        fields = wire.parse_message(payload)
+        if fields["m"] == "error":
+            raise AgentError(*(messages.text(fields, key) for key in ("code", "why", "hint")))
+        return fields
+
+    def _messages(self, allowed: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """The messages of a turn up to its end. Raises WireError for one that does not belong there."""
+        names = set(allowed)
+        while (fields := self._message())["m"] != "end":
+            if fields["m"] not in names:
+                raise wire.WireError("a message out of turn: %s" % wire.printable(fields["m"], 40))
+            yield fields
+
+    def _data(self, size: int) -> Iterator[bytes]:
+        """Exactly `size` bytes of data frames."""
+        while size > 0:
+            kind, payload = self._frame()
+            if kind != wire.DATA or not payload or len(payload) > size:
+                raise wire.WireError("other data than was announced")
+            size -= len(payload)
+            yield payload
+
+    def _send(self, frame: bytes) -> None:
+        self._out += frame
+        if len(self._out) >= _FLUSH:
+            self._write_out()
+            while self.pipe.early:
+                # It is our turn: the agent speaks only to end the session.
+                self._message()
+
+    def _write_out(self) -> None:
+        data, self._out = bytes(self._out), bytearray()
+        self.pipe.write(data)
+
+    def _end(self) -> None:
+        """End our turn. From here on the agent may answer, so nothing is looked for that came early."""
+        self._out += wire.message("end")
+        self._write_out()
+
+    # -- turn 1 ----------------------------------------------------------------------------------------------------
+
+    def _offer(self, offer: Offer) -> None:
+        hello = {"proto": chasqui_agent.PROTOCOL, "jobs": len(offer.jobs), "ops": len(offer.operations), **offer.hello}
+        self._send(wire.message("hello", **hello))
+        for job in offer.jobs:
+            listed = [{"path": wire.path_text(f.path), "size": f.size, "mode": f.mode, "sha256": f.sha256}
+                      for f in job.files]
+            fields = {**job.fields, "m": "job", "job": job.job, "attempt": job.attempt, "files": listed}
+            # Not by wire.message: a job has a field "name", which is that function's own argument.
+            self._send(wire.frame(wire.MESSAGE, json.dumps(fields, separators=(",", ":")).encode("ascii")))
+        for operation in offer.operations:
+            self._send(wire.message("op", **operation))
+        self._end()
+
+    def _welcome(self) -> dict[str, Any]:
+        fields = self._message()
+        if fields["m"] != "welcome" or not messages.is_int(fields.get("cursor"), 1 << 62):
+            raise wire.WireError("no proper welcome")
+        self._cursor = int(fields["cursor"])
+        self.handler.welcome(fields)
+        return fields
+
+    # -- turns 2 and 3 ---------------------------------------------------------------------------------------------
+
+    def _hand_over(self, offer: Offer) -> None:
+        jobs = {job.key: job for job in offer.jobs}
+        asked = {file.sha256 for job in offer.jobs for file in job.files}
+        needed: set[str] = set()
+        for fields in self._messages(("known", "conflict", "refuse", "need")):
+            if fields["m"] == "need":
+                needed.update(messages.hashes(fields.get("sha"), asked))
+                continue
+            key = messages.key(fields, jobs)
+            del jobs[key]
+            if fields["m"] == "known":
+                self.handler.known(key)
+            else:
+                self.handler.refused(key, messages.text(fields, "why"))
+        self._upload(list(jobs.values()), needed)
+
+    def _upload(self, jobs: list[JobOffer], needed: set[str]) -> None:
+        sizes = {file.sha256: file.size for job in jobs for file in job.files if file.sha256 in needed}
+        self.handler.uploading(len(jobs), sum(sizes.values()))
+        for job in jobs:
+            try:
+                for file in job.files:
+                    if file.sha256 in needed:
+                        self._blob(job, file)
+                        needed.discard(file.sha256)
+            except (OSError, Changed) as error:
+                why = "%s: %s" % (wire.path_text(file.path), getattr(error, "strerror", None) or error)
+                self._send(wire.message("skip", job=job.job, attempt=job.attempt, why=why[:500]))
+                self.handler.skipped(job.key, why)
+                continue
+            self._send(wire.message("commit", job=job.job, attempt=job.attempt))
+        self._end()
+
+    def _blob(self, job: JobOffer, file: "InputFile") -> None:
+        """Send one content. Exactly the announced size goes out, whatever the file became; then Changed is raised."""
+        import hashlib
+        with self.handler.open(job, file) as stream:
+            sample = stream.read(min(file.size, _SAMPLE))
+            packed = self.compress and len(zlib.compress(sample, 1)) < 0.9 * len(sample)
+            self._send(wire.message("blob", sha=file.sha256, size=file.size, z=packed))
+            pack = zlib.compressobj(1) if packed else None
+            digest = hashlib.sha256()
+            for chunk in _exactly(stream, file.size, sample):
+                digest.update(chunk)
+                self._send_data(pack.compress(chunk) if pack else chunk)
+                self.handler.sent(len(chunk), 0)
+            if pack:
+                self._send_data(pack.flush())
+        self.handler.sent(0, 1)
+        if digest.hexdigest() != file.sha256:
+            raise Changed("it changed while it was sent")
+
+    def _send_data(self, data: bytes) -> None:
+        for start in range(0, len(data), wire.CHUNK):
+            self._send(wire.frame(wire.DATA, data[start:start + wire.CHUNK]))
+
+    # -- turns 4 to 6 ----------------------------------------------------------------------------------------------
+
+    _NEWS = ("acked", "refuse", "op_done", "note", "pump", "status", "log", "results")
+
+    def _news(self, offer: Offer, welcome: dict[str, Any] | None) -> None:
+        if welcome is None:
+            self._welcome()
+        wanted: list[tuple[Listing, list[int]]] = []
+        state = _Turn4({job.key for job in offer.jobs}, {str(op["id"]) for op in offer.operations})
+        for fields in self._messages(self._NEWS):
+            if fields["m"] == "results":
+                listing = state.listing(fields)
+                chosen = self.handler.choose(listing) if state.wanted < MAX_WANTED else []
+                state.wanted += len(chosen)
+                state.listings += 1
+                if chosen:
+                    wanted.append((listing, chosen))
+            elif fields["m"] == "log":
+                self._log(fields, state)
+            else:
+                self._one_news(fields, state)
+        state.flush(self.handler)
+        if state.listings:
+            self._fetch(wanted)
+        self._bye()
+
+    def _one_news(self, fields: dict[str, Any], state: "_Turn4") -> None:
+        name = fields["m"]
+        state.count()
+        if name == "acked":
+            state.acked.append(messages.key(fields, state.offered))
+            state.offered.discard(state.acked[-1])
+            return
+        state.flush(self.handler)
+        if name == "refuse":
+            self.handler.refused(messages.key(fields, state.offered), messages.text(fields, "why"))
+        elif name == "op_done":
+            if fields.get("id") not in state.operations:
+                raise wire.WireError("an operation confirmed that was not asked for")
+            state.operations.discard(fields["id"])
+            self.handler.done(fields["id"], messages.text(fields, "note"))
+        elif name == "note":
+            self.handler.note(messages.text(fields, "text"))
+        elif name == "pump":
+            self.handler.pumped(messages.flat(fields))
+        elif name == "status":
+            self.handler.status(messages.flat(fields))
+
+    def _log(self, fields: dict[str, Any], state: "_Turn4") -> None:
+        """One piece of the journal, applied at once: memory does not grow with what we have missed."""
+        state.flush(self.handler)
+        start, to, size = fields.get("from"), fields.get("to"), fields.get("size")
+        follows = start == self._cursor and messages.is_int(to, 1 << 62) and to > self._cursor
+        if not follows or not messages.is_int(to, 1 << 62) or not messages.is_int(size, MAX_PIECE):
+            raise wire.WireError("a piece of the journal that does not follow the last one")
+        state.log += size
+        if state.log > MAX_LOG:
+            raise wire.WireError("more than %d bytes of journal" % MAX_LOG)
+        text = b"".join(self._data(size))
+        self._cursor = to
+        self.handler.records(list(_records(text)), self._cursor)
+
+    def _fetch(self, wanted: list[tuple[Listing, list[int]]]) -> None:
+        due: dict[tuple[str, int, int], Listed] = {}
+        for listing, chosen in wanted:
+            self._send(wire.message("want", job=listing.job, attempt=listing.attempt, files=chosen))
+            due.update({(listing.job, listing.attempt, index): listing.files[index] for index in chosen})
+        self._end()
+        keys = {(listing.job, listing.attempt) for listing, _ in wanted}
+        while due:
+            fields = self._message()
+            key, index = messages.key(fields, keys), fields.get("index")
+            if fields["m"] not in ("file", "gone") or not isinstance(index, int) or (*key, index) not in due:
+                raise wire.WireError("a result that was not asked for")
+            file = due.pop((*key, index))
+            if fields["m"] == "gone":
+                self.handler.gone(key, file, messages.text(fields, "why"))
+            else:
+                self._file(key, file, fields)
+
+    def _file(self, key: Key, file: Listed, fields: dict[str, Any]) -> None:
+        if fields.get("size") != file.size:
+            raise wire.WireError("a result of another size than was listed")
+        target = self.handler.target(key, file)
+        for chunk in self._data(file.size):
+            target.write(chunk)
+        last = self._message()
+        if last["m"] != "sha" or not messages.is_sha(last.get("sha256")):
+            raise wire.WireError("a result without its hash")
+        target.finish(last["sha256"])
+
+    def _bye(self) -> None:
+        fields = self._message()
+        if fields["m"] != "bye" or fields.get("status") != "ok":
+            raise wire.WireError("no proper end: %s" % wire.printable(str(fields.get("why") or fields["m"]), 200))
+
+
+class _Turn4:
+    """What turn 4 may still say."""
+
+    def __init__(self, offered: set[Key], operations: set[str]) -> None:
+        self.offered, self.operations = offered, operations
+        self.acked: list[Key] = []
+        self.listed: set[Key] = set()
+        self.listings = self.wanted = self.log = 0
+        self._left = len(offered) + len(operations) + 200
+
+    def count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise wire.WireError("more news than there can be")
+
+    def flush(self, handler: Handler) -> None:
+        """Acknowledgements are recorded together: one transaction for thousands."""
+        if self.acked:
+            handler.acked(self.acked)
+            self.acked = []
+
+    def listing(self, fields: dict[str, Any]) -> Listing:
+        """A results message, checked. Raises WireError."""
+        job, attempt = fields.get("job"), fields.get("attempt")
+        if not isinstance(job, str) or len(job) > 64 or not messages.is_int(attempt, 100_000):
+            raise wire.WireError("results of no proper job")
+        if (job, attempt) in self.listed:
+            raise wire.WireError("results of one job twice")
+        self.listed.add((job, attempt))
+        if len(self.listed) > 200_000:
+            raise wire.WireError("results of more jobs than there can be")
+        return messages.listing(job, attempt, fields)
+
+
+def _records(text: bytes) -> Iterator[dict[str, Any]]:
+    for line in text.split(b"\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            raise wire.WireError("a journal record that is not JSON") from None
+        if not isinstance(record, dict):
+            raise wire.WireError("a journal record that is no object")
+        yield record
+
+
+def _words(data: bytes) -> str:
+    """What a login shell said, safe for a terminal, the last lines of it."""
+    lines = [line.strip() for line in data.decode("utf-8", "replace").split("\n") if line.strip()]
+    return " | ".join(wire.printable(line, 200) for line in lines[-5:])
+
+
+def _exactly(stream: BinaryIO, size: int, first: bytes) -> Iterator[bytes]:
+    """`size` bytes in chunks: `first`, then the stream, then zeros where the file has become shorter."""
+    chunk = first
+    while size:
+        if chunk:
+            yield chunk
+            size -= len(chunk)
+        if size:
+            chunk = stream.read(min(size, wire.CHUNK)) or bytes(min(size, wire.CHUNK))

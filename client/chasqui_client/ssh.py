@@ -1,0 +1,257 @@
+"""The system's ssh: one authenticated master connection per remote, and commands that can only use that one.
+
+Why each option stands here was measured (OpenSSH 9.2). The most important: work is run with ProxyCommand=false. With a
+live master ssh ignores it; without one ssh can't reach the network at all, so that a command never logs in by accident,
+never spends a one-time code and never gets an account locked.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chasqui_agent import wire
+
+from . import errors
+from .config import Home, Remote, check_host
+from .transport import Channel
+
+# sun_path holds 108 bytes on Linux, 104 elsewhere; ssh makes the socket under a name 17 longer first.
+MAX_CONTROL_PATH = 104 - 17 - 1
+CHECK_TIMEOUT = 10.0
+LOGOUT_TIMEOUT = 10.0
+PERSIST = "8h"
+
+
+# -- the control socket ------------------------------------------------------------------------------------------------
+
+
+def control_path(remote: Remote, home: Home) -> str:
+    """Our own path, not ssh's %C: that moves with ssh's version and with ProxyJump.
+
+    Raises SocketPathTooLong, HomeUnusable (a folder that is not ours alone: whoever can use the socket is logged in).
+    """
+    identity = "\0".join([remote.host, os.path.expanduser(remote.ssh_config), *remote.ssh_options])
+    name = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    folders = [os.path.join(runtime, "chasqui")] if os.path.isabs(runtime) and os.path.isdir(runtime) else []
+    folders += [os.path.join(home.path, "ssh"), os.path.expanduser("~/.cache/chasqui")]
+    for folder in folders:
+        if _short(os.path.join(folder, name)):
+            return os.path.join(_private_folder(folder), name)
+    raise errors.SocketPathTooLong(path=os.path.join(folders[-1], name), limit=MAX_CONTROL_PATH)
+
+
+def _short(path: str) -> bool:
+    return len(os.fsencode(path)) <= MAX_CONTROL_PATH
+
+
+def _private_folder(path: str) -> str:
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise errors.HomeUnusable("it is not a folder of yours", path=path, hint="remove it")
+        os.chmod(path, 0o700)
+    except OSError as error:
+        raise errors.HomeUnusable(errors.describe(error), path=path) from error
+    return path
+
+
+@contextmanager
+def _login_lock(path: str) -> Iterator[None]:
+    """One login at a time: two would spend two codes, and the second unlink the first one's socket."""
+    fd = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+# -- argv --------------------------------------------------------------------------------------------------------------
+
+
+def _options(*pairs: str) -> list[str]:
+    return [word for pair in pairs for word in ("-o", pair)]
+
+
+def _destination(remote: Remote) -> list[str]:
+    """The user's own options behind ours (ssh takes the first it sees), then the host."""
+    own = ["-F", os.path.expanduser(remote.ssh_config)] if remote.ssh_config else []
+    return [*own, *_options(*remote.ssh_options), "--", check_host(remote.host)]
+
+
+def login_argv(remote: Remote, path: str) -> list[str]:
+    """What starts the master; prompts go to the terminal."""
+    return ["ssh", *_options(
+        "ControlMaster=yes", "ControlPath=" + path, "ControlPersist=" + PERSIST, "ServerAliveInterval=15",
+        "ServerAliveCountMax=4", "ConnectTimeout=20", "Compression=no", "ForwardAgent=no", "ForwardX11=no",
+        "ClearAllForwardings=yes", "PermitLocalCommand=no", "RemoteCommand=none"), "-T", "-fN", *_destination(remote)]
+
+
+def work_argv(remote: Remote, path: str, line: str) -> list[str]:
+    """What runs `line` through the master, and never in another way."""
+    return ["ssh", *_options(
+        "ControlMaster=no", "ControlPath=" + path, "BatchMode=yes", "ProxyCommand=false", "RemoteCommand=none",
+        "ClearAllForwardings=yes"), "-T", "-a", "-x", "-e", "none", *_destination(remote), line]
+
+
+def _control_argv(remote: Remote, path: str, command: str) -> list[str]:
+    return ["ssh", *_options("ControlPath=" + path, "BatchMode=yes", "ProxyCommand=false"), "-O", command,
+            *_destination(remote)]
+
+
+def _run_quietly(argv: list[str], timeout: float) -> tuple[int, str]:
+    """(exit status, output) of a short ssh command that asks nothing; 255 where it does not end."""
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              timeout=timeout, check=False)
+    except FileNotFoundError:
+        raise errors.NoSsh() from None
+    except subprocess.TimeoutExpired:
+        return 255, ""
+    return done.returncode, done.stdout.decode("utf-8", "replace")
+
+
+# -- the master --------------------------------------------------------------------------------------------------------
+
+
+def check(home: Home, remote: Remote) -> bool:
+    """Whether a master runs. Asks the local process only: the network behind it may be down."""
+    path = control_path(remote, home)
+    return os.path.exists(path) and _run_quietly(_control_argv(remote, path, "check"), CHECK_TIMEOUT)[0] == 0
+
+
+def login(home: Home, remote: Remote) -> bool:
+    """Open the master, the prompts on the user's terminal; False where one was open already.
+
+    Raises LoginFailed, HostUnreachable, HostKeyRefused; then no master runs, and no socket is left.
+    """
+    if remote.is_local:
+        return False
+    path = control_path(remote, home)
+    with _login_lock(path):
+        if check(home, remote):
+            return False
+        # With a stale socket ssh would log in, spend a code, and put a connection nobody can use into the background.
+        Path(path).unlink(missing_ok=True)
+        said = _start_master(remote, path)
+        if not check(home, remote):
+            raise failure(remote, said or "ssh ended without opening a connection")
+    return True
+
+
+def _start_master(remote: Remote, path: str) -> str:
+    """Run ssh until it has gone into the background; what it said where that did not reach the terminal.
+
+    Never a pipe for its stderr: the master keeps it open as long as it lives.
+    """
+    try:
+        if sys.stderr is not None and sys.stderr.isatty():
+            subprocess.run(login_argv(remote, path), check=False)
+            return ""
+        with open(path + ".log", "w+b") as log:
+            subprocess.run(login_argv(remote, path), stdout=log, stderr=log, check=False)
+            log.seek(0)
+            return log.read(16 << 10).decode("utf-8", "replace")
+    except FileNotFoundError:
+        raise errors.NoSsh() from None
+
+
+def logout(home: Home, remote: Remote) -> bool:
+    """Close the master; False where none ran."""
+    if remote.is_local:
+        return False
+    path = control_path(remote, home)
+    ran = os.path.exists(path) and _run_quietly(_control_argv(remote, path, "exit"), LOGOUT_TIMEOUT)[0] == 0
+    for name in (path, path + ".log"):
+        Path(name).unlink(missing_ok=True)
+    return ran
+
+
+# -- work --------------------------------------------------------------------------------------------------------------
+
+
+class Ssh:
+    """The transport through a remote's master."""
+
+    compress = True
+
+    def __init__(self, home: Home, remote: Remote) -> None:
+        self.remote = remote
+        self.path = control_path(remote, home)
+
+    def start(self, line: str) -> Channel:
+        """Begin `line` through the master. Raises NotConnected where there is no socket; nothing was contacted then."""
+        if not os.path.exists(self.path):
+            raise errors.NotConnected(remote=self.remote.name)
+        try:
+            return Channel(work_argv(self.remote, self.path, line))
+        except FileNotFoundError:
+            raise errors.NoSsh() from None
+
+
+def try_host_key(remote: Remote) -> str:
+    """What ssh says when it may reach the host, must know its key, and has no way to log in."""
+    argv = ["ssh", *_options("BatchMode=yes", "StrictHostKeyChecking=yes", "PreferredAuthentications=none",
+                             "ControlMaster=no", "ControlPath=none", "ConnectTimeout=20", "RemoteCommand=none"),
+            "-T", *_destination(remote), "true"]
+    return _run_quietly(argv, 40.0)[1]
+
+
+def settings(remote: Remote) -> dict[str, str]:
+    """What ssh itself makes of the host (`ssh -G`): hostname, port, user, proxyjump, proxycommand.. in lower case."""
+    status, text = _run_quietly(["ssh", "-G", *_destination(remote)], CHECK_TIMEOUT)
+    if status:
+        raise failure(remote, text)
+    return dict(line.partition(" ")[::2] for line in text.splitlines())
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+_NO_MASTER = re.compile(r"Control socket connect\(.*(No such file|Connection refused)|UNKNOWN port 65535|"
+                        r"mux_client_hello_exchange|master hello|read from master failed")
+REFUSED_SESSION = "Session open refused by peer"
+_KEY = re.compile(r"(Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED|No .* host key is known)")
+_NETWORK = re.compile(r"(Could not resolve hostname[^\r\n]*|Connection refused|Connection timed out|No route to host|"
+                      r"Network is unreachable|Operation timed out|Timeout, server [^\r\n]*|"
+                      r"(?:banner exchange|kex_exchange_identification): [^\r\n]*)")
+_DENIED = re.compile(r"(Permission denied[^\r\n]*|Too many authentication failures|Authentication failed[^\r\n]*)")
+
+
+def failure(remote: Remote, said: str) -> errors.ChasquiError:
+    """What ssh's own words mean, for a command that failed before the agent's greeting was seen."""
+    fields = {"remote": remote.name, "host": remote.host}
+    if _NO_MASTER.search(said):
+        return errors.NotConnected(**fields)
+    if REFUSED_SESSION in said:
+        return errors.SessionRefused(**fields)
+    if found := _KEY.search(said):
+        return errors.HostKeyRefused(wire.printable(found[1]), **fields)
+    if found := _NETWORK.search(said):
+        return errors.HostUnreachable(wire.printable(found[1]), **fields)
+    if found := _DENIED.search(said):
+        return errors.LoginFailed(wire.printable(found[1]), **fields)
+    return errors.LoginFailed(last_line(said) or "ssh says nothing", **fields)
+
+
+def last_line(said: str) -> str:
+    """The last line that is not empty, safe for a terminal."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return wire.printable(lines[-1], 300) if lines else ""
+
+
+def wait_for_session(attempt: int, since: float) -> bool:
+    """Whether to try again after the server refused a session; sleeps first. A killed client's lives up to 60 s."""
+    if time.monotonic() - since > 75:
+        return False
+    time.sleep(min(5.0, 0.5 * 2 ** attempt))
+    return True

@@ -1,0 +1,289 @@
+"""One sync: hand over what is new, carry over what was asked for, read the journal, bring results home. One ssh exec.
+
+Everything the agent confirms is recorded when it is said, so a cut at any moment loses nothing: acknowledged jobs stay
+acknowledged, records of the journal go in together with the cursor behind them, and the rest is offered again.
+"""
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import chasqui_agent
+from chasqui_agent import wire
+
+from . import __version__, deploy, errors, inputs, results, states
+from .config import Home, Remote
+from .converse import converse
+from .exchange import SyncOptions, SyncReport
+from .holder import sync_lock
+from .ledger import InputFile, Job, Ledger, now
+from .messages import Changed, Handler, JobOffer, Key, Listed, Listing, Offer, Target
+from .progress import Progress
+
+MAX_JOBS = 20_000  # offered in one session; more go with the next
+_COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
+            states.REJECTED: "rejected", states.CANCELLED: "cancelled"}
+
+
+class _OlderAgent(Exception):
+    """The agent there has a lower serial than ours."""
+
+
+def run(home: Home, remote: Remote, options: SyncOptions) -> SyncReport:
+    """Sync `remote` once. Raises the failures of `errors`; what the agent had confirmed by then is recorded.
+
+    A dry run reads the ledger and the job folders, and contacts nothing.
+    """
+    home.create()
+    report = SyncReport(remote=remote.name, timestamp=now(), dry_run=options.dry_run)
+    with Ledger(home.ledger_path) as ledger:
+        if options.dry_run:
+            _plan(ledger, remote, report)
+            return report
+        with sync_lock(home, remote.name, options.wait):
+            _sync(home, ledger, remote, options, report)
+    return report
+
+
+def _plan(ledger: Ledger, remote: Remote, report: SyncReport) -> None:
+    """What a sync would do, from the ledger and the folders alone."""
+    for job in ledger.to_upload(remote.name):
+        files = ledger.files(job.id, job.attempt)
+        _name_changes(job, inputs.changed(files), report)
+        report.would_upload.append({"id": job.id, "name": job.name, "folder": wire.path_text(job.folder),
+                                    "files": len(files), "bytes": sum(f.size for f in files)})
+    waiting = len(ledger.pending_ops(remote.name))
+    if waiting:
+        report.notes.append("would carry over %d cancel, hold or release requests" % waiting)
+    report.counts = ledger.counts(remote.name)
+
+
+def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, report: SyncReport) -> None:
+    transport = deploy.transport_to(home, remote, options.interactive)
+    progress = Progress(options.progress)
+    for _ in range(3):
+        exchange = Exchange(ledger, remote, options, report, progress)
+        try:
+            converse(transport, remote, exchange.offer(), exchange)
+            break
+        except (errors.AgentMissing, errors.NoPython, _OlderAgent):
+            if not options.deploy:  # then nobody says _OlderAgent
+                raise
+            deploy.ensure(transport, remote)
+            report.deployed = remote.root
+        finally:
+            progress.end()
+            exchange.close()
+    else:
+        raise errors.AgentMissing(remote=remote.name, root=remote.root)
+    ledger.set_remote(remote.name, synced=report.timestamp, report=exchange.report_of_agent)
+    report.counts = ledger.counts(remote.name)
+
+
+# -- what the ledger offers and learns ---------------------------------------------------------------------------------
+
+
+class Exchange(Handler):
+    """Between the ledger and one session."""
+
+    def __init__(self, ledger: Ledger, remote: Remote, options: SyncOptions, report: SyncReport,
+                 progress: Progress) -> None:
+        self.ledger, self.remote, self.options, self.report, self.progress = ledger, remote, options, report, progress
+        self.results = results.Receiver(ledger, remote.name, report)
+        self.report_of_agent: dict[str, Any] = {}
+        self._jobs: dict[Key, Job] = {}
+        self._sizes: dict[Key, tuple[int, int]] = {}
+        self._hashes: inputs.Hashes = {}
+
+    # -- turn 1 ----------------------------------------------------------------------------------------------------
+
+    def offer(self) -> Offer:
+        """All that this sync says first. From here on only the cluster can cancel or hold the jobs in it."""
+        known = self.ledger.remote_state(self.remote.name)
+        jobs = [offer for job in self._jobs_to_offer() if (offer := self._job_offer(job))]
+        self.ledger.mark_offered([self._jobs[offer.key] for offer in jobs])
+        hello = {"client": __version__, "ledger": self.ledger.id, "root_uuid": known.uuid, "cursor": known.cursor,
+                 "config": self._config(), "take_caps": self.options.take_caps, "want_results": self.options.download,
+                 "results": self._results_wanted(), "fetch": self._fetch()}
+        operations = [{"id": op.id, "op": op.op, "job": op.job, "attempt": op.attempt}
+                      for op in self.ledger.pending_ops(self.remote.name)]
+        return Offer(hello, jobs, operations)
+
+    def _jobs_to_offer(self) -> list[Job]:
+        found = self.ledger.to_upload(self.remote.name)
+        if len(found) > MAX_JOBS:
+            self.report.notes.append("%d jobs are left for the next sync" % (len(found) - MAX_JOBS))
+        return found[:MAX_JOBS]
+
+    def _config(self) -> Mapping[str, Any]:
+        values = {"max_total": 0, **self.remote.agent_config()}
+        return {**values, "revision": self.ledger.config_revision(self.remote.name, values)}
+
+    def _results_wanted(self) -> list[list[Any]]:
+        if not self.options.download:
+            return []
+        return [[job.id, job.attempt] for job in self.ledger.results_wanted(self.remote.name)]
+
+    def _fetch(self) -> list[list[Any]]:
+        wanted = []
+        for job_id, patterns in self.options.fetch.items():
+            job = self.ledger.job(job_id)
+            if job and job.remote == self.remote.name and job.ended:
+                wanted.append([job.id, job.attempt, list(patterns)])
+        return wanted
+
+    def _job_offer(self, job: Job) -> JobOffer | None:
+        files = self.ledger.files(job.id, job.attempt)
+        # Once offered the cluster may have it, and a manifest must not change any more.
+        if job.offered < job.attempt:
+            current = self._current(job, files)
+            if current is None:
+                return None
+            files = current
+        options = job.options
+        fields = {"name": job.name, "priority": job.priority, "script": wire.path_text(job.script),
+                  "outputs": options.get("outputs", []), "exclude": options.get("exclude", []),
+                  "max_file": options.get("max_file", 0), "rerun": bool(options.get("rerun")),
+                  "previous": job.attempt - 1}
+        offer = JobOffer(job.id, job.attempt, files, fields)
+        self._jobs[offer.key] = job
+        self._sizes[offer.key] = len(files), sum(f.size for f in files)
+        return offer
+
+    def _current(self, job: Job, files: list[InputFile]) -> list[InputFile] | None:
+        """The inputs as they are on the disk now, those that changed since `add` named; None where one is gone."""
+        touched = {path for path, _ in inputs.changed(files)}
+        if not touched:
+            return files
+        fresh, differing, missing = [], [], False
+        for file in files:
+            if file.path not in touched:
+                fresh.append(file)
+                continue
+            try:
+                found = replace(inputs.read_input(file.source, file.path, self._hashes), mode=file.mode)
+            except errors.BadJob as error:
+                differing.append((file.path, "%s: not uploaded" % error))
+                missing = True
+                continue
+            if found.sha256 != file.sha256:
+                differing.append((file.path, "changed since add, uploaded as it is now"))
+            fresh.append(found)
+        _name_changes(job, differing, self.report)
+        if missing:
+            return None
+        self.ledger.replace_inputs(job.id, job.attempt, fresh)
+        return fresh
+
+    def open(self, offer: JobOffer, file: InputFile) -> BinaryIO:
+        if file.content is not None:
+            return io.BytesIO(file.content)
+        stream = open(file.source, "rb")
+        if os.fstat(stream.fileno()).st_size != file.size:
+            stream.close()
+            raise Changed("it changed since it was offered")
+        return stream
+
+    # -- what the agent says ---------------------------------------------------------------------------------------
+
+    def noise(self, text: str) -> None:
+        self.note("the login shell printed: %s" % text)
+
+    def welcome(self, fields: dict[str, Any]) -> None:
+        serial, uuid = fields.get("serial"), fields.get("root_uuid")
+        if not isinstance(serial, int) or not isinstance(uuid, str) or not 0 < len(uuid) <= 64 or not uuid.isalnum():
+            raise wire.WireError("a welcome without serial or root")
+        if fields.get("proto") != chasqui_agent.PROTOCOL:
+            raise errors.VersionsApart(remote=self.remote.name, theirs=serial, ours=chasqui_agent.SERIAL,
+                                       hint="upgrade the older side")
+        if serial < chasqui_agent.SERIAL and self.options.deploy:
+            raise _OlderAgent
+        self.ledger.set_remote(self.remote.name, uuid=uuid)
+        for note in fields.get("notes") or []:
+            self.note(wire.printable(str(note)))
+
+    def known(self, key: Key) -> None:
+        self.acked([key])
+
+    def acked(self, keys: list[Key]) -> None:
+        for job_id in self.ledger.acknowledge(self.remote.name, keys):
+            files, size = self._sizes[job_id, self._jobs_attempt(job_id, keys)]
+            self.report.uploaded += 1
+            self.report.uploaded_files += files
+            self.report.uploaded_bytes += size
+
+    @staticmethod
+    def _jobs_attempt(job_id: str, keys: list[Key]) -> int:
+        return next(attempt for name, attempt in keys if name == job_id)
+
+    def refused(self, key: Key, why: str) -> None:
+        self.report.refused.append({"job": key[0], "name": self._jobs[key].name, "why": why})
+
+    def skipped(self, key: Key, why: str) -> None:
+        self.ledger.withdraw(key[0])
+        path, _, rest = why.partition(": ")
+        self.report.changed_inputs.append({"job": key[0], "name": self._jobs[key].name, "path": path,
+                                           "why": rest + ": not uploaded"})
+
+    def uploading(self, jobs: int, size: int) -> None:
+        self.progress.begin("uploading", size)
+
+    def sent(self, size: int, files: int) -> None:
+        self.progress.advance(size, files)
+
+    def done(self, operation: str, note: str) -> None:
+        self.ledger.finish_op(operation)
+        if note:
+            self.report.notes.append(note)
+
+    def note(self, text: str) -> None:
+        if text not in self.report.notes:
+            self.report.notes.append(text)
+
+    def pumped(self, report: dict[str, Any]) -> None:
+        self.report_of_agent["pump"] = report
+        for key in ("error", "note"):
+            if report.get(key):
+                self.report.notes.append("the pump says: %s" % report[key])
+        if report.get("refused"):
+            self.report.notes.append("refused, in the scheduler's words: %s" % report["refused"])
+        self.report.stalled_since = str(report.get("stalled_since") or "")
+
+    def status(self, report: dict[str, Any]) -> None:
+        self.report_of_agent["status"] = report
+
+    def records(self, found: list[dict[str, Any]], cursor: int) -> None:
+        """A piece of the journal and the cursor behind it, in one transaction."""
+        with self.ledger.transaction():
+            for record in found:
+                counter = _COUNTED.get(self.ledger.apply_record(self.remote.name, record))
+                if counter:
+                    setattr(self.report, counter, getattr(self.report, counter) + 1)
+            self.ledger.set_remote(self.remote.name, cursor=cursor)
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def choose(self, listing: Listing) -> list[int]:
+        return self.results.choose(listing)
+
+    def target(self, key: Key, file: Listed) -> Target:
+        if not self.results.received:
+            self.progress.begin("results", self.results.expected)
+        self.progress.advance(file.size, 1)
+        return self.results.target(key, file)
+
+    def gone(self, key: Key, file: Listed, why: str) -> None:
+        self.results.gone(key, file, why)
+
+    def close(self) -> None:
+        """Record the results that arrived, however the session ended."""
+        self.results.commit()
+
+
+def _name_changes(job: Job, changes: list[tuple[bytes, str]], report: SyncReport) -> None:
+    for path, why in changes:
+        item = {"job": job.id, "name": job.name, "path": wire.path_text(path), "why": why}
+        if item not in report.changed_inputs:  # the same again in the round after a deploy
+            report.changed_inputs.append(item)

@@ -1,0 +1,21 @@
+"""What a verb of the command line consists of."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .command import Command
+
+
+@dataclass(frozen=True)
+class Verb:
+    """about and example are for its help; `arguments` declares what it takes; `run` returns the exit code."""
+
+    about: str
+    example: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Command], int]
+
+
+def no_arguments(parser: argparse.ArgumentParser) -> None:
+    """For verbs that take none of their own."""
