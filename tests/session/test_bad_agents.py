@@ -1,0 +1,227 @@
+"""Agents that lie, flood, escape or break.
+
+Nothing outside the results folder changes, memory stays bounded, no raw byte reaches the terminal, and each ends in one
+clear failure.
+"""
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+
+from chasqui_client import errors, session
+from session.desk import AGENT, Desk
+
+# A stand-in for the deployed agent. `mode` decides where it leaves the protocol; everything up to there is proper.
+DOUBLE = '''
+import hashlib, json, os, struct, sys
+sys.path.insert(0, %(agent)r)
+from chasqui_agent import wire
+MODE = %(mode)r
+JOB = %(job)r
+out = sys.stdout.buffer
+nonce = sys.argv[sys.argv.index("--nonce") + 1]
+def send(data):
+    out.write(data); out.flush()
+def say(name, **fields):
+    send(wire.message(name, **fields))
+def turn():
+    found = []
+    while True:
+        kind, payload = wire.read_frame(sys.stdin.buffer.read)
+        if kind == wire.MESSAGE:
+            found.append(json.loads(payload.decode()))
+            if found[-1]["m"] == "end":
+                return found
+if MODE == "noise":
+    while True: out.write(b"welcome to the machine " * 1000)
+if MODE == "wrong greeting":
+    send(wire.greeting("0" * 32))
+    sys.exit(0)
+if MODE == "a shell that talks":
+    send(b"\\x1b]0;owned\\x07 module: not found\\r\\n")
+    sys.stdin.buffer.read(1); sys.exit(3)
+send(b"Quota: \\x1b[31m93 percent\\n" if MODE == "bye" else b"")
+send(wire.greeting(nonce))
+if MODE == "huge frame":
+    send(struct.pack(">cI", b"J", 0xffffffff) + b"x" * 100000); sys.exit(0)
+if MODE == "damaged frame":
+    good = wire.message("welcome"); send(good[:-1] + bytes([good[-1] ^ 1])); sys.exit(0)
+if MODE == "nothing for ever":
+    while True: send(wire.frame(wire.NOTHING) * 1000)
+if MODE == "error":
+    turn()
+    say("error", code="root", why="no \\x1b[2Jroot", hint="\\x07type this")
+    say("bye", status="error")
+    sys.exit(1)
+if MODE == "cut": sys.exit(1)
+turn()
+if MODE == "not json": send(wire.frame(wire.MESSAGE, b"{" * 100000)); sys.exit(0)
+if MODE == "deep json": send(wire.frame(wire.MESSAGE, b"[" * 200000)); sys.exit(0)
+say("welcome", proto=1, agent="9", serial=10**9, digest="", capabilities=[], root_uuid="a" * 24, cursor=0,
+    python="3.6.0", host="evil", notes=["\\x1b[31mnote"])
+if MODE == "foreign acks":
+    say("acked", job="j" * 16, attempt=1)
+if MODE == "acks for ever":
+    while True: say("note", text="x" * 1000)
+if MODE == "backwards journal":
+    say("log", **{"from": 5, "to": 3, "size": 1})
+if MODE == "huge journal":
+    say("log", **{"from": 0, "to": 1 << 40, "size": 1 << 40})
+if MODE == "endless journal":
+    n = 0
+    line = json.dumps({"ev": "pumped", "x": "y" * 250000}).encode()
+    while True:
+        say("log", **{"from": n, "to": n + 1, "size": len(line)}); send(wire.frame(wire.DATA, line)); n += 1
+if MODE == "control characters":
+    record = {"t": "\\x1b[31m", "ev": "refused", "job": JOB, "attempt": 1, "text": "\\x1b]0;owned\\x07"}
+    record = json.dumps(record).encode()
+    say("log", **{"from": 0, "to": 1, "size": len(record)}); send(wire.frame(wire.DATA, record))
+def listed(path, data=b"evil", **more):
+    row = {"path": path, "size": len(data), "mode": 0o644, "mtime": 0, "kind": "output"}
+    row["sha256"] = hashlib.sha256(data).hexdigest()
+    row.update(more)
+    return row
+ended = {"t": "2026-01-01T00:00:00Z", "ev": "ended", "job": JOB, "attempt": 1, "state": "DONE", "exit": 0}
+ended = json.dumps(ended).encode()
+if MODE not in ("control characters",):
+    say("log", **{"from": 0, "to": 1, "size": len(ended)}); send(wire.frame(wire.DATA, ended))
+FILES = {
+    "dots": [listed("../evil")], "absolute": [listed("/tmp/evil")], "middle dots": [listed("a/../../evil")],
+    "nul": [listed("a%%00b")], "encoded dots": [listed("%%2E%%2E/evil")], "empty": [listed("")],
+    "own folder": [listed(".chasqui/x")],
+    "file and folder": [listed("a"), listed("a/b")], "twice": [listed("a"), listed("a")],
+    "negative": [listed("a", size=-1)], "enormous": [listed("a", size=1 << 49)],
+    "bad hash": [listed("a", sha256="zz")], "wrong content": [listed("good", b"good")],
+    "through a symlink": [listed("link/evil")], "onto a symlink": [listed("onto")],
+    "more than announced": [listed("good", b"good")], "another index": [listed("good", b"good")],
+    "too many": [listed("f%%d" %% n) for n in range(40001)],
+}
+if MODE in FILES:
+    say("results", job=JOB, attempt=1, files=FILES[MODE], left_out=[])
+say("end")
+if MODE in FILES:
+    wanted = [m for m in turn() if m["m"] == "want"]
+    data = {"more than announced": b"good and more", "another index": b"good"}.get(MODE, b"evil")
+    for item in wanted:
+        for index in item["files"]:
+            say("file", job=JOB, attempt=1, index=index + (MODE == "another index"), size=FILES[MODE][index]["size"])
+            send(wire.frame(wire.DATA, data)); say("sha", sha256=hashlib.sha256(data).hexdigest())
+say("bye", status="ok")
+'''
+
+REFUSED = ("dots", "absolute", "middle dots", "nul", "encoded dots", "empty", "file and folder", "twice", "negative",
+           "bad hash", "more than announced", "another index", "too many", "huge frame", "damaged frame", "not json",
+           "deep json",
+           "nothing for ever", "foreign acks", "acks for ever", "backwards journal", "huge journal", "endless journal")
+
+
+class Evil(Desk):
+    """A desk whose job waits for results from an agent that is not one."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.mine, = self.add(self.folder("mine"))
+        with self.ledger() as ledger:
+            ledger.mark_offered([self.mine])
+            ledger.acknowledge("here", [(self.mine.id, 1)])
+        self.results = path / "jobs" / "mine" / "results"
+        (self.root / "agent").mkdir(parents=True)
+        (self.root / "agent" / "python").write_text(sys.executable + "\n")
+
+    def talk(self, mode: str):
+        text = DOUBLE % {"agent": str(AGENT), "mode": mode, "job": self.mine.id}
+        (self.root / "agent" / "current").write_text(text)
+        return self.sync()
+
+    def outside(self) -> dict[str, int]:
+        """Everything but the results folder, the ledger and our own program, with its size."""
+        own = (str(self.results), str(self.home.path), str(self.root))
+        return {os.path.join(top, name): os.lstat(os.path.join(top, name)).st_size
+                for top, folders, names in os.walk(self.path) for name in names + folders
+                if not os.path.join(top, name).startswith(own)}
+
+
+@pytest.fixture
+def evil(tmp_path):
+    return Evil(tmp_path)
+
+
+@pytest.mark.parametrize("mode", REFUSED)
+def test_what_breaks_the_protocol_ends_the_session(evil, mode, monkeypatch):
+    monkeypatch.setattr(session, "MAX_LOG", 32 << 20)
+    before, memory = evil.outside(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(errors.ProtocolBroken) as caught:
+        evil.talk(mode)
+    assert str(caught.value).isprintable()
+    assert evil.outside() == before
+    assert not any(evil.results.rglob("*")) or mode in ("more than announced", "another index")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kilobytes
+
+
+@pytest.mark.parametrize("mode", ["own folder", "enormous", "wrong content"])
+def test_results_that_are_not_taken(evil, mode):
+    before = evil.outside()
+    report = evil.talk(mode)
+    assert report.results_files == 0
+    assert report.notes
+    assert evil.outside() == before
+    assert not [path for path in evil.results.rglob("*") if path.is_file()]
+
+
+def test_a_symlink_in_the_results_is_not_followed(evil):
+    elsewhere = evil.path / "elsewhere"
+    elsewhere.mkdir()
+    evil.results.mkdir()
+    (evil.results / "link").symlink_to(elsewhere)
+    report = evil.talk("through a symlink")
+    assert list(elsewhere.iterdir()) == []
+    assert report.results_files == 0
+
+
+def test_a_symlink_in_a_results_place_is_replaced(evil):
+    target = evil.path / "target"
+    target.write_text("mine")
+    evil.results.mkdir()
+    (evil.results / "onto").symlink_to(target)
+    evil.talk("onto a symlink")
+    assert target.read_text() == "mine"
+    assert not (evil.results / "onto").is_symlink()
+    assert (evil.results / "onto").read_text() == "evil"
+
+
+def test_noise_before_the_greeting_is_shown_harmless(evil):
+    report = evil.talk("bye")
+    assert any("93 percent" in note for note in report.notes)
+    assert all(note.isprintable() for note in report.notes)
+
+
+@pytest.mark.parametrize("mode", ["noise", "wrong greeting", "a shell that talks"])
+def test_no_greeting(evil, mode, monkeypatch):
+    monkeypatch.setenv("CHASQUI_SILENCE", "1")
+    with pytest.raises(errors.NoGreeting) as caught:
+        evil.talk(mode)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000
+    assert "echo ok" in caught.value.hint
+
+
+def test_an_error_of_the_agent_is_passed_on(evil):
+    with pytest.raises(errors.AgentRefused) as caught:
+        evil.talk("error")
+    assert "root" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert caught.value.hint.isprintable()
+
+
+def test_an_agent_that_goes_away(evil):
+    with pytest.raises(errors.ConnectionLost):
+        evil.talk("cut")
+
+
+def test_control_characters_in_the_journal(evil):
+    evil.talk("control characters")
+    with evil.ledger() as ledger:
+        assert any("owned" in event["why"] for event in ledger.events(evil.mine.id))

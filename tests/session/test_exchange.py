@@ -1,0 +1,218 @@
+"""Whole syncs over a child process: jobs there, records and results back, operations, retries, changed inputs."""
+
+import os
+import shutil
+import threading
+
+import pytest
+
+from chasqui_client import api, errors, jobs, results, session, states
+from chasqui_client.exchange import SyncOptions
+from chasqui_client.holder import sync_lock
+from chasqui_client.select import Selection
+from chasqui_client.sync import run
+from session.desk import Desk
+
+
+@pytest.fixture
+def desk(tmp_path):
+    return Desk(tmp_path)
+
+
+def test_jobs_run_and_results_come_home(desk):
+    folders = [desk.folder("j%d" % n, "cat in.dat >out.dat; echo said; echo complained >&2; mkdir d; echo x >d/deep",
+                           **{"in.dat": b"content %d" % n, "shared": b"s" * 300_000}) for n in range(3)]
+    added = desk.add(*folders)
+    first = desk.sync()
+    assert (first.uploaded, first.uploaded_files, first.deployed) == (3, 9, str(desk.root))
+    desk.finish()
+    assert desk.lines() == ["j0", "j1", "j2"]
+    for number, job in enumerate(added):
+        assert desk.completed(job).exit == 0
+        found = {os.path.relpath(os.path.join(top, name), job.results_path)
+                 for top, _, names in os.walk(job.results_path) for name in names}
+        logs = {name for name in found if name.startswith(b"j")}
+        assert found - logs == {b"out.dat", b"d/deep"}
+        assert len(logs) == 2
+        assert (folders[number] / "results" / "out.dat").read_bytes() == b"content %d" % number
+        assert not (folders[number] / "results" / ".chasqui").exists()
+    assert desk.sync().uploaded == 0
+
+
+def test_failed_jobs_bring_their_files_too(desk):
+    job, = desk.add(desk.folder("bad", "echo partial >out; exit 3"))
+    desk.finish()
+    found = desk.job(job)
+    assert (found.state, found.exit, found.results_state) == (states.FAILED, 3, states.VERIFIED)
+    assert (desk.path / "jobs/bad/results/out").read_text() == "partial\n"
+
+
+def test_awkward_names_and_modes(desk):
+    folder = desk.folder("odd")
+    names = [b"a b", b"quote'\"", b"new\nline", b"-dash", "ñandú".encode(), b"raw\xff\xfe", b"per%cent",
+             b"sub/-x y/\xffz"]
+    for name in names:
+        path = os.path.join(os.fsencode(folder), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as stream:
+            stream.write(name)
+    (folder / "empty").write_bytes(b"")
+    (folder / "tool").write_text("#!/bin/sh\necho tool ran >tool.out\n")
+    (folder / "tool").chmod(0o755)
+    copy = 'for f in * sub/*/*; do [ -f "$f" ] && cp -- "$f" "$f.copy"; done'
+    (folder / "job.sh").write_text("#!/bin/sh\n%s\n./tool\n" % copy)
+    job, = desk.add(folder)
+    desk.finish()
+    desk.completed(job)
+    for name in names:
+        with open(os.path.join(job.results_path, name + b".copy"), "rb") as stream:
+            assert stream.read() == name
+    assert (folder / "results" / "tool.out").exists()
+
+
+def test_big_results_stay_and_are_fetched_by_name(desk):
+    job, = desk.add(desk.folder("big", "head -c 5000 /dev/zero >WAVECAR; echo small >out"), max_file=1000)
+    desk.sync()
+    left = []
+    while not desk.job(job).ended or not left:
+        left += desk.sync().left_out
+    assert [(item["path"], item["size"]) for item in left] == [("WAVECAR", 5000)]
+    desk.completed(job)
+    assert not (desk.path / "jobs/big/results/WAVECAR").exists()
+    desk.sync(fetch={job.id: ("WAVE*",)})
+    assert (desk.path / "jobs/big/results/WAVECAR").stat().st_size == 5000
+    assert (desk.path / "jobs/big/results/out").exists()
+
+
+def test_retry_sends_only_what_changed_and_keeps_earlier_results(desk):
+    folder = desk.folder("again", "cat in.dat >out.dat", **{"in.dat": b"old", "large": os.urandom(400_000)})
+    job, = desk.add(folder)
+    desk.finish()
+    (folder / "in.dat").write_bytes(b"new")
+    with desk.ledger() as ledger:
+        jobs.retry(desk.home, ledger, desk.home.config(), [desk.job(job)])
+    sizes = []
+    whole = session.Session._blob
+
+    def counted(self, offer, file):
+        sizes.append(file.size)
+        whole(self, offer, file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.Session, "_blob", counted)
+        desk.sync()
+    assert sizes == [3]
+    desk.finish()
+    assert desk.completed(job).attempt == 2
+    assert (folder / "results" / "out.dat").read_bytes() == b"new"
+    assert (folder / "results.attempt-1" / "out.dat").read_bytes() == b"old"
+    assert desk.lines() == ["again", "again"]
+
+
+def test_changed_inputs_are_named_and_go_as_they_are(desk):
+    folder = desk.folder("edited", "cat in.dat >out", **{"in.dat": b"before", "touched": b"same"})
+    job, = desk.add(folder)
+    (folder / "in.dat").write_bytes(b"after, and longer")
+    os.utime(folder / "touched", (1, 1))
+    report = desk.sync()
+    assert [item["path"] for item in report.changed_inputs] == ["in.dat"]
+    desk.finish()
+    assert (folder / "results/out").read_bytes() == b"after, and longer"
+    desk.completed(job)
+
+
+def test_a_missing_input_keeps_its_job_here_and_the_others_go(desk):
+    broken, fine = desk.folder("broken", **{"in.dat": b"x"}), desk.folder("fine")
+    lost, job = desk.add(broken, fine)
+    (broken / "in.dat").unlink()
+    report = desk.sync()
+    assert report.uploaded == 1
+    assert [item["name"] for item in report.changed_inputs] == ["broken"]
+    assert desk.job(lost).state == states.QUEUED_LOCAL
+    (broken / "in.dat").write_bytes(b"back")
+    desk.finish()
+    assert desk.lines() == ["broken", "fine"]
+
+
+def test_operations_are_carried_over(desk):
+    blocker, *rest = desk.add(desk.folder("blocker", "while [ ! -e %s/go ]; do sleep 0.05; done" % desk.path),
+                              desk.folder("cancelled"), desk.folder("held"))
+    desk.remote = type(desk.remote)(**{**vars(desk.remote), "caps": type(desk.remote.caps)(1, 1)})
+    desk.sync()
+    api.cancel(desk.home, Selection((rest[0].id,)))
+    api.hold(desk.home, Selection((rest[1].id,)))
+    desk.sync()
+    assert [desk.job(job).state for job in rest] == [states.CANCELLED, states.HELD]
+    api.release(desk.home, Selection((rest[1].id,)))
+    desk.sync()
+    (desk.path / "go").touch()
+    desk.finish()
+    assert desk.lines() == ["blocker", "held"]
+
+
+def test_dry_run_contacts_nothing(desk):
+    desk.add(desk.folder("one", **{"in.dat": b"12345"}))
+    report = desk.sync(dry_run=True)
+    assert report.would_upload[0]["files"] == 2
+    assert not desk.root.exists()
+
+
+def test_two_syncs_at_once(desk):
+    with sync_lock(desk.home, "here"), pytest.raises(errors.LedgerBusy) as caught:
+        desk.sync(wait=0.0)
+    assert str(os.getpid()) in str(caught.value)
+
+
+def test_a_new_root_is_read_from_its_beginning(desk):
+    job, = desk.add(desk.folder("one"))
+    desk.finish()
+    shutil.rmtree(desk.root)
+    again, = desk.add(desk.folder("two"))
+    desk.finish()
+    assert (desk.completed(job).state, desk.completed(again).state) == (states.COMPLETED, states.COMPLETED)
+
+
+def test_no_deploy_says_what_to_type(desk):
+    desk.add(desk.folder("one"))
+    with pytest.raises(errors.AgentMissing) as caught:
+        run(desk.home, desk.remote, SyncOptions(deploy=False))
+    assert "agent deploy" in caught.value.hint
+
+
+def test_results_are_not_written_through_a_symlink(desk):
+    folder = desk.folder("linked", "echo secret >out")
+    job, = desk.add(folder)
+    elsewhere = desk.path / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "results").symlink_to(elsewhere)
+    desk.sync()
+    notes = []
+    while not desk.job(job).ended:
+        notes += desk.sync().notes
+    notes += desk.sync().notes
+    assert any("symlink" in note for note in notes)
+    assert list(elsewhere.iterdir()) == []
+    (folder / "results").unlink()
+    desk.finish()
+    assert (folder / "results" / "out").exists()
+
+
+def test_a_linked_result_there_is_no_result(desk):
+    secret = desk.path / "secret"
+    secret.write_text("secret")
+    job, = desk.add(desk.folder("links", "ln -s %s stolen; mkdir d; ln -s / d/all; echo mine >out" % secret))
+    desk.finish()
+    found = os.listdir(desk.completed(job).results_path)
+    assert b"out" in found
+    assert b"stolen" not in found
+    assert b"d" not in found
+
+
+def test_logs_of_a_running_job(desk, capsys):
+    wait = "echo begun; while [ ! -e %s/go ]; do sleep 0.05; done; echo over" % desk.path
+    job, = desk.add(desk.folder("talks", wait))
+    desk.sync()
+    threading.Timer(1.0, (desk.path / "go").touch).start()
+    assert results.follow_logs(desk.home, desk.remote, desk.job(job)) == 0
+    assert capsys.readouterr().out.split() == ["begun", "over"]
+    desk.finish()

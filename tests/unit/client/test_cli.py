@@ -1,0 +1,314 @@
+"""The command line: one line and a hint for every failure, one envelope, nothing raw on the terminal."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import chasqui_client
+from chasqui_client import api, cli, command, errors, exchange
+from chasqui_client.config import Home
+from chasqui_client.ledger import ResultFile
+from chasqui_client.select import Selection
+
+TOP = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CHASQUI_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.sh").write_text("echo\n")
+    return tmp_path
+
+
+def _run(*words: str) -> int:
+    return cli.main(list(words))
+
+
+def _init_and_add() -> None:
+    assert _run("init", "here", "--host", "local") == 0
+    assert _run("add", "a", "b") == 0
+
+
+def _json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert answer["chasqui"] == 1
+    return answer
+
+
+def _process(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": "%s:%s" % (TOP / "client", TOP / "agent"), **options.pop("env", {})}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, **options)
+
+
+def test_the_version_imports_nothing_heavy() -> None:
+    script = ("import sys; from chasqui_client import cli; cli.main(['--version']);"
+              "print(sorted({'argparse', 'sqlite3', 'tomllib', 'json', 're', 'subprocess'} & set(sys.modules)))")
+    done = _process("-I", "-S", "-c", "import sys; sys.path[:0] = %r; %s"
+                    % ([str(TOP / "client"), str(TOP / "agent")], script))
+    assert done.stdout == "chasqui %s\n[]\n" % chasqui_client.__version__
+
+
+def test_help_opens_with_the_core_verbs_and_ends_with_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--help") == 0
+    text = capsys.readouterr().out
+    assert text.index("  add ") < text.index("  sync ") < text.index("  doctor ")
+    for code, meaning in errors.EXIT_CODES.items():
+        assert "  %-4d %s" % (code, meaning) in text
+    assert _run() == 2
+
+
+def test_exit_codes_are_documented() -> None:
+    classes = [errors.ChasquiError]
+    for known in classes:
+        classes.extend(known.__subclasses__())
+    for known in classes:
+        assert known.exit_code in errors.EXIT_CODES and known.__doc__
+    for code in errors.EXIT_CODES:
+        assert "\n    %-4d " % code in str(errors.__doc__)
+
+
+@pytest.mark.parametrize("verb", sorted(cli._MODULES))
+def test_every_verb_explains_itself_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        _run(verb, "-h")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "example:\n  chasqui " + verb in text and "--json" in text and "--remote" in text
+
+
+def test_a_morning(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("init", "here", "--host", "local") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("wrote %s  (caps: 30 running, 40 queued; change them there)" % (work / "home/config.toml"))
+    assert _run("add", "a", "b") == 0
+    assert capsys.readouterr().out == "2 jobs added, 2 files, 10 bytes\nnext: chasqui sync\n"
+    assert _run("add", "a", "b") == 0
+    assert "2 folders skipped" in capsys.readouterr().out
+    assert _run("list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "# here: not synced yet" and lines[1].split()[1:] == ["a", "QUEUED_LOCAL", "a"]
+    assert _run("status") == 0
+    assert "queued_local  2\n" in capsys.readouterr().out
+    assert _run("show", "a") == 0
+    assert "PREPARED -> QUEUED_LOCAL" in capsys.readouterr().out
+    assert _run("hold", "a") == 0 and _run("cancel", "--state", "HELD") == 0 and _run("retry", "a") == 0
+    assert _run("list", "--state", "HELD,CANCELLED") == 0
+    assert capsys.readouterr().out.endswith("no jobs\n")
+
+
+def test_failures_are_one_line_and_a_hint(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("add", "a") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == ("chasqui: There is no configuration yet (%s).\n"
+                            "  hint: chasqui init NAME --host HOST    (HOST: an ssh alias, user@host, or local)\n"
+                            % (work / "home/config.toml"))
+
+
+@pytest.mark.parametrize(("words", "said", "hint"), [
+    (["snc"], "There is no command snc.", "chasqui sync"), (["sync", "--bogus"], "unrecognized", "chasqui sync -h"),
+    (["init", "x", "--host", "-oProxyCommand=id"], 'it begins with "-"', "use an alias"),
+    (["add"], "No folders were given", "chasqui add DIR"), (["add", "a", "--set", "x"], "not KEY=VALUE", ""),
+    (["cancel"], "No jobs were named", "--all"), (["cancel", "--all"], "--all means 0 jobs", "--yes"),
+    (["--remote", "hp", "add", "a"], "There is no remote named hp", "chasqui init hp"),
+    (["show", "zzzz"], "No job has this id", "chasqui list"), (["sync", "--watch", "-3"], "invalid", ""),
+    (["list", "--state", "X"], "no state X", ""), (["add", "--from", "nope"], "nope: no such file", ""),
+])
+def test_bad_usage(work: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str, hint: str) -> None:
+    assert _run(*words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("chasqui: ") and said in lines[0]
+    assert hint in "".join(lines[1:]) and len(lines) <= 2
+
+
+def test_the_envelope(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("init", "here", "--host", "local", "--json") == 0
+    assert _json(capsys)["ok"]
+    assert _run("--json", "add", "a", "b") == 0
+    answer = _json(capsys)
+    assert set(answer) == {"chasqui", "verb", "ok", "data"} and answer["verb"] == "add"
+    assert answer["data"]["files"] == 2 and len(answer["data"]["jobs"]) == 2
+    for verb in ("status", "list"):
+        assert _run(verb, "--json") == 0
+        assert _json(capsys)["ok"]
+    assert _run("show", "nope", "--json") == 2
+    answer = _json(capsys)
+    assert answer["ok"] is False and answer["data"] is None
+    assert answer["error"] == {"kind": "NoSuchJob", "message": "No job has this id, name or folder: nope.",
+                               "hint": "chasqui list", "exit": 2}
+
+
+def test_an_unknown_error_has_a_traceback_only_with_debug(work: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("boom\x1b[2J")
+
+    monkeypatch.setattr(api, "status", broken)
+    assert _run("status") == 1
+    said = capsys.readouterr().err
+    assert said == "chasqui: RuntimeError: boom\\x1b[2J\n  hint: add --debug to see where\n"
+    with pytest.raises(RuntimeError):
+        _run("status", "--debug")
+
+
+def test_ctrl_c_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "status", interrupted)
+    assert _run("status") == 130
+    assert "chasqui: interrupted" in capsys.readouterr().err
+
+
+def test_names_cannot_drive_the_terminal(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = "x\x1b[2J\n\x9b"
+    (work / odd).mkdir()
+    (work / odd / "job.sh").write_text("x")
+    _init_and_add()
+    assert _run("add", odd, "missing\x1b") == 2 and _run("add", odd) == 0
+    for words in (["list"], ["show", odd], ["hold", odd], ["results", odd], ["logs", odd]):
+        _run(*words)
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert all(char == "\n" or char.isprintable() for char in text)
+
+
+def test_folders_from_a_list(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _run("init", "here", "--host", "local")
+    (work / "list").write_text("a\n\nb\n")
+    assert _run("add", "--from", "list") == 0
+    assert "2 jobs added" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
+    assert _run("add", "--from", "-", "--again") == 0
+    assert "2 jobs added" in capsys.readouterr().out
+
+
+def test_all_asks_at_a_terminal(work: Path, monkeypatch: pytest.MonkeyPatch,
+                                capsys: pytest.CaptureFixture[str]) -> None:
+    _init_and_add()
+    monkeypatch.setattr(command.Command, "interactive", property(lambda self: True))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert _run("cancel", "--all") == 2
+    assert "cancel 2 jobs? [y/N]" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert _run("cancel", "--all") == 0
+    assert "2 jobs cancelled" in capsys.readouterr().out
+
+
+def test_logs_show_what_is_here(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _init_and_add()
+    home = Home()
+    job = api.find(home, Selection(("a",)))[0]
+    with api.open_ledger(home) as ledger:
+        ledger.record_results(job.id, 1, [ResultFile(b"a.o7", 1, 0o600, 0.0, "", "log", "WANTED")])
+        ledger.set_result(job.id, 1, b"a.o7", "HERE")
+    (work / "a" / "results").mkdir()
+    (work / "a" / "results" / "a.o7").write_bytes(b"one\ttwo\x1b[31m\xff\n")
+    assert _run("logs", "a") == 0
+    assert capsys.readouterr().out.endswith("==> a/results/a.o7\none\ttwo\\x1b[31m\ufffd\n")
+
+
+def test_the_summary_of_a_sync(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    report = exchange.SyncReport(remote="here", timestamp="2026-01-01T00:00:00Z", uploaded=3000, submitted=70, failed=7,
+                                 lost=2, completed=2991, counts={"UPLOADED": 2930, "SUBMITTED": 70}, results_files=4,
+                                 results_jobs=2, results_bytes=1500, deployed="~/chasqui",
+                                 left_out=[{"job": "abcdefghij", "path": "WAVECAR", "size": 2 * 10 ** 9, "why": "big"}])
+    monkeypatch.setattr(api, "run_sync", lambda home, remote, options: report)
+    _init_and_add()
+    capsys.readouterr()
+    assert _run("sync") == 0
+    assert capsys.readouterr().out == (
+        "agent installed in ~/chasqui\n"
+        "uploaded 3,000 jobs · submitted 70 · completed 2,991 · failed 7 · lost 2 · waiting 2,930"
+        " · in the scheduler 70\n"
+        "results of 2 jobs verified: 4 files, 1.5 kB\n"
+        "left there: WAVECAR of abcdefgh (2.0 GB, big); chasqui results abcdefgh --get 'WAVECAR' fetches it\n"
+        "next: chasqui list --state FAILED,LOST\n")
+    assert _run("sync", "--fail") == 3
+
+
+def test_watch_goes_on_until_nothing_is_left(work: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    reports = [exchange.SyncReport(remote="here", counts=counts) for counts in
+               ({"RUNNING": 1}, {"QUEUED_LOCAL": 1}, {"COMPLETED": 2, "HELD": 1})]
+    left = iter(reports)
+    monkeypatch.setattr(api, "run_sync", lambda home, remote, options: next(left))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    _run("init", "here", "--host", "local")
+    capsys.readouterr()
+    assert _run("sync", "--watch", "5", "--json") == 0
+    assert _json(capsys)["data"]["syncs"] == 3
+
+
+def test_output_survives_a_plain_locale(work: Path) -> None:
+    (work / "größe-λ").mkdir()
+    (work / "größe-λ" / "job.sh").write_text("x")
+    _init_and_add()
+    assert _run("add", "größe-λ") == 0
+    done = _process("-m", "chasqui_client", "list", env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.returncode == 0 and "gr" in done.stdout and done.stderr == ""
+
+
+def test_nobody_reading_is_no_error(work: Path) -> None:
+    _init_and_add()
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": "%s:%s" % (TOP / "client", TOP / "agent")}
+    done = subprocess.run([sys.executable, "-m", "chasqui_client", "list"], stdout=write, stderr=subprocess.PIPE,
+                          env=environment)
+    os.close(write)
+    assert done.stderr == b"" and done.returncode == 1
+
+
+def test_watch_does_not_repeat_itself(work: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    running = [exchange.SyncReport(remote="here", timestamp=str(n), counts={"RUNNING": 1}) for n in range(5)]
+    left = iter([*running, exchange.SyncReport(remote="here", completed=1, counts={"COMPLETED": 1})])
+    monkeypatch.setattr(api, "run_sync", lambda home, remote, options: next(left))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    _run("init", "here", "--host", "local")
+    capsys.readouterr()
+    assert _run("sync", "--watch", "5") == 0
+    assert capsys.readouterr().out == "in the scheduler 1\ncompleted 1\n"
+
+
+def test_results_that_were_left_there(work: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    _init_and_add()
+    job = api.find(Home(), Selection(("a",)))[0]
+    with api.open_ledger(Home()) as ledger:
+        ledger.record_results(job.id, 1, [ResultFile(b"WAVE\x1bCAR", 5, 0o600, 0.0, "", "output", "LEFT", "too big")])
+    capsys.readouterr()
+    assert _run("results", "a") == 0
+    assert "left there: WAVE%1BCAR  5 bytes  too big; chasqui results " + job.id[:8] in capsys.readouterr().out
+    asked = []
+
+    def run_sync(home: Home, remote: Any, options: exchange.SyncOptions) -> exchange.SyncReport:
+        asked.append(options.fetch)
+        return exchange.SyncReport(remote="here", results_jobs=1, results_files=1, counts={"RUNNING": 1})
+
+    monkeypatch.setattr(api, "run_sync", run_sync)
+    assert _run("results", "a", "--get", "WAVE*") == 0
+    assert asked == [{job.id: ("WAVE*",)}]
+    assert "results of 1 job verified" in capsys.readouterr().out
+
+
+def test_status_repeats_what_the_scheduler_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _init_and_add()
+    with api.open_ledger(Home()) as ledger:
+        ledger.set_remote("here", synced="2026-01-01T00:00:00Z", report={"pump": {"refused": "qsub: no \x1b quota"}})
+    capsys.readouterr()
+    assert _run("status") == 0
+    text = capsys.readouterr().out
+    assert "here: as of the last sync, " in text and "ago" in text
+    assert "refused, in the scheduler's words: qsub: no \\x1b quota" in text

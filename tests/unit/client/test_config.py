@@ -1,0 +1,154 @@
+"""config.toml: every key read, every mistake one clear line, nothing overwritten."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from chasqui_client import config, errors
+from chasqui_client.config import Home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+def _parsed(text: str) -> config.Config:
+    return config.parse(text, Path("config.toml"))
+
+
+def test_init_writes_every_default_and_keeps_the_folder_private(home: Home) -> None:
+    written = config.init(home, "hpc", "jane@login.example.edu")
+    assert written.remotes["hpc"] == config.Remote("hpc", "jane@login.example.edu")
+    assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(home.config_path.stat().st_mode) == 0o600
+    text = home.config_path.read_text()
+    for key in ("work_root", "python", "ssh_config", "ssh_options", "scheduler", "max_queued", "max_running",
+                "max_total", "query_interval", "grace", "lease", "default_remote", "inputs", "exclude", "outputs",
+                "priority"):
+        assert key + " = " in text
+
+
+def test_every_commented_default_is_the_default(home: Home) -> None:
+    config.init(home, "hpc", "alias")
+    lines = home.config_path.read_text().splitlines()
+    bare = [line.removeprefix("#") if " = " in line or line.startswith("#[") else line for line in lines]
+    text = "\n".join(line for line in bare if "default_remote" not in line and "max_total" not in line)
+    text = text.replace('["Port=2222", "ProxyJump=gate"]', "[]")
+    read = _parsed(text)
+    assert read.jobs == config.JobDefaults()
+    remote = read.remotes["hpc"]
+    assert (remote.caps, remote.settings, remote.root) == (config.Caps(), config.Settings(), "~/chasqui")
+
+
+def test_a_second_remote_is_appended_and_a_known_name_changes_nothing(home: Home) -> None:
+    config.init(home, "one", "a")
+    home.config_path.write_text(home.config_path.read_text() + "# mine\n")
+    read = config.init(home, "two", "local", "~/two")
+    assert list(read.remotes) == ["one", "two"]
+    assert read.remotes["two"].root == "~/two"
+    before = home.config_path.read_bytes()
+    assert b"# mine" in before
+    with pytest.raises(errors.RemoteExists):
+        config.init(home, "one", "b")
+    assert home.config_path.read_bytes() == before
+
+
+def test_a_broken_file_stays_as_it_is(home: Home) -> None:
+    home.create()
+    home.config_path.write_text("[remotes.x\n")
+    with pytest.raises(errors.BadConfig, match="line 1"):
+        config.init(home, "hpc", "a")
+    assert home.config_path.read_text() == "[remotes.x\n"
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=x", "user@-oProxy", "ssh://-x", "a b", "a\nb", "a\x1bb", "", "user@",
+                                  "a;b"])
+def test_hosts_that_ssh_must_never_see(home: Home, host: str) -> None:
+    with pytest.raises(errors.BadHost) as caught:
+        config.init(home, "hpc", host)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+    assert not home.config_path.exists()
+
+
+@pytest.mark.parametrize("host", ["hpc", "jane@hpc", "ssh://jane@hpc:2222", "local", "jane@[::1]", "10.0.0.1"])
+def test_hosts_that_are_fine(host: str) -> None:
+    assert config.check_host(host) == host
+
+
+@pytest.mark.parametrize("root", ["a b", "$HOME/x", "x;y", "-x", "../x", "a/../../b", "x\n"])
+def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
+    with pytest.raises(errors.BadInput):
+        config.init(home, "hpc", "a", root)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ('[remotes.x]\nhost = "a"\nrot = "b"\n', "line 3: remotes.x.rot: unknown key"),
+    ('[remotes.x]\nhost = 5\n', "line 2: remotes.x.host: must be text"),
+    ('[remotes.x]\nhost = "a"\n[remotes.x.caps]\nmax_runing = 3\n', "line 4: remotes.x.caps.max_runing: unknown key"),
+    ('[remotes.x]\nhost = "a"\n[remotes.x.caps]\nmax_running = "3"\n', "line 4: .*whole number"),
+    ('[remotes.x]\nhost = "a"\n[remotes.x.caps]\nmax_running = 0\n', "whole number from 1"),
+    ('[remotes.x]\nhost = "a"\n[remotes.x.caps]\nmax_running = true\n', "whole number"),
+    ('[remotes.x]\nhost = "a"\nssh_options = ["a b"]\n', "line 3: .*Key=value"),
+    ('[remotes.x]\nhost = "a"\nscheduler = "pbs"\n', 'must be "auto" or "shell"'),
+    ('[remotes.x]\nroot = "b"\n', "remotes.x.host"),
+    ('[remotes]\nx = 3\n', "line 2: remotes.x: must be a table"),
+    ('[remotes.x]\nhost = "-oX"\n', "line 2: .*begins with"),
+    ('default_remote = "y"\n', r"line 1: default_remote: there is no \[remotes.y\]"),
+    ('nonsense = 1\n', "line 1: nonsense: unknown key"),
+    ('[jobs]\npriority = 900\n', "from -499 to 500"),
+    ('a = \n', "not valid TOML.*line 1"),
+])
+def test_mistakes_are_one_line_with_their_place(text: str, said: str) -> None:
+    with pytest.raises(errors.BadConfig, match=said) as caught:
+        _parsed(text)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("config.toml")
+
+
+def test_everything_is_read() -> None:
+    read = _parsed("""
+        default_remote = "b"
+        [jobs]
+        exclude = ["*.tmp"]
+        max_file = 5
+        [remotes.a]
+        host = "ssh://u@h:22"
+        [remotes.b]
+        host = "h"
+        root = "/scratch/me/chasqui"
+        work_root = "/scratch/w"
+        python = "/opt/python3"
+        ssh_config = "~/x"
+        ssh_options = ["Port=2222"]
+        scheduler = "shell"
+        caps = { max_queued = 8, max_running = 4, max_total = 9 }
+        settings = { query_interval = 0.5, grace = 2 }
+        [remotes.b.templates.vasp]
+        cpus = 4
+    """)
+    remote = read.remote()
+    assert remote.name == "b" and remote.templates == {"vasp": {"cpus": "4"}} and remote.ssh_options == ("Port=2222",)
+    assert remote.agent_config() == {"max_queued": 8, "max_running": 4, "max_total": 9, "query_interval": 0.5,
+                                     "grace": 2, "lease": 600}
+    assert read.jobs.exclude == ("*.tmp",) and read.jobs.max_file == 5
+
+
+def test_which_remote_is_meant() -> None:
+    with pytest.raises(errors.NoConfig):
+        _parsed("").remote()
+    one = '[remotes.a]\nhost = "h"\n'
+    assert _parsed(one).remote().name == "a"
+    with pytest.raises(errors.UnknownRemote, match="known: a"):
+        _parsed(one).remote("c")
+    with pytest.raises(errors.SeveralRemotes):
+        _parsed(one + '[remotes.b]\nhost = "h"\n').remote()
+
+
+def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.HomeUnusable, match="not a directory"):
+        Home(tmp_path / "file" / "home").create()
+    assert not Home(tmp_path / "file" / "home").config().remotes
