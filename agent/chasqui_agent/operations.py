@@ -159,7 +159,7 @@ def _in_scheduler(pump: "Round", entry: Entry, op: str, operation: "Dict[str, An
             return "%s has started; it can be cancelled, not held" % entry.job
         files.write_file(os.path.join(meta, "cancel." + entry.token), b"")
         if job_id:
-            pump.scheduler.delete(job_id)
+            pump.delete(job_id)
         return ""
     if job_id:
         pump.state.delete.append(job_id)

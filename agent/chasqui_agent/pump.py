@@ -26,6 +26,8 @@ fault.register(
         "pump.request.after": "the request left in wake/, the lock not yet tried",
         "pump.release.before": "a held job recorded as released, the scheduler not yet called",
         "pump.release.after": "the scheduler released it, not yet journalled",
+        "pump.delete.before": "the scheduler is to be asked to delete a job",
+        "pump.delete.after": "the scheduler was asked to delete a job, nothing recorded",
         "pump.drain.before": "the round done and journalled, its requests still in wake/",
     }
 )
@@ -303,6 +305,12 @@ class Round:
             files.remove(path)
 
     # -- what the steps share --------------------------------------------------------------------------------------
+
+    def delete(self, job_id: str) -> None:
+        """Have the scheduler delete a job. Raises Unreachable."""
+        fault.point("pump.delete.before")
+        self.scheduler.delete(job_id)
+        fault.point("pump.delete.after")
 
     def close_token(self, meta: str, token: str) -> str:
         """Close a token: "" if nothing can start under it any more, else the id that did."""

@@ -210,11 +210,11 @@ def closed_jobs(pump: "Round", snapshot: "Snapshot") -> None:
     """Delete every live job whose token is closed: it can never run, it only takes a place in the queue. Raises
     Unreachable."""
     for job_id in list(pump.state.delete):
-        pump.scheduler.delete(job_id)
+        pump.delete(job_id)
         pump.state.delete.remove(job_id)
     for job in snapshot.live.values():
         if job.token in pump.state.closed:
-            pump.scheduler.delete(job.id)
+            pump.delete(job.id)
 
 
 def late_flag(pump: "Round", job: str, attempt: int, token: str) -> None:

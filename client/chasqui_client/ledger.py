@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from chasqui_agent import fault
+
 from . import errors, schema, states
 from .rows import InputFile as InputFile
 from .rows import Job as Job
@@ -26,6 +28,13 @@ from .rows import now as now
 from .states import CANCELLED, HELD, QUEUED_LOCAL
 
 Record = Mapping[str, Any]
+
+fault.register(
+    {
+        "ledger.commit.before": "a transaction's changes are made, not yet committed",
+        "ledger.commit.after": "a transaction is committed, nothing after it done",
+    }
+)
 
 
 class Ledger:
@@ -85,7 +94,9 @@ class Ledger:
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                fault.point("ledger.commit.before")
                 self.db.execute("COMMIT")
+                fault.point("ledger.commit.after")
             except BaseException:
                 if self.db.in_transaction:
                     self.db.execute("ROLLBACK")

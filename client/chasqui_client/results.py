@@ -13,13 +13,20 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from chasqui_agent import wire
+from chasqui_agent import fault, wire
 
 from . import errors, states
 from .config import Home, Remote
 from .exchange import SyncReport
 from .ledger import Job, Ledger, ResultFile
 from .messages import Key, Listed, Listing, Target
+
+fault.register(
+    {
+        "results.rename.before": "a result is whole and verified, not yet under its final name",
+        "results.rename.after": "a result is under its final name, not yet recorded",
+    }
+)
 
 PARTS = b".chasqui"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -105,7 +112,9 @@ class _Arriving:
                 os.unlink(self.part, dir_fd=parts)
             else:
                 with _folder_of(self.results, self.file.path) as (folder, name):
+                    fault.point("results.rename.before")
                     os.rename(self.part, name, src_dir_fd=parts, dst_dir_fd=folder)
+                    fault.point("results.rename.after")
                     os.fsync(folder)
         self.receiver.settled(self.job, self.file, right, "" if right else "it changed while it was sent")
 

@@ -12,11 +12,18 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import chasqui_agent
-from chasqui_agent import wire
+from chasqui_agent import fault, wire
 
 from . import messages
 from .messages import AgentError, Changed, Handler, JobOffer, Key, Listed, Listing, NotGreeted, Offer
 from .transport import Pipe
+
+fault.register(
+    {
+        "session.send.before": "frames are made, nothing of them sent",
+        "session.send.after": "frames are sent, no answer read",
+    }
+)
 
 if TYPE_CHECKING:
     from .ledger import InputFile
@@ -148,7 +155,9 @@ class Session:
 
     def _write_out(self) -> None:
         data, self._out = bytes(self._out), bytearray()
+        fault.point("session.send.before")
         self.pipe.write(data)
+        fault.point("session.send.after")
 
     def _end(self) -> None:
         """End our turn. From here on the agent may answer, so nothing is looked for that came early."""
