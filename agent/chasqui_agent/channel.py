@@ -19,7 +19,7 @@ fault.register({
 })
 
 IDLE = 60.0  # seconds the client may be silent on its turn; settable for tests through CHASQUI_IDLE
-STALL = 300.0  # seconds the client may take no byte of ours
+STALL = 300.0  # seconds the client may take no byte of ours; CHASQUI_STALL in tests
 NOP_EVERY = 15.0
 
 
@@ -29,6 +29,7 @@ class Channel:
     def __init__(self, source: int, sink: int) -> None:
         self.source, self.sink = source, sink
         self.idle = float(os.environ.get("CHASQUI_IDLE", IDLE))
+        self.stall = float(os.environ.get("CHASQUI_STALL", STALL))
         self.broken = False
         self._buffer = bytearray()
         os.set_blocking(sink, False)
@@ -88,7 +89,7 @@ class Channel:
             try:
                 view = view[os.write(self.sink, view):]
             except BlockingIOError:
-                if not select.select([], [self.sink], [], STALL)[1]:
+                if not select.select([], [self.sink], [], self.stall)[1]:
                     self.broken = True
                     raise wire.Closed("the client takes no data") from None
             except OSError as error:

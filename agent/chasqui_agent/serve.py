@@ -84,6 +84,10 @@ def _guarded(session: "Session") -> int:
         raise
     except wire.WireError as error:
         pipe.say("error", code="protocol", why=str(error), hint="")
+    except Exception as error:  # ours: the client shall hear of it, in one line
+        from .cli import explain
+
+        pipe.say("error", code="internal", why=explain(error), hint="")
     pipe.say("bye", status="error")
     return 1
 
@@ -224,8 +228,10 @@ class Session:
         from . import pump
         try:
             return pump.pump(self.spool, "sync", PUMP_BUDGET)
-        except (SpoolError, journal.JournalError, OSError) as error:
-            return {"error": str(error)}
+        except Exception as error:
+            from .cli import explain
+
+            return {"error": explain(error)}
 
     def _acknowledge(self, receiver: "Any") -> None:
         for job, attempt in receiver.acked if receiver else ():

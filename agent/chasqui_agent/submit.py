@@ -121,7 +121,10 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
 
 def login_shell() -> str:
     """The user's login shell, /bin/sh where she has none that runs scripts."""
-    shell = pwd.getpwuid(os.getuid()).pw_shell
+    try:
+        shell = pwd.getpwuid(os.getuid()).pw_shell
+    except KeyError:  # a user id without a name, as in containers
+        return "/bin/sh"
     return shell if os.access(shell, os.X_OK) and not shell.endswith(("nologin", "false")) else "/bin/sh"
 
 

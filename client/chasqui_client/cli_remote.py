@@ -139,6 +139,7 @@ def _tell(command: Command, report: SyncReport) -> None:
         command.say("the relay had stalled since %s; this sync started it again" % report.stalled_since)
     _tell_results(command, report)
     _tell_next(command, report)
+    sys.stdout.flush()  # --watch into a pipe is read as it goes
 
 
 def _numbers(report: SyncReport) -> str:

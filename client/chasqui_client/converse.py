@@ -27,12 +27,12 @@ def converse(transport: Transport, remote: Remote, offer: Offer, handler: Handle
         except NotGreeted as error:
             status = channel.close()
             if ssh.REFUSED_SESSION not in channel.stderr_tail() or not ssh.wait_for_session(attempt, since):
-                raise _not_greeted(remote, status, channel.stderr_tail(), str(error)) from error
+                raise _with_login(transport, _not_greeted(remote, status, channel.stderr_tail(), str(error))) from error
             attempt += 1
         except AgentError as error:
             raise _agent_error(remote, error) from error
         except wire.WireError as error:
-            raise _broken(remote, session, channel, error) from error
+            raise _with_login(transport, _broken(remote, session, channel, error)) from error
         finally:
             channel.close()
 
@@ -69,3 +69,10 @@ def _broken(remote: Remote, session: Session, channel: Channel, error: wire.Wire
         return errors.ConnectionLost("%s%s" % (error, " (%s)" % said if said else ""), remote=remote.name)
     channel.close(0.1)  # it may go on for ever
     return errors.ProtocolBroken(str(error), remote=remote.name)
+
+
+def _with_login(transport: Transport, failure: errors.ChasquiError) -> errors.ChasquiError:
+    """The same failure; where the master has died with the session, the hint begins with a new login."""
+    if isinstance(failure, errors.ConnectionLost) and isinstance(transport, ssh.Ssh) and not transport.alive:
+        failure.hint = "chasqui login %(remote)s, then: chasqui sync --remote %(remote)s" % failure.fields
+    return failure

@@ -83,18 +83,18 @@ def _options(*pairs: str) -> list[str]:
     return [word for pair in pairs for word in ("-o", pair)]
 
 
-def _destination(remote: Remote) -> list[str]:
-    """The user's own options behind ours (ssh takes the first it sees), then the host."""
+def _destination(remote: Remote, *defaults: str) -> list[str]:
+    """The user's own options behind ours (ssh takes the first it sees), `defaults` behind those, then the host."""
     own = ["-F", os.path.expanduser(remote.ssh_config)] if remote.ssh_config else []
-    return [*own, *_options(*remote.ssh_options), "--", check_host(remote.host)]
+    return [*own, *_options(*remote.ssh_options, *defaults), "--", check_host(remote.host)]
 
 
 def login_argv(remote: Remote, path: str) -> list[str]:
     """What starts the master; prompts go to the terminal."""
     return ["ssh", *_options(
-        "ControlMaster=yes", "ControlPath=" + path, "ControlPersist=" + PERSIST, "ServerAliveInterval=15",
-        "ServerAliveCountMax=4", "ConnectTimeout=20", "Compression=no", "ForwardAgent=no", "ForwardX11=no",
-        "ClearAllForwardings=yes", "PermitLocalCommand=no", "RemoteCommand=none"), "-T", "-fN", *_destination(remote)]
+        "ControlMaster=yes", "ControlPath=" + path, "ControlPersist=" + PERSIST, "Compression=no", "ForwardAgent=no",
+        "ForwardX11=no", "ClearAllForwardings=yes", "PermitLocalCommand=no", "RemoteCommand=none"), "-T", "-fN",
+        *_destination(remote, "ServerAliveInterval=15", "ServerAliveCountMax=4", "ConnectTimeout=20")]
 
 
 def work_argv(remote: Remote, path: str, line: str) -> list[str]:
@@ -186,8 +186,13 @@ class Ssh:
     compress = True
 
     def __init__(self, home: Home, remote: Remote) -> None:
-        self.remote = remote
+        self.home, self.remote = home, remote
         self.path = control_path(remote, home)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the master still runs; says nothing of the network behind it."""
+        return check(self.home, self.remote)
 
     def start(self, line: str) -> Channel:
         """Begin `line` through the master. Raises NotConnected where there is no socket; nothing was contacted then."""
