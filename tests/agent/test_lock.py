@@ -154,10 +154,11 @@ def contend(folder, inside, counts, seed, seconds):
     os._exit(0)
 
 
-def test_contenders_killed_inside(folder, tmp_path, size, monkeypatch):
+def test_contenders_killed_inside(memory_path, size, monkeypatch):
     """Figures printed: acquisitions, crashes inside, violations."""
     monkeypatch.setattr(lock, "KEEP_SECONDS", 2)  # so that deletion takes part in the race
-    inside, counts = str(tmp_path / "inside"), str(tmp_path / "counts")
+    folder, inside, counts = [str(memory_path / name) for name in ("lock", "inside", "counts")]
+    os.mkdir(folder)
     open(counts, "w").close()
     pids, crashes, seed = set(), 0, 0
     wanted = size.acquisitions if sys.version_info >= (3, 7) else size.acquisitions // 10  # once in full is enough

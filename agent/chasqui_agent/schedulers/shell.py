@@ -5,7 +5,7 @@ process of their own, F afterwards with an exit status like PBS's (256 + signal 
 queue is one file, shell/table.json, replaced atomically under a generation lock of its own, so a reader sees one
 instant:
 
-    {"seq": last number given, "host": this host, "boot": its boot id,
+    {"seq": last number given, "queries": how often it was asked, "host": this host, "boot": its boot id,
      "jobs": {id: {"state": "H|Q|R|F", "token", "name", "script", "folder", "output", "error", "join", "variables",
                    "pid", "start": supervisor, "runner": pid or 0, "queued", "begun", "ended": seconds since 1970,
                    "exit": int or null, "why", "deleted": bool, "lost": bool}}}
@@ -16,6 +16,7 @@ goes back to Q, as a PBS server does; the runner's own marks keep the payload fr
 """
 
 import os
+import random
 import signal
 import time
 
@@ -44,7 +45,7 @@ fault.register(
 
 KEEP_ENDED = 500  # ended jobs remembered
 KILL_DELAY = 10  # seconds between TERM and KILL
-LOCK_WAIT = 20.0
+LOCK_WAIT = 60.0
 DELETED_EARLY = "deleted before it started"
 
 
@@ -64,7 +65,7 @@ class Table:
         while not self._lock.acquire():
             if time.monotonic() > deadline:
                 raise Unreachable("the slot table is locked by another process")
-            time.sleep(0.005)
+            time.sleep(random.uniform(0.002, 0.05))
         try:
             self._read()
         except BaseException:
@@ -136,6 +137,7 @@ class Shell(Scheduler):
 
     def query(self, ids: "Iterable[str]", tokens: "Iterable[str]") -> Snapshot:
         with Table(self.folder) as table:
+            table.value["queries"] = table.value.get("queries", 0) + 1
             jobs = list(table.jobs.items())
         self.start_ready()
         live = {i: Live(i, job["state"], job["token"]) for i, job in jobs if job["state"] != "F"}
