@@ -6,7 +6,6 @@ can tell counts as alive.
 
 import os
 import signal
-import socket
 
 MYPY = False
 if MYPY:
@@ -17,7 +16,7 @@ PROC = os.environ.get("CHASQUI_PROC", "/proc")
 
 def host() -> str:
     """This host's name as written into owners; short and long forms differ between nodes, so it is used as it is."""
-    return socket.gethostname()
+    return os.uname()[1]
 
 
 def _read(path: str) -> str:

@@ -16,12 +16,11 @@ goes back to Q, as a PBS server does; the runner's own marks keep the payload fr
 """
 
 import os
-import random
 import signal
 import time
 
 from .. import fault, files, launch, process
-from ..lock import Lock
+from ..lock import Lock, jitter
 from ..runner import shell_path
 from .base import DELETED, Ended, Live, Request, Scheduler, Snapshot, Submission, Unreachable
 
@@ -65,7 +64,7 @@ class Table:
         while not self._lock.acquire():
             if time.monotonic() > deadline:
                 raise Unreachable("the slot table is locked by another process")
-            time.sleep(random.uniform(0.002, 0.05))
+            time.sleep(jitter(0.05))
         try:
             self._read()
         except BaseException:
