@@ -130,6 +130,8 @@ def _spool(root: str, create: bool = False) -> "Spool":
         install(spool)
     elif not os.path.isdir(spool.waiting):
         raise SpoolError("%s is not a chasqui root; type: install" % spool.root)
+    elif create:
+        spool.check()
     return spool
 
 

@@ -1,7 +1,7 @@
 """What a runner leaves in .chasqui/ about one submission, and the closing of a token that never started.
 
 claim.<token>        symlink -> the scheduler's id that runs it, or -> closed:<generation>: nobody may any more
-run.<token>.<k>      the k-th start, created exclusively
+run.<token>.<k>      the k-th start: a symlink -> the scheduler's id
 term.<token>.<k>     that start was told to end (TERM): its exit status is not its fate
 flag.<token>.<k>     it ended: key=value lines up to a line "whole"
 <token>.id           JSON {"id", "held"}: ours, written by the pump
@@ -68,7 +68,7 @@ def read_flag(path: str) -> "Optional[Dict[str, str]]":
 def started_at(meta: str, token: str, k: int) -> float:
     """When the k-th start was, in seconds since 1970 by the file server's clock; 0 where unknown."""
     try:
-        return os.stat(os.path.join(meta, "run.%s.%d" % (token, k))).st_mtime
+        return os.lstat(os.path.join(meta, "run.%s.%d" % (token, k))).st_mtime
     except OSError:
         return 0.0
 

@@ -60,14 +60,21 @@ room=$meta/flag.$token.$$.new
 printf '%4096s\n' '' 2>/dev/null >"$room" || exit 97
 
 # 2. The claim: one id may run this token, and none once the relay has closed it.
+claimed=1
 if ! ln -s "$id" "$meta/claim.$token" 2>/dev/null; then
+    claimed=
     [ "$(readlink "$meta/claim.$token" 2>/dev/null)" = "$id" ] || refuse duplicate
 fi
 
-# 3. This start. A second one of the same id is PBS's own rerun: only where the job asked for it.
+# 3. This start. A second one of the same id is PBS's own rerun: only where the job asked for it. A symlink, because a
+# file would stay behind empty on a full disk, and look like an earlier start.
 k=1
-until (set -C; printf '%s\n' "$id" >"$meta/run.$token.$k") 2>/dev/null; do
-    [ -e "$meta/run.$token.$k" ] || refuse norun
+until ln -s "$id" "$meta/run.$token.$k" 2>/dev/null; do
+    if [ ! -L "$meta/run.$token.$k" ]; then
+        # Nothing ran: without our claim the relay can close the token and queue the job again.
+        [ -z "$claimed" ] || rm -f "$meta/claim.$token"
+        refuse norun
+    fi
     k=$((k + 1))
 done
 if [ "$k" -gt 1 ] && [ "$rerun" = 0 ]; then
@@ -107,7 +114,7 @@ if [ "$code" -gt 128 ]; then
 fi
 
 # 5. The flag: the room is overwritten in place and renamed. A later start of the same id has the word.
-if [ ! -e "$meta/run.$token.$((k + 1))" ]; then
+if [ ! -L "$meta/run.$token.$((k + 1))" ]; then
     printf 'exit=%s\nid=%s\nk=%s\nterm=%s\nhost=%s\nended=%s\nwhole\n' \
         "$code" "$id" "$k" "${term:-0}" "$(uname -n)" "$(date +%s)" 1<>"$room"
     mv -f "$room" "$meta/flag.$token.$k"

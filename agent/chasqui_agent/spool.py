@@ -89,16 +89,20 @@ class Spool:
         work_root: where work/ is put on another file system (scratch); work/ becomes a symlink to it, once.
         """
         os.makedirs(self.root, 0o700, exist_ok=True)
-        status = os.stat(self.root)
-        if status.st_mode & 0o022:
-            raise SpoolError("%s can be written to by others; type: chmod go-w %s" % (self.root, self.root))
-        if status.st_uid != os.geteuid():
-            raise SpoolError("%s belongs to another user" % self.root)
+        self.check()
         if work_root and not os.path.lexists(self.work):
             os.makedirs(work_root, 0o700, exist_ok=True)
             os.symlink(work_root, self.work)
         for name in FOLDERS:
             os.makedirs(os.path.join(self.root, name), 0o700, exist_ok=True)
+
+    def check(self) -> None:
+        """Raise SpoolError where others can write to the root, or own it."""
+        status = os.stat(self.root)
+        if status.st_mode & 0o022:
+            raise SpoolError("%s can be written to by others; type: chmod go-w %s" % (self.root, self.root))
+        if status.st_uid != os.geteuid():
+            raise SpoolError("%s belongs to another user" % self.root)
 
     # -- where things are ------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ class Work:
         self.dir = str(tmp_path / "it's @job@ \u00e9" / "w")
         self.meta = os.path.join(self.dir, ".chasqui")
         self.root = str(tmp_path / "root")
+        self.path_first = ""
         os.makedirs(os.path.join(self.root, "wake"))
         os.makedirs(self.meta)
         self.script = os.path.join(self.meta, "script")
@@ -42,7 +43,12 @@ class Work:
             stream.write(text)
 
     def start(self, shell="/bin/bash", pbs_id="7.host"):
-        environment = {"PATH": "/usr/bin:/bin", "HOME": self.root, "PBS_JOBID": pbs_id, "LC_ALL": "C.UTF-8"}
+        environment = {
+            "PATH": self.path_first + "/usr/bin:/bin",
+            "HOME": self.root,
+            "PBS_JOBID": pbs_id,
+            "LC_ALL": "C.UTF-8",
+        }
         return subprocess.Popen(
             [shell, self.path],
             env=environment,
@@ -204,3 +210,18 @@ def test_a_flag_that_is_not_whole_is_none(tmp_path):
     path.write_text("exit=0\nid=1\nwhole\n" + " " * 4000)
     assert marks.read_flag(str(path)) == {"exit": "0", "id": "1"}
     assert marks.read_flag(str(tmp_path / "none")) is None
+
+
+def test_no_room_for_the_mark_of_a_start_means_no_start(work):
+    """As on a disk that is full at that very moment: nothing ran, and the claim is given up so that it can run
+    later."""
+    job = work("echo x >> ran")
+    os.mkdir(job.root + "/bin")
+    with open(job.root + "/bin/ln", "w") as stream:
+        stream.write('#!/bin/sh\ncase "$*" in *run.*) exit 1 ;; esac\nexec /bin/ln "$@"\n')
+    os.chmod(job.root + "/bin/ln", 0o700)
+    job.path_first = job.root + "/bin:"
+    assert job.run() == runner.EXIT_REFUSED and job.ran() == ""
+    found = job.marks()
+    assert found.claim == "" and found.runs == 0 and job.events() == ["norun"]
+    assert marks.close(job.meta, "abcdefgh", 1) == ""

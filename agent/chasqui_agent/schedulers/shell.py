@@ -26,7 +26,7 @@ from .base import DELETED, Ended, Live, Request, Scheduler, Snapshot, Submission
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, Iterable, List
+    from typing import Any, Callable, Dict, Iterable, List
 
     from ..settings import Settings
     from ..spool import Spool
@@ -45,6 +45,7 @@ fault.register(
 KEEP_ENDED = 500  # ended jobs remembered
 KILL_DELAY = 10  # seconds between TERM and KILL
 LOCK_WAIT = 60.0
+INSIST, INSIST_SECONDS = 720, 5  # an hour
 DELETED_EARLY = "deleted before it started"
 
 
@@ -248,16 +249,14 @@ class Supervisor:
             job["output"] if job["join"] else job["error"],
         )
         fault.point("shell.run.begun")
-        with Table(self.scheduler.folder) as table:
-            table.jobs[self.job_id]["runner"] = self.runner
-            self._term = self._term or table.jobs[self.job_id]["deleted"]
+        self._insist(self._note_runner)
         if self._term:
             self._on_term()
         _, status = os.waitpid(self.runner, 0)
         signal.alarm(0)
         fault.point("shell.run.ended")
         process.signal_all(self._others(), signal.SIGKILL)
-        self._record(status)
+        self._insist(lambda: self._record(status))
         self.scheduler.start_ready(most=1)  # the slot that is free now
         return os.WIFSIGNALED(status) or self._term
 
@@ -271,6 +270,21 @@ class Supervisor:
             pid = os.getpid()
             job.update(state="R", pid=pid, start=process.start_time(pid), begun=time.time())
             return dict(job)
+
+    def _insist(self, write: "Callable[[], None]") -> None:
+        """Do what changes the table, again and again while the disk is full: a job without its supervisor is half
+        lost."""
+        for _ in range(INSIST):
+            try:
+                write()
+                return
+            except OSError:
+                time.sleep(INSIST_SECONDS)
+
+    def _note_runner(self) -> None:
+        with Table(self.scheduler.folder) as table:
+            table.jobs[self.job_id]["runner"] = self.runner
+            self._term = self._term or table.jobs[self.job_id]["deleted"]
 
     def _record(self, status: int) -> None:
         code = 256 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
