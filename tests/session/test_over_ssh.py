@@ -35,7 +35,7 @@ class Laptop:
     def chasqui(self, *words: str, code: int = 0, **more: str) -> dict:
         command = [sys.executable, "-m", "chasqui_client", words[0], "--json", *words[1:]]
         done = subprocess.run(command, env={**self.environment, **more}, stdin=subprocess.DEVNULL, timeout=120,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                              capture_output=True, text=True)
         assert done.returncode == code, (words, done.stdout, done.stderr)
         return json.loads(done.stdout.splitlines()[-1])
 
