@@ -133,7 +133,9 @@ def _vanished(pump: "Round", standing: "Standing", why: str) -> bool:
     found = standing.marks
     if found.term:
         return end(pump, standing, {"state": "FAIL", "exit": None, "why": "terminated"})
-    if not found.claim and not pump.close_token(standing.meta, standing.entry.token):
+    if not found.claim:
+        if pump.close_token(standing.meta, standing.entry.token):
+            return False  # it started this very moment: its marks say more next time
         why += ", before it started"
     return end(pump, standing, {"state": "LOST", "exit": None, "why": why})
 

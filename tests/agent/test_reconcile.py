@@ -1,0 +1,188 @@
+"""What the relay makes of a job the scheduler no longer knows, where the `shell` scheduler can't be made to forget."""
+
+import os
+
+import pytest
+
+from chasqui_agent import files, journal, marks, pump, quiet, schedulers, settings
+from chasqui_agent.lock import Lock
+from chasqui_agent.schedulers.base import Ended, Live, Scheduler, Snapshot, Submission
+
+
+class Forgetful(Scheduler):
+    """A scheduler with a server: it answers what it is told to."""
+
+    name = "forgetful"
+    answer = Snapshot({}, {})
+    deleted = ()
+
+    def query(self, ids, tokens):
+        return self.answer
+
+    def delete(self, job_id):
+        self.deleted += (job_id,)
+
+    def submit(self, request, timeout):
+        return Submission("limit", "", "would exceed the limit")
+
+    def release(self, job_id):
+        raise AssertionError("nothing is to be released")
+
+
+class Desk:
+    """A root with one submitted job, and pumps on demand. The clock is moved by hand."""
+
+    def __init__(self, root, monkeypatch):
+        self.spool, self.scheduler, self.clock = root.spool, Forgetful(), 1000.0
+        settings.change(self.spool, query_interval=0, grace=300, max_queued=1, max_running=1)
+        monkeypatch.setattr(schedulers, "choose", lambda *_: self.scheduler)
+        monkeypatch.setattr(files, "server_time", lambda _: self.clock)
+        self.meta = self.spool.meta_dir("job", 1)
+        os.makedirs(self.meta)
+        marks.write_id(self.meta, "abcdefgh", "7.server", False)
+        files.write_file(os.path.join(self.meta, "script"), b"true\n")
+        self.put("submitted")
+
+    def put(self, state):
+        files.write_file(self.spool.entry_path(state, "job", 1, "abcdefgh"), b"true\n")
+
+    def pump(self, seconds=0.0, claim=""):
+        """One round `seconds` later; a runner makes its claim while it is under way."""
+        self.clock += seconds
+        lock = Lock(self.spool.lock)
+        assert lock.acquire()
+        writer = journal.Writer(self.spool.log, lock.generation)
+        report = quiet.empty_report("test")
+        one = pump.Round(self.spool, settings.load(self.spool), lock, writer, report)
+        if claim:
+            real = one.close_token
+            one.close_token = lambda *rest: os.symlink(claim, os.path.join(self.meta, "claim.abcdefgh")) or real(*rest)
+        one.run([])
+        writer.close()
+        lock.release()
+
+    def claim(self, text="7.server"):
+        os.symlink(text, os.path.join(self.meta, "claim.abcdefgh"))
+
+    def outcome(self):
+        found = [
+            r for _, r in journal.records(self.spool.log) if r["ev"] in ("ended", "cancelled", "closed", "adopted")
+        ]
+        return [(r["ev"], r.get("state"), r.get("why")) for r in found]
+
+
+@pytest.fixture
+def desk(root, monkeypatch):
+    return Desk(root, monkeypatch)
+
+
+def test_a_vanished_job_is_lost_only_after_the_grace_and_a_second_round(desk):
+    desk.claim()
+    for seconds in (0, 100, 100):
+        desk.pump(seconds)
+        assert desk.outcome() == []
+    desk.pump(101)
+    assert desk.outcome() == [("ended", "LOST", "gone from the scheduler without a trace")]
+
+
+def test_a_job_that_comes_back_into_sight_starts_the_clock_again(desk):
+    desk.claim()
+    desk.pump()
+    desk.scheduler.answer = Snapshot({"7.server": Live("7.server", "R", "abcdefgh")}, {})
+    desk.pump(200)
+    desk.scheduler.answer = Snapshot({}, {})
+    desk.pump(200)
+    desk.pump(200)
+    assert desk.outcome() == []
+
+
+def test_a_vanished_job_without_a_claim_is_closed_before_it_is_lost(desk):
+    desk.pump()
+    desk.pump(400)
+    assert desk.outcome() == [("ended", "LOST", "gone from the scheduler without a trace, before it started")]
+    assert marks.is_closed(marks.read(desk.meta, "abcdefgh").claim)
+
+
+def test_a_job_that_starts_while_it_is_given_up_is_not(desk):
+    desk.pump()
+    desk.pump(400, claim="7.server")
+    assert desk.outcome() == [] and marks.read(desk.meta, "abcdefgh").claim == "7.server"
+
+
+@pytest.mark.parametrize(
+    "ended, expected",
+    [
+        (Ended("7.server", 265, "", "abcdefgh", False), ("ended", "FAIL", "killed (265)")),
+        (Ended("7.server", 271, "deleted", "abcdefgh", False), ("cancelled", None, "deleted in the scheduler")),
+        (Ended("7.server", 3, "", "abcdefgh", False), ("ended", "FAIL", "exit 3")),
+    ],
+)
+def test_the_schedulers_word_where_there_is_no_flag(desk, ended, expected):
+    desk.claim()
+    desk.scheduler.answer = Snapshot({}, {"7.server": ended})
+    desk.pump()
+    desk.pump(301)  # a server's output, and a flag, may be late
+    assert desk.outcome() == [expected]
+
+
+def test_a_flag_after_term_is_only_provisional(desk):
+    """The payload ended with 0 after qdel's TERM; history is off. It was terminated, it is not done."""
+    desk.claim()
+    files.write_file(os.path.join(desk.meta, "run.abcdefgh.1"), b"")
+    files.write_file(os.path.join(desk.meta, "term.abcdefgh.1"), b"")
+    files.write_file(os.path.join(desk.meta, "flag.abcdefgh.1"), b"exit=0\nid=7.server\nended=1\nwhole\n")
+    desk.scheduler.answer = Snapshot({"7.server": Live("7.server", "R", "abcdefgh")}, {})
+    desk.pump()
+    assert desk.outcome() == []
+    desk.scheduler.answer = Snapshot({}, {})
+    desk.pump()
+    desk.pump(301)
+    assert desk.outcome() == [("ended", "FAIL", "terminated")]
+
+
+def test_a_late_flag_repairs_a_loss(desk):
+    desk.claim()
+    desk.pump()
+    desk.pump(301)
+    files.write_file(os.path.join(desk.meta, "run.abcdefgh.1"), b"")
+    files.write_file(os.path.join(desk.meta, "flag.abcdefgh.1"), b"exit=0\nid=7.server\nended=1\nwhole\n")
+    name = "ev.tail.job.1.abcdefgh.99"
+    files.write_file(os.path.join(desk.spool.wake, name), b"")
+    lock = Lock(desk.spool.lock)
+    assert lock.acquire()
+    writer = journal.Writer(desk.spool.log, lock.generation)
+    pump.Round(desk.spool, settings.load(desk.spool), lock, writer, quiet.empty_report("test")).run([name])
+    writer.close()
+    lock.release()
+    assert [r["state"] for _, r in journal.records(desk.spool.log) if r["ev"] == "repaired"] == ["DONE"]
+    with open(desk.spool.entry_path("completed", "job", 1, suffix="flag")) as stream:
+        assert stream.readline() == "DONE\n"
+
+
+@pytest.mark.parametrize("place", ["live", "ended"])
+def test_a_submission_without_an_answer_is_adopted_by_its_token(desk, place):
+    os.rename(
+        desk.spool.entry_path("submitted", "job", 1, "abcdefgh"),
+        desk.spool.entry_path("submitting", "job", 1, "abcdefgh"),
+    )
+    os.unlink(os.path.join(desk.meta, "abcdefgh.id"))
+    found = {
+        "live": Snapshot({"9.server": Live("9.server", "Q", "abcdefgh")}, {}),
+        "ended": Snapshot({}, {"9.server": Ended("9.server", 0, "", "abcdefgh", False)}),
+    }
+    desk.scheduler.answer = found[place]
+    desk.pump()
+    assert desk.outcome()[0][0] == "adopted"
+    assert marks.read_id(desk.meta, "abcdefgh")["id"] == "9.server"
+
+
+def test_an_unreachable_scheduler_changes_nothing(desk, monkeypatch):
+    from chasqui_agent.schedulers.base import Unreachable
+
+    def silent(*_):
+        raise Unreachable("Connection refused")
+
+    monkeypatch.setattr(desk.scheduler, "query", silent)
+    for _ in range(5):
+        desk.pump(1000)
+    assert desk.outcome() == [] and desk.spool.entries("submitted")
