@@ -1,12 +1,8 @@
 """Making a root ready, and taking it away again."""
 
-import io
-import marshal
 import os
-import shutil
-import zipfile
 
-from . import files, launch, settings, status
+from . import files, launch, settings
 from .lock import ensure_ballast
 from .spool import FOLDERS, SpoolError, random_name
 
@@ -47,7 +43,10 @@ def compile_beside(archive: str) -> str:
     A .pyz carries sources alone, so that one source has one digest everywhere; compiling them at every start costs more
     than all the rest of a wake. `__main__` looks for the compiled ones by this Python's tag, and does without.
     """
+    import io
+    import marshal
     import sys
+    import zipfile
 
     if not archive.endswith(".pyz"):
         return ""
@@ -77,6 +76,10 @@ def _pyc_header() -> bytes:
 def remove(spool: "Spool", purge: bool) -> "List[str]":
     """Take a root away: agent, journal, spool; work/ stays unless `purge`. The jobs that forbid it, if any: then
     nothing is done."""
+    import shutil
+
+    from . import status
+
     uuid(spool)  # never remove what is no root of ours
     busy = status.busy_jobs(spool)
     if busy:
@@ -97,6 +100,8 @@ def remove(spool: "Spool", purge: bool) -> "List[str]":
 
 
 def _remove_work(spool: "Spool") -> None:
+    import shutil
+
     if os.path.islink(spool.work):
         shutil.rmtree(os.path.realpath(spool.work), ignore_errors=True)
         files.remove(spool.work)

@@ -10,6 +10,7 @@ import time
 from . import caps, fault, files, intake, launch, live, marks, operations, reconcile, schedulers, settings, submit
 from .journal import JournalError, Writer
 from .lock import Lock, Lost, ensure_ballast
+from .quiet import empty_report, idle
 from .schedulers.base import Unreachable
 from .spool import MIDDLE_PRIORITY, random_name
 from .state import State
@@ -55,7 +56,7 @@ def pump(spool: "Spool", reason: str, budget: float = 120.0, attended: bool = Tr
     """
     deadline = time.monotonic() + budget
     late = time.monotonic() + LATE_SECONDS
-    report = _empty_report(reason)
+    report = empty_report(reason)
     if idle(spool):
         return report
     request(spool, reason)
@@ -73,20 +74,6 @@ def pump(spool: "Spool", reason: str, budget: float = 120.0, attended: bool = Tr
         if attended and time.monotonic() >= late and not unfinished:
             launch.detached(launch.command(spool.root) + ["wake", "--reason", "late"], os.devnull)
             return report
-
-
-def idle(spool: "Spool") -> bool:
-    """Whether there is nothing a pump could do: nothing waits, nothing is on its way, nobody asked for anything."""
-    if spool.entries("submitted") or spool.entries("submitting") or spool.has_waiting():
-        return False
-    return not any(name.startswith(("kick.", "ev.", "op.")) for name in files.names(spool.wake))
-
-
-def _empty_report(reason: str) -> "Dict[str, Any]":
-    counts = ("accepted", "submitted", "released", "ended", "rejected", "settling", "queries", "rounds")
-    report: "Dict[str, Any]" = dict.fromkeys(counts, 0)
-    report.update(reason=reason, operations={}, refused="", stalled_since="", note="", busy=False)
-    return report
 
 
 def _round_under_lock(spool: "Spool", chosen: "settings.Settings", lock: Lock, report: "Dict[str, Any]") -> "List[str]":

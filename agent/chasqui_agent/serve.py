@@ -15,13 +15,14 @@ import errno
 import os
 import sys
 
-from . import PROTOCOL, SERIAL, VERSION, channel, deliver, fault, install, journal, offers, receive, settings, wire
+from . import PROTOCOL, SERIAL, VERSION, channel, deliver, fault, install, journal, offers, quiet, settings, wire
 from .spool import SpoolError
 
 MYPY = False
 if MYPY:
     from typing import Any, Dict, List, Set, Tuple
 
+    from . import receive
     from .spool import Spool
 
     Key = Tuple[str, int]
@@ -109,6 +110,7 @@ class Session:
         self._turn_1()
         receiver = None
         if self.jobs:
+            from . import receive
             receiver = receive.Receiver(self.spool, self.hello["ledger"])
             try:
                 self._turn_2(receiver)
@@ -163,7 +165,7 @@ class Session:
 
     # -- turns 2 and 3 ---------------------------------------------------------------------------------------------
 
-    def _turn_2(self, receiver: receive.Receiver) -> None:
+    def _turn_2(self, receiver: "receive.Receiver") -> None:
         self._welcome()
         with self.pipe.working():
             answers = receiver.consider(self.jobs)
@@ -172,7 +174,7 @@ class Session:
             self.pipe.send(answer)
         self.pipe.say("end")
 
-    def _turn_3(self, receiver: receive.Receiver) -> None:
+    def _turn_3(self, receiver: "receive.Receiver") -> None:
         try:
             while self._take(receiver):
                 pass
@@ -180,7 +182,7 @@ class Session:
             receiver.flush()
         fault.point("serve.received")
 
-    def _take(self, receiver: receive.Receiver) -> bool:
+    def _take(self, receiver: "receive.Receiver") -> bool:
         item = self.pipe.message()
         if item["m"] == "blob":
             receiver.blob(item, self.pipe.data)
@@ -218,13 +220,16 @@ class Session:
         return settings.offer(self.spool, config, self.hello["ledger"], self.hello.get("take_caps") is True)
 
     def _request_operations(self) -> None:
-        from . import operations
+        if self.operations:
+            from . import operations
         for operation in self.operations:
             operations.request(self.spool, {key: operation[key] for key in ("id", "op", "job", "attempt")})
             fault.point("serve.operation")
 
     def _pump(self) -> "Dict[str, Any]":
         """What the pump did. Its failure is news for the client, not the end of the session."""
+        if quiet.idle(self.spool):
+            return quiet.empty_report("sync")
         from . import pump
         try:
             return pump.pump(self.spool, "sync", PUMP_BUDGET)

@@ -7,20 +7,21 @@ Nothing here prints, prompts or exits; failures are the exceptions of `errors`.
 """
 
 import os
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chasqui_agent import wire
 
-from . import errors, jobs, select, states
+from . import errors, select, states
 from .config import Caps, Config, Home, Remote, check_host, check_root
 from .exchange import SyncOptions, SyncReport
-from .jobs import Added, Asked
+from .fields import dataclass, replace
 from .ledger import Job, Ledger
 from .select import Selection
+
+if TYPE_CHECKING:
+    from .jobs import Added, Asked
 
 DEFAULT_LEDGER = "~/.chasqui/jobs.db"
 
@@ -93,13 +94,14 @@ def open_ledger(home: Home) -> Ledger:
 # -- jobs --------------------------------------------------------------------------------------------------------------
 
 
-def add(home: Home, folders: Sequence[bytes], asked: Asked | None = None, remote: Remote | str | None = None,
-        again: bool = False) -> Added:
+def add(home: Home, folders: Sequence[bytes], asked: "Asked | None" = None, remote: Remote | str | None = None,
+        again: bool = False) -> "Added":
     """Add a job for each folder, or none. Raises MissingFolders (a FileNotFoundError) or BadFolders, naming each."""
+    from . import jobs
     config = home.config()
     target = remote if isinstance(remote, Remote) else remote_for(config, remote)
     with open_ledger(home) as ledger:
-        return jobs.add(home, ledger, config, target, folders, asked or Asked(), again)
+        return jobs.add(home, ledger, config, target, folders, asked or jobs.Asked(), again)
 
 
 def find(home: Home, selection: Selection, nothing_is_all: bool = True) -> list[Job]:
@@ -143,6 +145,7 @@ def show(home: Home, word: str) -> dict[str, Any]:
 
 def retry(home: Home, selection: Selection) -> list[Job]:
     """A new attempt of each selected job, with its inputs as they are now; all or none."""
+    from . import jobs
     with open_ledger(home) as ledger:
         return jobs.retry(home, ledger, home.config(), select.find(ledger, selection))
 
@@ -172,7 +175,7 @@ def _request(home: Home, selection: Selection, op: str) -> tuple[list[Job], list
             found = [job for job in found if ledger.allows(job, op)]
         with ledger.transaction():
             for job in found:
-                (done if ledger.request(job, op, secrets.token_hex(8)) else later).append(job)
+                (done if ledger.request(job, op, os.urandom(8).hex()) else later).append(job)
     return done, later
 
 

@@ -99,11 +99,24 @@ def _options_first(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _run(verb: str, words: list[str]) -> int:
+    from . import errors
+    if verb not in _MODULES:
+        from . import command
+        raise errors.BadInput("There is no command %s." % command.clean(verb), hint=_nearest(verb))
+    if verb != "sync":
+        return _run_verb(verb, words)
+    from . import early
+    early.begin(words)
+    try:
+        return _run_verb(verb, words)
+    finally:
+        early.drop()
+
+
+def _run_verb(verb: str, words: list[str]) -> int:
     import importlib
 
-    from . import command, errors
-    if verb not in _MODULES:
-        raise errors.BadInput("There is no command %s." % command.clean(verb), hint=_nearest(verb))
+    from . import command
     module = importlib.import_module("." + _MODULES[verb], __package__)
     if verb == "init" and "--host" in words[:-1]:
         # Joined, or argparse takes a host that begins with "-" for an option, and the reader learns nothing.

@@ -14,12 +14,12 @@ import errno
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from chasqui_agent import wire
 
 from . import errors
+from .fields import dataclass, field
 from .tables import Table, read_toml
 
 LOCAL = "local"

@@ -4,10 +4,10 @@ import time
 
 from chasqui_agent import wire
 
-from . import deploy, errors, launcher, ssh
+from . import deploy, early, errors, launcher, ssh
 from .config import Remote
 from .messages import AgentError, Handler, NotGreeted, Offer
-from .session import Session, new_nonce
+from .session import Session
 from .transport import Channel, Transport
 
 
@@ -18,8 +18,7 @@ def converse(transport: Transport, remote: Remote, offer: Offer, handler: Handle
     """
     since, attempt = time.monotonic(), 0
     while True:
-        nonce = new_nonce()
-        channel = transport.start(launcher.agent(remote.root, ["serve", "--nonce", nonce]))
+        nonce, channel = early.take(remote) or _start(transport, remote)
         session = Session(channel, nonce, handler, transport.compress)
         try:
             session.run(offer)
@@ -27,14 +26,20 @@ def converse(transport: Transport, remote: Remote, offer: Offer, handler: Handle
         except NotGreeted as error:
             status = channel.close()
             if ssh.REFUSED_SESSION not in channel.stderr_tail() or not ssh.wait_for_session(attempt, since):
-                raise _with_login(transport, _not_greeted(remote, status, channel.stderr_tail(), str(error))) from error
+                failure = _not_greeted(remote, status, channel.stderr_tail(), str(error))
+                raise ssh.with_login(transport, failure) from error
             attempt += 1
         except AgentError as error:
             raise _agent_error(remote, error) from error
         except wire.WireError as error:
-            raise _with_login(transport, _broken(remote, session, channel, error)) from error
+            raise ssh.with_login(transport, _broken(remote, session, channel, error)) from error
         finally:
             channel.close()
+
+
+def _start(transport: Transport, remote: Remote) -> tuple[str, Channel]:
+    nonce = launcher.new_nonce()
+    return nonce, transport.start(launcher.session(remote.root, nonce))
 
 
 def _not_greeted(remote: Remote, status: int | None, said: str, printed: str) -> errors.ChasquiError:
@@ -49,8 +54,6 @@ def _not_greeted(remote: Remote, status: int | None, said: str, printed: str) ->
             return errors.RemoteDiskFull(remote=remote.name, root=remote.root)
         return errors.AgentRefused(ssh.last_line(said).removeprefix("chasqui-agent: "), remote=remote.name)
     if status == 255 and not printed:
-        if not said:
-            return errors.ConnectionLost("ssh ended without a word", remote=remote.name)
         return ssh.failure(remote, said)
     words = " | ".join(text for text in (printed, ssh.last_line(said)) if text) or "nothing (exit status %s)" % status
     return errors.NoGreeting(words, remote=remote.name, host=remote.host)
@@ -69,10 +72,3 @@ def _broken(remote: Remote, session: Session, channel: Channel, error: wire.Wire
         return errors.ConnectionLost("%s%s" % (error, " (%s)" % said if said else ""), remote=remote.name)
     channel.close(0.1)  # it may go on for ever
     return errors.ProtocolBroken(str(error), remote=remote.name)
-
-
-def _with_login(transport: Transport, failure: errors.ChasquiError) -> errors.ChasquiError:
-    """The same failure; where the master has died with the session, the hint begins with a new login."""
-    if isinstance(failure, errors.ConnectionLost) and isinstance(transport, ssh.Ssh) and not transport.alive:
-        failure.hint = "chasqui login %(remote)s, then: chasqui sync --remote %(remote)s" % failure.fields
-    return failure

@@ -6,19 +6,19 @@ An agent is replaced only by one with a higher serial. Against a higher one than
 """
 
 import json
-import secrets
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import chasqui_agent
 from chasqui_agent import wire
 
-from . import build, errors, launcher, ssh
+from . import errors, launcher, ssh
 from .config import Home, Remote
+from .fields import dataclass
 from .transport import Channel, Local, Transport
 
 _MAX_OUTPUT = 16 << 20
@@ -71,11 +71,14 @@ class Probe:
     inodes: int | None  # files that can still be made
 
 
-def transport_to(home: Home, remote: Remote, interactive: bool = False) -> Transport:
-    """The way to a remote. Without a master: opens one where somebody can answer prompts, else raises NotConnected."""
+def transport_to(home: Home, remote: Remote, interactive: bool = False, sure: bool = False) -> Transport:
+    """The way to a remote. Without a master: opens one where somebody can answer prompts, else raises NotConnected.
+
+    Its socket is believed, and the first use tells; sure: the master itself is asked, by a process more.
+    """
     if remote.is_local:
         return Local()
-    if not ssh.check(home, remote):
+    if not (ssh.check(home, remote) if sure else ssh.has_socket(home, remote)):
         if not interactive:
             raise errors.NotConnected(remote=remote.name)
         sys.stderr.write("%s: no live connection, logging in.\n" % remote.name)
@@ -87,12 +90,13 @@ def transport_to(home: Home, remote: Remote, interactive: bool = False) -> Trans
 
 
 @contextmanager
-def _explained(remote: Remote) -> Iterator[None]:
+def _explained(remote: Remote, transport: Transport | None = None) -> Iterator[None]:
     """Silence and broken pipes of a one-shot command, in our words."""
     try:
         yield
     except wire.WireError as error:
-        raise errors.ConnectionLost(str(error), remote=remote.name) from error
+        lost = errors.ConnectionLost(str(error), remote=remote.name)
+        raise (ssh.with_login(transport, lost) if transport else lost) from error
 
 
 def run_line(transport: Transport, remote: Remote, line: str, stdin: bytes = b"") -> tuple[int | None, bytes, str]:
@@ -101,14 +105,17 @@ def run_line(transport: Transport, remote: Remote, line: str, stdin: bytes = b""
     while True:
         status, output, said = _run_once(transport, remote, line, stdin)
         if status != 255 or ssh.REFUSED_SESSION not in said or not ssh.wait_for_session(attempt, since):
-            return status, output, said
+            break
         attempt += 1
+    if status == 255 and not said:
+        raise ssh.with_login(transport, ssh.failure(remote, said))
+    return status, output, said
 
 
 def _run_once(transport: Transport, remote: Remote, line: str, stdin: bytes) -> tuple[int | None, bytes, str]:
     channel = transport.start(line)
     try:
-        with _explained(remote):
+        with _explained(remote, transport):
             try:
                 channel.write(stdin)
             except wire.Closed:
@@ -148,7 +155,7 @@ def too_old(remote: Remote, said: str) -> errors.NoPython:
 def agent_command(home: Home, remote: Remote, words: Sequence[str], line: Callable[[str], None],
                   interactive: bool = False) -> int:
     """Run a verb of the agent and pass its output on line by line as it comes; returns the exit status."""
-    transport = transport_to(home, remote, interactive)
+    transport = transport_to(home, remote, interactive, sure=True)
     channel = transport.start(launcher.agent(remote.root, words))
     # A followed log is silent for as long as nothing happens.
     channel.silence = 1e6 if "-f" in words else 600.0
@@ -221,7 +228,7 @@ def _root_unusable(remote: Remote, said: str) -> errors.ChasquiError:
 
 def deploy(home: Home, remote: Remote, interactive: bool = False) -> str:
     """Install our agent unless one of at least our serial is there; returns its folder on the remote."""
-    transport = transport_to(home, remote, interactive)
+    transport = transport_to(home, remote, interactive, sure=True)
     ensure(transport, remote)
     return remote.root
 
@@ -235,6 +242,7 @@ def ensure(transport: Transport, remote: Remote) -> bool:
     there = _deployed(transport, remote)
     if there and there["serial"] >= chasqui_agent.SERIAL:
         return False
+    from . import build
     pyz = build.build_pyz()
     found = probe(transport, remote)
     _upload(transport, remote, found, pyz)
@@ -254,14 +262,15 @@ def _deployed(transport: Transport, remote: Remote) -> dict[str, Any]:
 def _upload(transport: Transport, remote: Remote, found: Probe, pyz: bytes) -> None:
     if found.free is not None and found.free < len(pyz) + (1 << 20):
         raise errors.RemoteDiskFull(remote=remote.name, root=remote.root)
+    from . import build
     sha = build.digest(pyz)
     options = "" if remote.scheduler == "auto" else " --scheduler " + remote.scheduler
     options += " --work-root " + remote.work_root if remote.work_root else ""
     line = launcher.wrapped(_RECEIVE.format(
-        root=remote.root, part=".up-" + secrets.token_hex(4), python=_quoted(found.python), sha=sha, name=sha[:12],
+        root=remote.root, part=".up-" + os.urandom(4).hex(), python=_quoted(found.python), sha=sha, name=sha[:12],
         options=options))
     status, _, said = run_line(transport, remote, line, pyz)
-    if status == 255:
+    if status is None or status == 255:  # None: ssh did not end by itself, and nobody knows what was done
         raise ssh.failure(remote, said)
     if status:
         raise _upload_failure(remote, status, said)

@@ -47,7 +47,7 @@ class _Ladder:
     def climb(self) -> list[dict[str, str]]:
         if not self.remote.is_local:
             self._reach()
-        self.transport: Transport = deploy.transport_to(self.home, self.remote)
+        self.transport: Transport = deploy.transport_to(self.home, self.remote, sure=True)
         for name, rung in (("shell", self._shell), ("python", self._python), ("root", self._root),
                            ("agent", self._agent), ("scheduler", self._scheduler), ("job", self._job)):
             self._rung(name, rung)

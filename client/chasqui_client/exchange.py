@@ -1,8 +1,9 @@
 """What a sync is asked to do and what it answers; `sync.run` stands between the two."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from .fields import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class SyncReport:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return asdict(self)
+        return dict(vars(self))
 
     @property
     def jobs_failed(self) -> int:

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +34,7 @@ def sync_lock(home: Home, remote: str, wait: float = 0.0) -> Iterator[None]:
 
 def _sign(fd: int) -> None:
     """Say in the file who holds it. A full disk is no reason to stop: the lock holds without the words."""
-    said = "process %d on %s since %s" % (os.getpid(), socket.gethostname(), time.strftime("%a %H:%M:%S"))
+    said = "process %d on %s since %s" % (os.getpid(), os.uname().nodename, time.strftime("%a %H:%M:%S"))
     with suppress(OSError):
         os.ftruncate(fd, 0)
         os.pwrite(fd, said.encode("utf-8"), 0)

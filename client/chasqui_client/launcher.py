@@ -5,6 +5,7 @@ line without quote, exclamation mark (csh looks for history even there) and back
 Roots are held to characters that need no quotes, so that ~ works.
 """
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -27,6 +28,16 @@ _START = ('cd %s/agent 2>/dev/null || exit 97; read -r py 2>/dev/null <python ||
 def agent(root: str, arguments: Sequence[str]) -> str:
     """The line that starts a verb of the deployed agent; exits 97 where there is none."""
     return wrapped((_START % root) + "current --root .. " + _plain(arguments))
+
+
+def new_nonce() -> str:
+    """What makes a greeting unmistakable."""
+    return os.urandom(16).hex()
+
+
+def session(root: str, nonce: str) -> str:
+    """The line that starts the agent's side of a session."""
+    return agent(root, ["serve", "--nonce", nonce])
 
 
 def module(root: str, name: str, arguments: Sequence[str]) -> str:

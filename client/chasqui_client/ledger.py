@@ -413,7 +413,7 @@ class Ledger:
 
 
 def _job(row: sqlite3.Row) -> Job:
-    return Job(*(json.loads(row[c]) if c == "options" else row[c] for c in Job.__dataclass_fields__))
+    return Job(*(json.loads(row[c]) if c == "options" else row[c] for c in Job.__annotations__))
 
 
 def _text(record: Record, key: str) -> str:

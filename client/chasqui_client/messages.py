@@ -1,10 +1,11 @@
 """What a session carries, and the checks between what an agent says and that; its users implement `Handler`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeGuard
 
 from chasqui_agent import wire
+
+from .fields import dataclass, field
 
 if TYPE_CHECKING:
     from .ledger import InputFile

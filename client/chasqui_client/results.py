@@ -8,8 +8,6 @@ fsynced and then renamed to its place. A crash leaves at most a file in there, w
 import errno
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -84,7 +82,7 @@ class _Arriving:
     def __init__(self, receiver: "Receiver", job: Job, file: Listed) -> None:
         self.receiver, self.job, self.file = receiver, job, file
         self.results = job.results_path
-        self.part = b"%s.part" % secrets.token_hex(8).encode("ascii")
+        self.part = b"%s.part" % os.urandom(8).hex().encode("ascii")
         self.digest = hashlib.sha256()
         with _opened(self.results) as results, _opened(PARTS, results) as parts:
             # The user's umask decides who may read it; of the cluster's mode only "executable" counts.
@@ -174,7 +172,7 @@ class Receiver:
         if error.errno in _FULL:
             raise errors.DiskFullHere(path=wire.path_text(job.results_path)) from error
         why = "it is a symlink or no folder" if error.errno in (errno.ELOOP, errno.ENOTDIR) else errors.describe(error)
-        self.report.notes.append("results of %s stay on the cluster: %s: %s" % (
+        self.report.notes.append("results of %s stay on the cluster: %s: %s. Put that right, then: chasqui sync" % (
             wire.printable(job.name, 80), wire.path_text(job.results_path), why))
 
     def _prepare(self, job: Job) -> None:
@@ -325,6 +323,7 @@ class _Guarded:
             self.arriving.receiver.settled(self.arriving.job, self.arriving.file, False, errors.describe(error))
 
     def _give_up(self, error: OSError) -> None:
+        import shutil
         shutil.rmtree(os.path.join(self.arriving.results, PARTS), ignore_errors=True)
         where = wire.path_text(self.arriving.results)
         if error.errno in _FULL:

@@ -3,10 +3,10 @@
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from . import states
+from .fields import dataclass
 
 
 def now() -> str:

@@ -1,7 +1,7 @@
 """The ledger's tables, and the way from each older format (`user_version`) to the newest."""
 
 import json
-import secrets
+import os
 import sqlite3
 
 from . import errors
@@ -86,7 +86,7 @@ def prepare(db: sqlite3.Connection) -> str:
             for number in range(_version(db), len(MIGRATIONS)):  # asked again: another chasqui may have been first
                 _run(db, MIGRATIONS[number])
                 db.execute("PRAGMA user_version = %d" % (number + 1))
-            db.execute("INSERT OR IGNORE INTO meta VALUES ('id', ?)", (json.dumps(secrets.token_hex(16)),))
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('id', ?)", (json.dumps(os.urandom(16).hex()),))
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:

@@ -4,11 +4,11 @@ import bisect
 import fnmatch
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from chasqui_agent import wire
 
 from . import errors, states
+from .fields import dataclass
 from .ledger import Job, Ledger
 
 

@@ -5,7 +5,6 @@ not trusted: every list, size, path and hash is checked, everything is bounded, 
 """
 
 import json
-import secrets
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ import chasqui_agent
 from chasqui_agent import fault, wire
 
 from . import messages
+from .launcher import new_nonce as new_nonce
 from .messages import AgentError, Changed, Handler, JobOffer, Key, Listed, Listing, NotGreeted, Offer
 from .transport import Pipe
 
@@ -34,11 +34,6 @@ MAX_LOG = 1 << 30  # in one session
 WORKING_FOR = 3600.0  # seconds the agent may say nothing but NOPs
 _FLUSH = 1 << 20
 _SAMPLE = 64 << 10
-
-
-def new_nonce() -> str:
-    """What makes a greeting unmistakable."""
-    return secrets.token_hex(16)
 
 
 class Session:

@@ -21,7 +21,7 @@ from chasqui_agent import wire
 
 from . import errors
 from .config import Home, Remote, check_host
-from .transport import Channel
+from .transport import Channel, Transport
 
 # sun_path holds 108 bytes on Linux, 104 elsewhere; ssh makes the socket under a name 17 longer first.
 MAX_CONTROL_PATH = 104 - 17 - 1
@@ -130,6 +130,11 @@ def check(home: Home, remote: Remote) -> bool:
     return os.path.exists(path) and _run_quietly(_control_argv(remote, path, "check"), CHECK_TIMEOUT)[0] == 0
 
 
+def has_socket(home: Home, remote: Remote) -> bool:
+    """Whether a master seems to run: what `check` says, unless it was killed."""
+    return os.path.exists(control_path(remote, home))
+
+
 def login(home: Home, remote: Remote) -> bool:
     """Open the master, the prompts on the user's terminal; False where one was open already.
 
@@ -222,30 +227,40 @@ def settings(remote: Remote) -> dict[str, str]:
 
 # -- failures ----------------------------------------------------------------------------------------------------------
 
-_NO_MASTER = re.compile(r"Control socket connect\(.*(No such file|Connection refused)|UNKNOWN port 65535|"
+# Compiled when something failed: that costs more than the rest of this module.
+_NO_MASTER = (r"Control socket connect\(.*(No such file|Connection refused)|UNKNOWN port 65535|"
                         r"mux_client_hello_exchange|master hello|read from master failed")
 REFUSED_SESSION = "Session open refused by peer"
-_KEY = re.compile(r"(Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED|No .* host key is known)")
-_NETWORK = re.compile(r"(Could not resolve hostname[^\r\n]*|Connection refused|Connection timed out|No route to host|"
+_KEY = r"(Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED|No .* host key is known)"
+_NETWORK = (r"(Could not resolve hostname[^\r\n]*|Connection refused|Connection timed out|No route to host|"
                       r"Network is unreachable|Operation timed out|Timeout, server [^\r\n]*|"
                       r"(?:banner exchange|kex_exchange_identification): [^\r\n]*)")
-_DENIED = re.compile(r"(Permission denied[^\r\n]*|Too many authentication failures|Authentication failed[^\r\n]*)")
+_DENIED = r"(Permission denied[^\r\n]*|Too many authentication failures|Authentication failed[^\r\n]*)"
 
 
 def failure(remote: Remote, said: str) -> errors.ChasquiError:
     """What ssh's own words mean, for a command that failed before the agent's greeting was seen."""
     fields = {"remote": remote.name, "host": remote.host}
-    if _NO_MASTER.search(said):
+    if not said.strip():  # what a master that was killed leaves behind: 255, and not a word
+        return errors.ConnectionLost("ssh ended without a word", **fields)
+    if re.search(_NO_MASTER, said):
         return errors.NotConnected(**fields)
     if REFUSED_SESSION in said:
         return errors.SessionRefused(**fields)
-    if found := _KEY.search(said):
+    if found := re.search(_KEY, said):
         return errors.HostKeyRefused(wire.printable(found[1]), **fields)
-    if found := _NETWORK.search(said):
+    if found := re.search(_NETWORK, said):
         return errors.HostUnreachable(wire.printable(found[1]), **fields)
-    if found := _DENIED.search(said):
+    if found := re.search(_DENIED, said):
         return errors.LoginFailed(wire.printable(found[1]), **fields)
-    return errors.LoginFailed(last_line(said) or "ssh says nothing", **fields)
+    return errors.LoginFailed(last_line(said), **fields)
+
+
+def with_login(transport: Transport, failure: errors.ChasquiError) -> errors.ChasquiError:
+    """The same failure; where the master has died with the session, the hint begins with a new login."""
+    if isinstance(failure, errors.ConnectionLost) and isinstance(transport, Ssh) and not transport.alive:
+        failure.hint = "chasqui login %(remote)s, then: chasqui sync --remote %(remote)s" % failure.fields
+    return failure
 
 
 def last_line(said: str) -> str:

@@ -7,20 +7,23 @@ acknowledged, records of the journal go in together with the cursor behind them,
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import chasqui_agent
 from chasqui_agent import wire
 
-from . import __version__, deploy, errors, inputs, results, states
+from . import __version__, deploy, errors, results, states
 from .config import Home, Remote
 from .converse import converse
 from .exchange import SyncOptions, SyncReport
+from .fields import replace
 from .holder import sync_lock
 from .ledger import InputFile, Job, Ledger, now
 from .messages import Changed, Handler, JobOffer, Key, Listed, Listing, Offer, Target
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from . import inputs
 
 MAX_JOBS = 20_000  # offered in one session; more go with the next
 _COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
@@ -49,6 +52,7 @@ def run(home: Home, remote: Remote, options: SyncOptions) -> SyncReport:
 
 def _plan(ledger: Ledger, remote: Remote, report: SyncReport) -> None:
     """What a sync would do, from the ledger and the folders alone."""
+    from . import inputs
     for job in ledger.to_upload(remote.name):
         files = ledger.files(job.id, job.attempt)
         _name_changes(job, inputs.changed(files), report)
@@ -68,6 +72,10 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
         try:
             converse(transport, remote, exchange.offer(), exchange)
             break
+        except errors.NotConnected:  # the socket of a master that was killed
+            if not options.interactive:
+                raise
+            transport = deploy.transport_to(home, remote, options.interactive, sure=True)
         except (errors.AgentMissing, errors.NoPython, _OlderAgent):
             if not options.deploy:  # then nobody says _OlderAgent
                 raise
@@ -154,6 +162,7 @@ class Exchange(Handler):
 
     def _current(self, job: Job, files: list[InputFile]) -> list[InputFile] | None:
         """The inputs as they are on the disk now, those that changed since `add` named; None where one is gone."""
+        from . import inputs
         touched = {path for path, _ in inputs.changed(files)}
         if not touched:
             return files
@@ -200,7 +209,8 @@ class Exchange(Handler):
                                        hint="upgrade the older side")
         if serial < chasqui_agent.SERIAL and self.options.deploy:
             raise _OlderAgent
-        self.ledger.set_remote(self.remote.name, uuid=uuid)
+        if uuid != self.ledger.remote_state(self.remote.name).uuid:  # each commit is several fsyncs
+            self.ledger.set_remote(self.remote.name, uuid=uuid)
         for note in fields.get("notes") or []:
             self.note(wire.printable(str(note)))
 

@@ -1,10 +1,9 @@
 """TOML tables taken apart key by key, so that a wrong type or an unknown key is one line with file and line number."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
-
-import tomllib
 
 from chasqui_agent import wire
 

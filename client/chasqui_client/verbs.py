@@ -2,9 +2,9 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from .command import Command
+from .fields import dataclass
 
 
 @dataclass(frozen=True)
