@@ -18,7 +18,7 @@ if MYPY:
     from typing import Any, Dict, Iterator, List
 
 if sys.version_info >= (3, 11):
-    from ssh.lab import lab, packages_for_users, proxy, python36_for_users  # noqa: F401
+    from ssh.fixtures import lab, packages_for_users, proxy, python36_for_users  # noqa: F401
 
 RUN = "CHASQUI_TEST_RUN"
 os.environ[RUN] = uuid.uuid4().hex  # inherited by whatever the tests start, and looked for in the end

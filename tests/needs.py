@@ -4,8 +4,6 @@ import os
 import shutil
 import sys
 
-import pytest
-
 MYPY = False
 if MYPY:
     from typing import NoReturn
@@ -15,6 +13,10 @@ IN_CI = os.environ.get("CI") == "true"
 
 def missing(what: str) -> "NoReturn":
     """End this test, or every test of this fixture, because `what` is not here."""
+    try:
+        import pytest
+    except ImportError:  # a program, not a test
+        sys.exit("missing: " + what)
     if IN_CI:
         pytest.fail("missing, and in CI nothing may be: " + what, pytrace=False)
     pytest.skip("missing: " + what)

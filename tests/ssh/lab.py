@@ -1,6 +1,7 @@
 """A real sshd on a loopback port, with a key and a one-time code, and accounts with the login shells people have.
 
-The session fixture `lab` makes all of it as root and takes it away in the end; `proxy` is a TCP line that can be cut.
+The session fixture `lab` (in fixtures.py) makes all of it as root and takes it away in the end; `proxy` is a TCP line
+that can be cut. Nothing here needs pytest: `running()` is the same for a program.
 
     user = lab.user("tcsh")                     bash tcsh zsh fish noisy: key and one-time code (HOTP through PAM)
                                                 plain: the key alone; single: the key alone, and MaxSessions 1
@@ -30,11 +31,8 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-import pytest
-
 import needs
 from ssh.accounts import add_account, drop_stale, owned_processes, remove_account
-from ssh.proxy import Proxy
 
 TOP = Path(__file__).resolve().parents[2]
 SHELLS = {
@@ -139,6 +137,7 @@ class Lab:
         self.service = f"chasqui-lab-{secrets.token_hex(3)}"
         self.port = _free_port()
         self.users: dict[str, LabUser] = {}
+        self.keep = False  # whether stop() leaves the folder to be looked at
         self._secret = secrets.token_hex(20)
         self._clients = 0
         self._sshd: subprocess.Popen[bytes] | None = None
@@ -372,9 +371,9 @@ def _wait_for_quiet(name: str) -> list[str]:
     return [f"{name}: {words}" for words in left.values()]
 
 
-@pytest.fixture(scope="session")
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """One sshd for all tests. Its folder is kept, and named, where a test failed."""
+@contextlib.contextmanager
+def running() -> Iterator[Lab]:
+    """A lab for the block; its folder is removed afterwards. Ends, by `needs`, where the machine lacks something."""
     needs.linux()
     needs.root()
     for tool in ("sshd", "ssh", "ssh-keygen", "oathtool", "useradd", *sorted(set(SHELLS.values()))):
@@ -384,38 +383,22 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     drop_stale()
     made = Lab(Path(tempfile.mkdtemp(prefix="cqlab-", dir="/tmp")))
     left: list[str] = []
+    failed = True
     try:
         made.start()
         yield made
+        failed = made.keep
     finally:
         left = made.stop()
-        if request.session.testsfailed or left:
+        if failed or left:
             print(f"\nthe lab's files are kept: {made.folder}")
         else:
             shutil.rmtree(made.folder)
     assert not left, f"left behind on the cluster's side, and killed now: {left}"
 
 
-@pytest.fixture
-def proxy(lab: Lab) -> Iterator[Proxy]:
-    """A line to the lab's sshd that can be delayed, silenced and cut; use it by `lab.config(user, port=proxy.port)`."""
-    with Proxy(lab.port) as line:
-        yield line
-
-
-@pytest.fixture(scope="session")
-def packages_for_users(lab: Lab) -> Path:
-    """A copy of client/ and agent/ that the accounts can read: PYTHONPATH = FOLDER/client:FOLDER/agent."""
-    target = lab.path("packages")
-    for part in ("client", "agent"):
-        shutil.copytree(TOP / part, target / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for path in (target, *target.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return target
-
-
-@pytest.fixture(scope="session")
-def python36_for_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@contextlib.contextmanager
+def python36_copy() -> Iterator[Path]:
     """A Python 3.6 that the accounts can run: ~/.pyenv stands below a home that is closed to them, so it is copied."""
     sources = [Path(place) for place in sorted(Path("~/.pyenv/versions").expanduser().glob("3.6*"))]
     if not sources:
@@ -430,7 +413,7 @@ def python36_for_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 def relocated_python(source: Path, target: Path, version: str) -> Path:
     """The interpreter of a copy of `source` in `target`, which finds its library beside itself."""
     target.chmod(0o755)
-    left_out = shutil.ignore_patterns("test", "site-packages", "config-*", "__pycache__", "idlelib", "ensurepip")
+    left_out = shutil.ignore_patterns("test", "site-packages", "config-*", "idlelib", "ensurepip")
     shutil.copytree(source / "lib" / f"python{version}", target / "lib" / f"python{version}", ignore=left_out)
     for library in (source / "lib").glob(f"libpython{version}*.so*"):
         shutil.copy(library, target / "lib")
