@@ -39,6 +39,7 @@ def dropped(pump: "Round") -> None:
     """Take in the scripts put into waiting/ by hand, once they are old enough not to be half copied."""
     ready = []
     now = 0.0
+    pump.report["settling"] = 0  # a pump may take several rounds, and meet the same young script in each
     for path in pump.spool.dropped():
         now = now or files.server_time(pump.spool.wake)
         try:

@@ -20,8 +20,11 @@ from needs import python36
 
 GRACE = 1.0
 LEASE = 30.0
-OF_A_SESSION = ("channel", "serve", "receive", "deliver")  # modules
-POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] not in OF_A_SESSION)
+# The modules of the relay. Those of a session are killed in tests/session/test_kills, the client's in
+# test_client_faults.
+RELAY = ("files", "intake", "journal", "lock", "marks", "operations", "pump", "reconcile", "shell", "submit")
+ELSEWHERE = ("channel", "receive", "serve", "ledger", "results", "session")
+POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in RELAY)
 LATER = (2, 3, 5, 7, 11) if os.environ.get("CHASQUI_TEST_SIZE") == "long" else (3,)
 REPEATED = ("files", "journal", "lock", "submit", "shell")  # modules whose points one process passes several times
 PASSES = [(name, 1) for name in POINTS]
@@ -195,5 +198,6 @@ def test_killed_on_another_host(scenario, point):
 
 
 def test_how_many_points_there_are():
+    assert {name.split(".")[0] for name in fault.POINTS} <= {*RELAY, *ELSEWHERE}, "a module no fault test looks after"
     print("%d fault points in the relay, %d passes killed" % (len(POINTS), len(PASSES)))
     assert len(POINTS) >= 30

@@ -15,6 +15,7 @@ is still Q) and a start tried twice happens once. A supervisor that died before 
 goes back to Q, as a PBS server does; the runner's own marks keep the payload from a second start.
 """
 
+import errno
 import os
 import signal
 import time
@@ -278,7 +279,9 @@ class Supervisor:
             try:
                 write()
                 return
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # the root is gone, for instance
                 time.sleep(INSIST_SECONDS)
 
     def _note_runner(self) -> None:
