@@ -81,7 +81,8 @@ class Sampler(threading.Thread):
 
     def _ended(self, job: dict) -> bool:
         """A payload's end is its runner's flag; the job stays R while its tail pumps."""
-        return any(Path(job["script"]).parent.glob(f"flag.{job['token']}.[0-9]*"))
+        flags = Path(job["script"]).parent.glob(f"flag.{job['token']}.*")
+        return any(flag.suffix != ".new" for flag in flags)
 
 
 @pytest.fixture
