@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # under LC_ALL=C a name in UTF-8 must not end in a traceback
     try:
-        return _flushed(_dispatch(words))
+        return _flushed(_sync_ahead(words) if "sync" in words else _dispatch(words))
     except KeyboardInterrupt:
         sys.stderr.write("\nchasqui: interrupted; nothing is half done, the next sync goes on from here\n")
         return 130
@@ -65,6 +65,18 @@ def main(argv: list[str] | None = None) -> int:
 def _flushed(code: int) -> int:
     sys.stdout.flush()
     return code
+
+
+def _sync_ahead(words: list[str]) -> int:
+    """The command line of a sync, with ssh started before everything else."""
+    from . import headstart
+    before, rest = _options_first(words)
+    try:
+        if rest[:1] == ["sync"]:
+            headstart.begin(rest[1:] + before)
+        return _dispatch(words)
+    finally:
+        headstart.drop()
 
 
 def _dispatch(words: list[str]) -> int:
@@ -103,17 +115,6 @@ def _run(verb: str, words: list[str]) -> int:
     if verb not in _MODULES:
         from . import command
         raise errors.BadInput("There is no command %s." % command.clean(verb), hint=_nearest(verb))
-    if verb != "sync":
-        return _run_verb(verb, words)
-    from . import early
-    early.begin(words)
-    try:
-        return _run_verb(verb, words)
-    finally:
-        early.drop()
-
-
-def _run_verb(verb: str, words: list[str]) -> int:
     import importlib
 
     from . import command

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from chasqui_agent import wire
 
-from . import errors
+from . import errors, headstart
 from .fields import dataclass, field
 from .tables import Table, read_toml
 
@@ -111,8 +111,7 @@ class Home:
 
     def __init__(self, path: str | os.PathLike[str] | None = None, ledger_path: Path | None = None) -> None:
         """path: default $CHASQUI_HOME, else ~/.chasqui. Touches nothing on the disk."""
-        chosen = path or os.environ.get("CHASQUI_HOME") or "~/.chasqui"
-        self.path = Path(os.path.abspath(os.path.expanduser(chosen)))
+        self.path = Path(os.path.abspath(os.path.expanduser(path)) if path else headstart.home_folder())
         self.config_path = self.path / "config.toml"
         self.ledger_path = ledger_path or self.path / "jobs.db"
         self.templates = self.path / "templates"

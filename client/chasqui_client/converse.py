@@ -4,7 +4,7 @@ import time
 
 from chasqui_agent import wire
 
-from . import deploy, early, errors, launcher, ssh
+from . import deploy, errors, headstart, launcher, ssh
 from .config import Remote
 from .messages import AgentError, Handler, NotGreeted, Offer
 from .session import Session
@@ -18,7 +18,7 @@ def converse(transport: Transport, remote: Remote, offer: Offer, handler: Handle
     """
     since, attempt = time.monotonic(), 0
     while True:
-        nonce, channel = early.take(remote) or _start(transport, remote)
+        nonce, channel = _start(transport, remote)
         session = Session(channel, nonce, handler, transport.compress)
         try:
             session.run(offer)
@@ -38,6 +38,10 @@ def converse(transport: Transport, remote: Remote, offer: Offer, handler: Handle
 
 
 def _start(transport: Transport, remote: Remote) -> tuple[str, Channel]:
+    """(nonce, channel) of a session: of the one that was begun ahead, if it is the same."""
+    begun = headstart.take_session(transport.argv(launcher.session(remote.root, headstart.NONCE)))
+    if begun:
+        return begun[0], Channel(begun[1])
     nonce = launcher.new_nonce()
     return nonce, transport.start(launcher.session(remote.root, nonce))
 

@@ -9,8 +9,13 @@ from pathlib import Path
 
 from chasqui_agent import wire
 
-from . import errors
+from . import errors, headstart
 from .config import Home
+
+
+def sync_lock_path(home: Home, remote: str) -> Path:
+    """The file that a sync of `remote` holds locked."""
+    return home.path / ("sync-%s.lock" % remote)
 
 
 @contextmanager
@@ -19,13 +24,11 @@ def sync_lock(home: Home, remote: str, wait: float = 0.0) -> Iterator[None]:
 
     flock, on this computer's disk: the kernel lets go of it however the holder dies. The file's text is for people.
     """
-    path = home.create().path / ("sync-%s.lock" % remote.replace("/", "_"))
+    path = sync_lock_path(home, remote)
+    fd = headstart.take_lock(str(path))
+    if fd is None:
+        fd = _locked(path, home, wait)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise errors.HomeUnusable(errors.describe(error), path=path) from error
-    try:
-        _acquire(fd, path, home, wait)
         _sign(fd)
         yield
     finally:
@@ -40,15 +43,22 @@ def _sign(fd: int) -> None:
         os.pwrite(fd, said.encode("utf-8"), 0)
 
 
-def _acquire(fd: int, path: Path, home: Home, wait: float) -> None:
+def _locked(path: Path, home: Home, wait: float) -> int:
+    """The descriptor of the file at `path`, locked."""
     end = time.monotonic() + wait
+    try:
+        home.create()
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise errors.HomeUnusable(errors.describe(error), path=path) from error
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return fd
         except BlockingIOError:
             if time.monotonic() >= end:
                 said = wire.printable(os.pread(fd, 200, 0).decode("utf-8", "replace")) or "another process"
+                os.close(fd)
                 raise errors.LedgerBusy(path=home.ledger_path, holder="a sync: " + said) from None
             time.sleep(0.2)
 

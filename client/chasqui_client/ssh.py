@@ -20,6 +20,7 @@ from pathlib import Path
 from chasqui_agent import wire
 
 from . import errors
+from .child import Child
 from .config import Home, Remote, check_host
 from .transport import Channel, Transport
 
@@ -204,9 +205,13 @@ class Ssh:
         if not os.path.exists(self.path):
             raise errors.NotConnected(remote=self.remote.name)
         try:
-            return Channel(work_argv(self.remote, self.path, line))
+            return Channel(Child(self.argv(line)))
         except FileNotFoundError:
             raise errors.NoSsh() from None
+
+    def argv(self, line: str) -> list[str]:
+        """What `start` runs."""
+        return work_argv(self.remote, self.path, line)
 
 
 def try_host_key(remote: Remote) -> str:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import chasqui_agent
 from chasqui_agent import wire
 
-from . import __version__, deploy, errors, results, states
+from . import __version__, deploy, errors, headstart, launcher, results, ssh, states
 from .config import Home, Remote
 from .converse import converse
 from .exchange import SyncOptions, SyncReport
 from .fields import replace
-from .holder import sync_lock
+from .holder import sync_lock, sync_lock_path
 from .ledger import InputFile, Job, Ledger, now
 from .messages import Changed, Handler, JobOffer, Key, Listed, Listing, Offer, Target
 from .progress import Progress
@@ -86,6 +86,9 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
             exchange.close()
     else:
         raise errors.AgentMissing(remote=remote.name, root=remote.root)
+    if isinstance(transport, ssh.Ssh):
+        again = transport.argv(launcher.session(remote.root, headstart.NONCE))
+        headstart.leave(str(sync_lock_path(home, remote.name)), transport.path, again)
     ledger.set_remote(remote.name, synced=report.timestamp, report=exchange.report_of_agent)
     report.counts = ledger.counts(remote.name)
 

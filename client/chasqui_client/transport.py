@@ -6,12 +6,12 @@ for end of file after a kill: pipes are selected on, and dropped.
 
 import os
 import select
-import subprocess
 import time
-from collections.abc import Sequence
 from typing import Protocol
 
 from chasqui_agent import wire
+
+from .child import Child
 
 SILENCE = 75.0  # seconds without a byte after which the other side counts as gone (the agent sends one every 15)
 _TAIL = 16 << 10  # of stderr that is kept
@@ -32,21 +32,15 @@ class Pipe(Protocol):
 class Channel:
     """A child process with its three pipes."""
 
-    def __init__(self, argv: Sequence[str | bytes], silence: float | None = None) -> None:
+    def __init__(self, process: Child, silence: float | None = None) -> None:
         """silence: seconds; CHASQUI_SILENCE overrides the default in tests."""
         self.silence = float(os.environ.get("CHASQUI_SILENCE", SILENCE)) if silence is None else silence
-        # A session of its own: Ctrl-C is for us, who then end the conversation in order.
-        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                        start_new_session=True, bufsize=0)
-        self._in, self._out, self._err = (self._take(i) for i in range(3))
+        self.process = process
+        self._in, self._out, self._err = process.stdin, process.stdout, process.stderr
+        for fd in (self._in, self._out, self._err):
+            os.set_blocking(fd, False)
         self._buffer = bytearray()
         self._errors = bytearray()
-
-    def _take(self, number: int) -> int:
-        stream = (self.process.stdin, self.process.stdout, self.process.stderr)[number]
-        assert stream is not None
-        os.set_blocking(stream.fileno(), False)
-        return stream.fileno()
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -144,8 +138,7 @@ class Channel:
 
     def close_input(self) -> None:
         """Tell the other side that nothing more comes."""
-        if self.process.stdin and not self.process.stdin.closed:
-            self.process.stdin.close()
+        self.process.close_input()
 
     def close(self, patience: float = 5.0) -> int | None:
         """Close our ends and see the process off, killing it after `patience` seconds; its status, None if killed."""
@@ -156,9 +149,7 @@ class Channel:
             self.process.wait()
         while self._err >= 0 and select.select([self._err], [], [], 0)[0]:
             self._take_errors()
-        for stream in (self.process.stdout, self.process.stderr):
-            if stream:
-                stream.close()
+        self.process.close()
         self._out = self._err = -1
         return status
 
@@ -189,6 +180,7 @@ class Transport(Protocol):
     """A way to have a line of shell run on the remote's machine."""
 
     def start(self, line: str) -> Channel: ...
+    def argv(self, line: str) -> list[str]: ...
     @property
     def compress(self) -> bool: ...
 
@@ -200,4 +192,8 @@ class Local:
 
     def start(self, line: str) -> Channel:
         """Begin `line`."""
-        return Channel(["/bin/sh", "-c", line])
+        return Channel(Child(self.argv(line)))
+
+    def argv(self, line: str) -> list[str]:
+        """What `start` runs."""
+        return ["/bin/sh", "-c", line]

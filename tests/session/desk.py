@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from chasqui_client import api, deploy, states
+from chasqui_client.child import Child
 from chasqui_client.config import Caps, Home, Remote, Settings
 from chasqui_client.exchange import SyncOptions, SyncReport
 from chasqui_client.jobs import Asked
@@ -81,8 +82,8 @@ class Desk:
 class CutChannel(Channel):
     """A line that breaks at a message boundary: after so many frames in one direction the process is killed."""
 
-    def __init__(self, argv: list[str], sent: int = -1, received: int = -1) -> None:
-        super().__init__(argv)
+    def __init__(self, process: Child, sent: int = -1, received: int = -1) -> None:
+        super().__init__(process)
         self.left_to_send, self.left_to_read = sent, received
         self.was_cut = False
 
@@ -118,7 +119,7 @@ class CutLocal(Local):
     def start(self, line: str) -> Channel:
         if " serve " not in line:
             return super().start(line)
-        self.channel = CutChannel(["/bin/sh", "-c", line], self.sent, self.received)
+        self.channel = CutChannel(Child(self.argv(line)), self.sent, self.received)
         return self.channel
 
     @property

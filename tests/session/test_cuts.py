@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+from agent.agentroot import until
 from chasqui_agent.spool import Spool
 from chasqui_client import deploy, errors, launcher
+from chasqui_client.child import Child
 from chasqui_client.messages import Handler, JobOffer, Offer
 from chasqui_client.session import Session, new_nonce
 from chasqui_client.transport import Channel
@@ -82,11 +84,12 @@ def test_a_client_that_falls_silent_leaves_what_it_committed(tmp_path, monkeypat
             return open(file.source, "rb")
 
     nonce = new_nonce()
-    channel = Channel(["/bin/sh", "-c", launcher.agent(desk.remote.root, ["serve", "--nonce", nonce])])
+    channel = Channel(Child(["/bin/sh", "-c", launcher.agent(desk.remote.root, ["serve", "--nonce", nonce])]))
     session = Session(channel, nonce, Opens())
     with pytest.raises(Stop):
         session.run(Offer(hello, offers))
-    assert channel.process.wait(10) == 1
+    until(lambda: channel.process.poll() is not None, "the end of an agent that is not spoken to")
+    assert channel.process.poll() == 1
     channel.close()
     assert Spool(str(desk.root)).known(jobs[0].id, 1) == "waiting"
     assert Spool(str(desk.root)).known(jobs[1].id, 1) == ""
