@@ -140,14 +140,27 @@ def _parser(verb: str, module: "ModuleType") -> "argparse.ArgumentParser":
         def error(self, message: str) -> "NoReturn":
             raise errors.BadInput(message, hint="%s -h" % self.prog)
 
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        # Made for every argument, too: left to find the width itself it imports shutil, and all that archives need.
+        def __init__(self, prog: str) -> None:
+            super().__init__(prog, width=_columns() - 2)
+
     described = module.VERBS[verb]
     parser = Parser("chasqui " + verb, description=described.about, epilog="example:\n" + described.example,
-                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+                    formatter_class=Formatter, allow_abbrev=False)
     described.arguments(parser)
     parser.add_argument("--remote", metavar="NAME", help="which cluster of config.toml")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     return parser
+
+
+def _columns() -> int:
+    """How wide help is written."""
+    try:
+        return int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(1).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _nearest(verb: str) -> str:

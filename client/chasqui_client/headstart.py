@@ -47,8 +47,10 @@ def begin(words: list[str]) -> None:
         with open(_ahead.note, encoding="utf-8", errors="surrogateescape") as note:
             noted = tuple(note.read().split("\0"))
         count = len(_ahead.basis)
-        lock, socket, *argv = noted[count:]
-        if noted[:count] == _ahead.basis and os.path.exists(socket) and _lock(lock):
+        lock, socket, program, *arguments, end = noted[count:]
+        whole = noted[:count] == _ahead.basis and end == _FORMAT
+        if whole and os.path.exists(socket) and _lock(lock):
+            argv = [program, *arguments]
             nonce = os.urandom(16).hex()
             _ahead.session = tuple(argv), nonce, Child([word.replace(NONCE, nonce) for word in argv])
     except (OSError, ValueError):
@@ -103,7 +105,7 @@ def leave(lock: str, socket: str, argv: list[str]) -> None:
     """Note what a session was started with, for the next sync; nothing is written where that stands there already."""
     if not _ahead.note or not _ahead.basis:
         return
-    text = "\0".join((*_ahead.basis, lock, socket, *argv)).encode("utf-8", "surrogateescape")
+    text = "\0".join((*_ahead.basis, lock, socket, *argv, _FORMAT)).encode("utf-8", "surrogateescape")
     try:
         with open(_ahead.note, "rb") as note:
             if note.read() == text:

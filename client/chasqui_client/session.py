@@ -335,6 +335,7 @@ class Session:
         fields = self._message()
         if fields["m"] != "bye" or fields.get("status") != "ok":
             raise wire.WireError("no proper end: %s" % wire.printable(str(fields.get("why") or fields["m"]), 200))
+        self.handler.finished()
 
 
 class _Turn4:

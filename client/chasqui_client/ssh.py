@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -112,6 +111,7 @@ def _control_argv(remote: Remote, path: str, command: str) -> list[str]:
 
 def _run_quietly(argv: list[str], timeout: float) -> tuple[int, str]:
     """(exit status, output) of a short ssh command that asks nothing; 255 where it does not end."""
+    import subprocess  # here, because a sync through a live master has no use for it
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               timeout=timeout, check=False)
@@ -160,6 +160,7 @@ def _start_master(remote: Remote, path: str) -> str:
 
     Never a pipe for its stderr: the master keeps it open as long as it lives.
     """
+    import subprocess
     try:
         if sys.stderr is not None and sys.stderr.isatty():
             subprocess.run(login_argv(remote, path), check=False)

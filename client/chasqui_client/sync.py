@@ -89,7 +89,6 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
     if isinstance(transport, ssh.Ssh):
         again = transport.argv(launcher.session(remote.root, headstart.NONCE))
         headstart.leave(str(sync_lock_path(home, remote.name)), transport.path, again)
-    ledger.set_remote(remote.name, synced=report.timestamp, report=exchange.report_of_agent)
     report.counts = ledger.counts(remote.name)
 
 
@@ -289,6 +288,11 @@ class Exchange(Handler):
 
     def gone(self, key: Key, file: Listed, why: str) -> None:
         self.results.gone(key, file, why)
+
+    def finished(self) -> None:
+        """Record that all was said, while the agent's process and ssh's are still ending."""
+        self.results.commit()
+        self.ledger.set_remote(self.remote.name, synced=self.report.timestamp, report=self.report_of_agent)
 
     def close(self) -> None:
         """Record the results that arrived, however the session ended."""

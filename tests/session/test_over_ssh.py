@@ -86,3 +86,38 @@ def test_a_login_that_fails(lab: Lab, codes: str) -> None:
     assert error["kind"] == "LoginFailed"
     assert "chasqui doctor" in error["hint"]
     assert laptop.chasqui("sync", code=4)["error"]["kind"] == "NotConnected"
+
+
+WATCHED = """
+import sys
+from chasqui_client import cli, headstart
+take = headstart.take_session
+def watched(argv):
+    taken = take(argv)
+    sys.stderr.write("ahead" if taken else "ordinary")
+    return taken
+headstart.take_session = watched
+sys.exit(cli.main(["sync"]))
+"""
+
+
+def test_a_sync_starts_ahead_of_its_own_imports(lab: Lab) -> None:
+    """From the second one on, until what the command depends on changes; and it is one exec either way."""
+    laptop = Laptop(lab, "bash")
+
+    def sync() -> str:
+        before = lab.counts()
+        done = subprocess.run([sys.executable, "-c", WATCHED], env=laptop.environment, stdin=subprocess.DEVNULL,
+                              timeout=120, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (lab.counts() - before).execs == 1
+        return done.stderr
+
+    laptop.chasqui("login", "lab")
+    laptop.chasqui("agent", "deploy")
+    assert [sync(), sync()] == ["ordinary", "ahead"]
+    with open(laptop.home / "config.toml", "a") as config:
+        config.write("grace = 200\n")
+    assert [sync(), sync()] == ["ordinary", "ahead"]
+    laptop.chasqui("agent", "remove", "--purge")
+    laptop.chasqui("logout", "lab")
