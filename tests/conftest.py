@@ -24,6 +24,10 @@ RUN = "CHASQUI_TEST_RUN"
 os.environ[RUN] = uuid.uuid4().hex  # inherited by whatever the tests start, and looked for in the end
 SIZE = os.environ.get("CHASQUI_TEST_SIZE", "short")
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # `make test &` in a script: ignored signals are inherited, and a client under test would be deaf to Ctrl-C too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class Size:
     """How much the tests do; the fixture `size`. CHASQUI_TEST_SIZE says short (the default) or long.
