@@ -20,6 +20,9 @@ EXIT_REFUSED = 97  # duplicate, closed, rerun not asked for, no folder, no space
 # Directives the runner does not pass on: we set them ourselves, or they are about the user's script.
 _OURS = "SNhvoejr"
 
+# What tells the scheduler's commands where their server is, on sites (and in accounts) that set it.
+_SERVER = ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER", "SLURM_CONF")
+
 _TEXT = r"""
 dir=@dir@
 meta=$dir/.chasqui
@@ -30,6 +33,7 @@ token=@token@
 rerun=@rerun@
 python=@python@
 agent=@agent@
+record=@record@
 id=${PBS_JOBID:-none.$$}
 k=0
 term=
@@ -44,7 +48,7 @@ event() {
 wake() {
     reason=$1
     shift
-    "$@" env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PATH=@path@ LC_ALL=C PBS_JOBID="$id" @fault@ \
+    "$@" env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PATH=@path@ LC_ALL=C PBS_JOBID="$id" @carried@ \
         "$python" -I -S "$agent" --root "$root" wake --reason "$reason" --budget 15 </dev/null >/dev/null 2>&1
 }
 
@@ -90,6 +94,12 @@ on_term() {
 }
 trap on_term TERM INT HUP
 
+# For a hook that the cluster's admin installed: it knows a job's id and owner, and learns here which relay to wake.
+if [ -n "$record" ]; then
+    record=$HOME/.chasqui-agent/jobs/$id
+    (umask 077 && mkdir -p "${record%/*}" && printf '%s\n' "$root" "$python" "$agent" >"$record") 2>/dev/null
+fi
+
 # 4. The user's script, in its own process group where the shell can: its `kill 0` must not end the runner.
 PBS_JOBNAME=@name@
 PBS_O_WORKDIR=${PBS_O_WORKDIR:-$dir}
@@ -120,6 +130,8 @@ if [ ! -L "$meta/run.$token.$((k + 1))" ]; then
     mv -f "$room" "$meta/flag.$token.$k"
 fi
 
+[ -z "$record" ] || rm -f "$record"
+
 # 6. The tail. After TERM the session is about to be killed: only a detached wake lives long enough.
 event tail
 if [ -n "$term" ] && command -v setsid >/dev/null 2>&1; then
@@ -139,11 +151,17 @@ def shell_path() -> str:
     return "/bin/sh"
 
 
-def build(script: bytes, values: "Dict[str, str]", command: "List[str]", rerun: bool) -> bytes:
+def _carried() -> "Dict[str, str]":
+    """The variables a wake needs of the environment the job was submitted in: which server, for one."""
+    found = {name: os.environ[name] for name in _SERVER if os.environ.get(name)}
+    return dict(found, **fault.environment())
+
+
+def build(script: bytes, values: "Dict[str, str]", command: "List[str]", rerun: bool, record: bool = False) -> bytes:
     """The runner of one submission.
 
     script: the user's, for its #PBS lines; command: the words that run it; values: dir root job attempt token python
-    agent path name, unquoted. `path` is the PATH a wake needs to find the scheduler.
+    agent path name, unquoted. `path` is the PATH a wake needs to find the scheduler. record: leave a note for hooks.
     """
     text = "#!%s\n" % shell_path()
     for flag, value in directives.options(script):
@@ -152,8 +170,7 @@ def build(script: bytes, values: "Dict[str, str]", command: "List[str]", rerun: 
     quoted = {key: shlex.quote(value) for key, value in values.items()}
     quoted["rerun"] = "1" if rerun else "0"
     quoted["command"] = " ".join(shlex.quote(word) for word in command)
-    quoted["fault"] = " ".join(
-        "%s=%s" % (key, shlex.quote(value)) for key, value in sorted(fault.environment().items())
-    )
+    quoted["record"] = "1" if record else ""
+    quoted["carried"] = " ".join("%s=%s" % (key, shlex.quote(value)) for key, value in sorted(_carried().items()))
     # One pass, so that a folder named "@job@" stays one.
     return (text + re.sub("@([a-z]+)@", lambda match: quoted[match.group(1)], _TEXT)).encode("utf-8", "surrogateescape")

@@ -102,7 +102,7 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
     }
     command = directives.interpreter(script, login_shell()) + [os.path.join(meta, "script")]
     path = os.path.join(meta, "runner." + token)
-    files.write_file(path, runner.build(script, values, command, rerun), 0o700, durable=False)
+    files.write_file(path, runner.build(script, values, command, rerun, pump.scheduler.asks_a_server), 0o700, durable=False)
     output, error, join = output_paths(asked, folder, os.path.join(meta, token), name, token)
     return Request(
         script=path,

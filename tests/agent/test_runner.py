@@ -16,7 +16,7 @@ SHELLS = [path for path in ("/bin/bash", "/bin/dash", "/bin/sh") if os.path.exis
 class Work:
     """A work folder with a runner, run directly, without a scheduler."""
 
-    def __init__(self, tmp_path, script, rerun=False, command=None):
+    def __init__(self, tmp_path, script, rerun=False, command=None, record=False):
         self.dir = str(tmp_path / "it's @job@ \u00e9" / "w")
         self.meta = os.path.join(self.dir, ".chasqui")
         self.root = str(tmp_path / "root")
@@ -37,7 +37,7 @@ class Work:
             "agent": "none",
             "path": "/usr/bin:/bin",
         }
-        text = runner.build(script.encode("utf-8"), values, (command or ["/bin/sh"]) + [self.script], rerun)
+        text = runner.build(script.encode("utf-8"), values, (command or ["/bin/sh"]) + [self.script], rerun, record)
         self.path = os.path.join(self.meta, "runner.abcdefgh")
         with open(self.path, "wb") as stream:
             stream.write(text)
@@ -102,6 +102,36 @@ def test_every_way_to_end(work, shell, script, code):
     found = job.marks()
     assert found.claim == "7.host" and found.runs == 1 and found.flag["exit"] == str(code) and not found.term
     assert job.events() == ["tail"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_hook_finds_out_which_relay_to_wake_while_the_job_runs(work, shell):
+    records = '"$HOME/.chasqui-agent/jobs'
+    job = work("cat %s/$PBS_JOBID\" >seen; ls -ld %s\" %s/$PBS_JOBID\" >modes" % (records, records, records), record=True)
+    assert job.run(shell) == 0
+    with open(os.path.join(job.dir, "seen")) as seen:
+        assert seen.read() == "%s\n/bin/false\nnone\n" % job.root
+    with open(os.path.join(job.dir, "modes")) as modes:
+        assert sorted(line[:10] for line in modes) == ["-rw-------", "drwx------"]
+    assert os.listdir(os.path.join(job.root, ".chasqui-agent", "jobs")) == []  # the tail has waked, no hook has to
+
+
+def test_no_record_is_no_reason_not_to_run(work):
+    job = work("echo x >> ran", record=True)
+    with open(os.path.join(job.root, ".chasqui-agent"), "w"):
+        pass  # a file where the folder should be, as on a home that is full or broken
+    assert job.run() == 0
+    assert job.ran() == "x\n"
+    assert job.err == b""
+
+
+def test_what_says_where_the_server_is_reaches_the_wake(work, monkeypatch):
+    monkeypatch.setenv("PBS_CONF_FILE", "/etc/the other/pbs.conf")
+    monkeypatch.setenv("PBS_DEFAULT", "")
+    job = work("echo x >> ran")
+    with open(job.path) as stream:
+        assert "PBS_CONF_FILE='/etc/the other/pbs.conf'" in stream.read()
+    assert job.run() == 0
 
 
 def test_kill_0_does_not_reach_the_runner(work):

@@ -14,7 +14,7 @@ VALUES = dict.fromkeys(("dir", "root", "job", "attempt", "token", "name", "pytho
 @pytest.mark.parametrize("script", [b"#PBS -l x=1\n#PBS -h -N no -v A=1\necho", b"#!/bin/tcsh\necho", b""])
 def test_generated_runners(tmp_path, script, dialect):
     path = tmp_path / "runner"
-    path.write_bytes(runner.build(script, VALUES, ["/bin/sh", "script's"], False))
+    path.write_bytes(runner.build(script, VALUES, ["/bin/sh", "script's"], False, bool(script)))
     # `set -m` and BASH_VERSION stand behind a test for bash, which sh does not see.
     command = [program("shellcheck"), "-s", dialect, "-e", "SC3028", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
