@@ -34,6 +34,7 @@ fault.register(
 )
 
 STALL_SECONDS = 60.0
+MAX_DOUBTED = 10  # scripts refused in the same words before the queue itself is taken to be closed
 LATE_SECONDS = 5.0  # how long somebody who waits for an answer goes on serving other people's wakes
 
 
@@ -228,18 +229,46 @@ class Round:
         plan = caps.plan(counts, limits)
         for job in [job for job in standing if job.held and not job.marks.runs][: plan.release]:
             self._release(job)
-        for position, entry in enumerate(todo[: plan.submit_free + plan.submit_held]):
+        self._submit(todo, plan)
+
+    def _submit(self, todo: "List[Entry]", plan: caps.Plan) -> None:
+        """Submit until the room is used or the scheduler says stop.
+
+        A script refused for good goes to rejected/. One that is refused in the very words of the last one is doubted
+        first: where a queue is closed, every script is refused, and a batch must not be emptied for that. The next ones
+        are tried; when one is accepted it was the scripts after all, else they all stay.
+        """
+        used, doubted = 0, []
+        for entry in todo:
+            if used == plan.submit_free + plan.submit_held or len(doubted) == MAX_DOUBTED:
+                break
             if self.lock.time_left() < self.settings.lease / 50:
                 self.report["unfinished"] = True  # give the lock back and take it again
-                return
-            answer = submit.submit(self, entry, hold=position >= plan.submit_free)
+                break
+            answer = submit.submit(self, entry, hold=used >= plan.submit_free)
             if answer.kind == "accepted":
+                used += 1
                 self.report["submitted"] += 1
+                self._reject(doubted, self.state.last_rejected())
+                doubted = []
+                self.state.value["rejected"] = ""
             elif answer.kind == "permanent":
                 self.report["rejected"] += 1
+                self.state.value["rejected"] = answer.text
             else:
                 self.report["refused"] = answer.text
-                return
+                if answer.kind != "doubted":
+                    break
+                doubted.append(entry)
+        if len(doubted) == len(todo) == 1:
+            self._reject(doubted, self.state.last_rejected())  # nothing else waits that could be spoilt
+
+    def _reject(self, doubted: "List[Entry]", text: str) -> None:
+        """Reject scripts that were refused in these words and put back."""
+        for entry in doubted:
+            submit.reject(self, entry, text)
+            self.report["rejected"] += 1
+            self.report["refused"] = ""
 
     def _first_waiting(self, most: int) -> "List[Entry]":
         """The next scripts to submit. One that asks for `#PBS -h` goes to held/ on the way; empty shards go."""

@@ -41,6 +41,10 @@ class State:
             files.write_json(self._path, self.value, durable=False)
             self._before = files.dump_json(self.value)
 
+    def last_rejected(self) -> str:
+        """The words of the last refusal for good, "" where a script has been accepted since."""
+        return str(self.value.get("rejected", ""))
+
     def cached_snapshot(self, interval: float) -> "Optional[Snapshot]":
         """The last query round, if it is younger than `interval` seconds by the file server's clock."""
         from .schedulers.base import Snapshot

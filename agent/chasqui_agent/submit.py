@@ -35,7 +35,8 @@ CALL_SECONDS = 120.0
 
 def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     """Submit one waiting script. Afterwards it is in submitted/, rejected/, back in waiting/, or in submitting/ where
-    the outcome is unknown; an exception (lost lock, full disk) leaves it in one of those too."""
+    the outcome is unknown. Refused for good in the words of the last such refusal it is "doubted", and back in waiting/
+    too. An exception (lost lock, full disk) leaves it in one of those too."""
     token = new_token()
     job, attempt = entry.job, entry.attempt
     with open(entry.path, "rb") as stream:
@@ -50,13 +51,16 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     fault.point("submit.call.after")
     if answer.kind == "accepted":
         record_id(pump, in_flight, answer.id, hold, "submitted")
-    elif answer.kind == "permanent":
+    elif answer.kind == "permanent" and answer.text != pump.state.last_rejected():
         reject(pump, in_flight, answer.text)
     else:
+        if answer.kind == "permanent":
+            answer = answer._replace(kind="doubted")
         refused = {"ev": "refused", "job": job, "attempt": attempt, "kind": answer.kind, "text": answer.text}
         pump.journal.append(refused)
         if answer.kind != "unknown":
             files.move(in_flight.path, entry.path)
+            files.remove(request.script)  # one for every refusal would pile up, and count as starts of the job
     return answer
 
 
