@@ -21,7 +21,7 @@ USAGE = """usage: python3 -I -S chasqui-agent.pyz [--root DIR] VERB
   hold|release|cancel JOB.. ask for it and pump
   doctor                    python, folder, scheduler: does the relay work here?
   selftest                  does this file system do what the relay rests on?
-  install [--scheduler shell] [--work-root DIR]
+  install [--scheduler openpbs|shell] [--work-root DIR]
   remove [--purge]          refuses while anything waits or runs; work/ stays unless --purge
   wake [--reason R] [--budget SECONDS]     what jobs call at their end: prints nothing, always exits 0
   serve --nonce HEX         the cluster's side of a session, for the client
@@ -295,6 +295,26 @@ def _supervise(root: str, argv: "List[str]") -> int:
     return 0
 
 
+def _beat(root: str, argv: "List[str]") -> int:
+    """What the heartbeat's job runs: the next beat first, then a pump.
+
+    Where no place is left for the next one, it stays until there is: ending jobs hold theirs for up to half a minute.
+    """
+    import time
+
+    from . import heartbeat, schedulers, settings
+
+    spool, n = _spool(root), int(argv[0])
+    end = time.time() + heartbeat.STAY_SECONDS
+    while True:
+        chosen = settings.load(spool)
+        armed = heartbeat.beat(spool, chosen, schedulers.choose(spool, chosen), n)
+        _wake(root, ["--reason", "heartbeat", "--budget", "60"])
+        if armed or time.time() > end:
+            return 0
+        time.sleep(min(10.0, max(1.0, chosen.query_interval)))
+
+
 VERBS = {
     "pump": _pump,
     "wake": _wake,
@@ -310,4 +330,5 @@ VERBS = {
     "install": _install,
     "remove": _remove,
     "_supervise": _supervise,
+    "_beat": _beat,
 }

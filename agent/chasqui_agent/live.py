@@ -7,7 +7,7 @@ from .caps import Counts
 
 MYPY = False
 if MYPY:
-    from typing import List, Optional
+    from typing import Iterable, List, Optional
 
     from .schedulers.base import Snapshot
     from .spool import Spool
@@ -31,12 +31,19 @@ def _number(job_id: str) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-def count(standing: "List[Standing]", submitting: int, snapshot: "Optional[Snapshot]", waiting: int) -> Counts:
+def count(
+    standing: "List[Standing]",
+    submitting: int,
+    snapshot: "Optional[Snapshot]",
+    waiting: int,
+    beats: "Optional[Iterable[str]]" = None,
+) -> Counts:
     """The counts the caps are about.
 
     A job whose flag stands is out of both (its slot may still be taken: the scheduler then refuses, which is a wait).
     One that has not started is queued, and could start at any moment unless we hold it. A submission of unknown outcome
-    counts as both. Live jobs that are not ours count by their state as of the last query round.
+    counts as both. Live jobs that are not ours count by their state as of the last query round. beats: ids of the
+    heartbeat's jobs; None where there is no heartbeat, else it counts as one that runs and waits, and as two in all.
     """
     payloads = queued = held = 0
     for job in standing:
@@ -48,17 +55,17 @@ def count(standing: "List[Standing]", submitting: int, snapshot: "Optional[Snaps
             queued += 1
             held += job.held
             payloads += not job.held
-    foreign_running, foreign_queued = _foreign(standing, snapshot)
-    payloads += submitting + foreign_running
-    queued += submitting + foreign_queued
-    live = len(standing) + submitting + foreign_running + foreign_queued
+    beat = int(beats is not None)
+    foreign_running, foreign_queued = _foreign(standing, snapshot, beats or ())
+    payloads += submitting + foreign_running + beat
+    queued += submitting + foreign_queued + beat
+    live = len(standing) + submitting + foreign_running + foreign_queued + 2 * beat
     return Counts(payloads, queued, live, held, waiting)
 
 
-def _foreign(standing: "List[Standing]", snapshot: "Optional[Snapshot]") -> "List[int]":
+def _foreign(standing: "List[Standing]", snapshot: "Optional[Snapshot]", beats: "Iterable[str]") -> "List[int]":
     if snapshot is None:
         return [0, 0]
-    ours = {job.id for job in standing}
+    ours = {job.id for job in standing}.union(beats)
     others = [job for job in snapshot.live.values() if job.id not in ours and not job.token]
-    running = sum(1 for job in others if job.state in "RE")
-    return [running, len(others) - running]
+    return [sum(job.running for job in others), sum(job.queued for job in others)]

@@ -7,11 +7,25 @@ back, and goes again: so a wake that finds the lock taken can go home.
 import os
 import time
 
-from . import caps, fault, files, intake, launch, live, marks, operations, reconcile, schedulers, settings, submit
+from . import (
+    caps,
+    fault,
+    files,
+    heartbeat,
+    intake,
+    launch,
+    live,
+    marks,
+    operations,
+    reconcile,
+    schedulers,
+    settings,
+    submit,
+)
 from .journal import JournalError, Writer
 from .lock import Lock, Lost, ensure_ballast
 from .quiet import empty_report, idle
-from .schedulers.base import Unreachable
+from .schedulers.base import NotNow, Unreachable
 from .spool import MIDDLE_PRIORITY, random_name
 from .state import State
 
@@ -139,6 +153,7 @@ class Round:
         self._note_stall(standing)
         try:
             if snapshot is not None:
+                heartbeat.keep(self, snapshot, fresh)
                 reconcile.closed_jobs(self, snapshot)
                 self._act(standing, snapshot)
         except Unreachable as error:
@@ -166,25 +181,24 @@ class Round:
 
     def _snapshot(self) -> "Tuple[Optional[Snapshot], bool]":
         """The scheduler's view and whether it was asked now; None where it could not be asked: then nothing changes."""
-        entries = self.spool.entries("submitted")
-        tokens = [entry.token for entry in self.spool.entries("submitting")]
+        standing, in_flight = live.standings(self.spool), self.spool.entries("submitting")
         cached = self.state.cached_snapshot(self.settings.query_interval)
-        if cached is not None and (self.scheduler.asks_a_server or not (tokens or self._in_doubt(entries))):
+        # A job that was told to end: its flag is not its fate, only the scheduler knows that.
+        doubt = bool(in_flight) or any(job.marks.term or job.marks.cancel for job in standing)
+        if cached is not None and (self.scheduler.asks_a_server or not doubt):
             return cached, False
-        ids = [marks.read_id(self.spool.meta_dir(e.job, e.attempt), e.token).get("id", "") for e in entries]
+        # Those whose flag says how they ended need only be seen to be gone.
+        asked = [job for job in standing if job.id and (job.marks.flag is None or job.marks.term)]
+        ids = [job.id for job in asked] + [beat.id for beat in heartbeat.beats(self.spool) if beat.id]
+        sought = [submit.sought(self, entry) for entry in in_flight] + heartbeat.sought(self.spool)
         try:
-            snapshot = self.scheduler.query(ids, tokens)
+            snapshot = self.scheduler.query(ids, sought + self.state.closed_lately(), [j.id for j in asked if j.held])
         except Unreachable as error:
             self.report["note"] = "the scheduler does not answer: %s" % error
             return None, False
         self.report["queries"] += 1
         self.state.keep_snapshot(snapshot)
         return snapshot, True
-
-    def _in_doubt(self, entries: "List[Entry]") -> bool:
-        """Whether a job was told to end: then its flag is not its fate, only the scheduler knows that."""
-        found = [marks.read(self.spool.meta_dir(entry.job, entry.attempt), entry.token) for entry in entries]
-        return any(mark.term or mark.cancel for mark in found)
 
     def _settle(self, snapshot: "Optional[Snapshot]", fresh: bool) -> "List[live.Standing]":
         """Settle what has ended; what is still alive."""
@@ -225,20 +239,28 @@ class Round:
         limits = caps.Caps(self.settings.max_running, self.settings.max_queued, self.settings.max_total)
         submitting = len(self.spool.entries("submitting"))
         todo = self._first_waiting(int(limits.max_queued))
-        counts = live.count(standing, submitting, snapshot, len(todo))
+        has_beat = heartbeat.enabled(self.settings, self.scheduler)
+        beats = [beat.id for beat in heartbeat.beats(self.spool)] if has_beat else None
+        counts = live.count(standing, submitting, snapshot, len(todo), beats)
         plan = caps.plan(counts, limits)
         for job in [job for job in standing if job.held and not job.marks.runs][: plan.release]:
-            self._release(job)
-        self._submit(todo, plan)
+            try:
+                self._release(job)
+            except NotNow:
+                continue  # the next good query shows that it is still held
+        refused = self._submit(todo, plan)
+        if refused in ("limit", "temporary") and any(job.marks.flag for job in standing):
+            heartbeat.hurry(self)  # PBS counts an ending job until it is quite gone: 32 s were seen
 
-    def _submit(self, todo: "List[Entry]", plan: caps.Plan) -> None:
-        """Submit until the room is used or the scheduler says stop.
+    def _submit(self, todo: "List[Entry]", plan: caps.Plan) -> str:
+        """Submit until the room is used or the scheduler says stop; the kind of refusal that was its last word, or "".
 
         A script refused for good goes to rejected/. One that is refused in the very words of the last one is doubted
         first: where a queue is closed, every script is refused, and a batch must not be emptied for that. The next ones
         are tried; when one is accepted it was the scripts after all, else they all stay.
         """
-        used, doubted = 0, []
+        used, last = 0, ""
+        doubted: "List[Entry]" = []
         for entry in todo:
             if used == plan.submit_free + plan.submit_held or len(doubted) == MAX_DOUBTED:
                 break
@@ -256,12 +278,13 @@ class Round:
                 self.report["rejected"] += 1
                 self.state.value["rejected"] = answer.text
             else:
-                self.report["refused"] = answer.text
+                self.report["refused"], last = answer.text, answer.kind
                 if answer.kind != "doubted":
                     break
                 doubted.append(entry)
         if len(doubted) == len(todo) == 1:
             self._reject(doubted, self.state.last_rejected())  # nothing else waits that could be spoilt
+        return last
 
     def _reject(self, doubted: "List[Entry]", text: str) -> None:
         """Reject scripts that were refused in these words and put back."""

@@ -9,7 +9,7 @@ claim made is never submitted again by the relay: a retry is the user's decision
 import os
 
 from . import fault, files, marks, submit
-from .schedulers.base import DELETED
+from .schedulers.base import DELETED, NotNow
 
 MYPY = False
 if MYPY:
@@ -50,11 +50,12 @@ def _look_for(pump: "Round", entry: "Entry", meta: str, snapshot: "Snapshot") ->
         if job.token == entry.token:
             submit.record_id(pump, entry, job.id, getattr(job, "state", "") == "H", "adopted")
             return
-    if _given_up(pump, entry.token):
+    if snapshot.knows(entry.token) and _given_up(pump, entry.token):
         started = pump.close_token(meta, entry.token)
         if started:
             submit.record_id(pump, entry, started, False, "adopted")
         else:
+            pump.state.keep_closed(submit.sought(pump, entry), pump.now)
             back_to_waiting(pump, entry, "the scheduler never got it")
 
 
@@ -85,6 +86,10 @@ def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]
         return True
     if snapshot is None or not fresh or standing.id in snapshot.live:
         return False
+    if found.flag and not found.term:
+        return end(pump, standing, _by_flag(found.flag))
+    if not snapshot.knows(standing.id):
+        return False
     return _gone(pump, standing, snapshot.ended.get(standing.id))
 
 
@@ -99,8 +104,6 @@ def _journal_start(pump: "Round", standing: "Standing") -> None:
 def _gone(pump: "Round", standing: "Standing", ended: "Optional[Ended]") -> bool:
     """A job the scheduler no longer runs. True when settled; False while its end is not yet certain."""
     found = standing.marks
-    if found.flag and not found.term:
-        return end(pump, standing, _by_flag(found.flag))
     if ended is None or ended.lost:
         if ended is None and not _given_up(pump, standing.entry.token):
             return False
@@ -120,7 +123,7 @@ def _never_ran(pump: "Round", standing: "Standing", ended: "Ended") -> bool:
     if pump.close_token(standing.meta, entry.token):
         return False  # it started after all: its marks say more next time
     if ended.exit is None:
-        return cancelled(pump, standing, "deleted in the scheduler before it started", None)
+        return cancelled(pump, standing, ended.why or "deleted in the scheduler before it started", None)
     starts = sum(1 for name in files.names(standing.meta) if name.startswith("runner."))
     if starts >= MAX_STARTS:
         why = "the runner could not start %d times (exit %d): disk full or folder gone?" % (starts, ended.exit)
@@ -148,7 +151,9 @@ def _by_flag(flag: "Dict[str, str]") -> "Dict[str, Any]":
 
 def _by_scheduler(ended: "Ended") -> "Dict[str, Any]":
     code = ended.exit
-    if code is not None and code >= 256:
+    if code is None:  # it started, and the scheduler does not say how it ended
+        return {"state": "LOST", "exit": None, "why": ended.why or "ended without an exit status in the scheduler"}
+    if code >= 256:
         return {"state": "FAIL", "exit": code, "why": ended.why or "killed (%d)" % code}
     return {"state": "FAIL" if code else "DONE", "exit": code, "why": ended.why or ("exit %s" % code if code else "")}
 
@@ -212,11 +217,20 @@ def closed_jobs(pump: "Round", snapshot: "Snapshot") -> None:
     """Delete every live job whose token is closed: it can never run, it only takes a place in the queue. Raises
     Unreachable."""
     for job_id in list(pump.state.delete):
-        pump.delete(job_id)
-        pump.state.delete.remove(job_id)
+        if _deleted(pump, job_id):
+            pump.state.delete.remove(job_id)
     for job in snapshot.live.values():
         if job.token in pump.state.closed:
-            pump.delete(job.id)
+            _deleted(pump, job.id)
+
+
+def _deleted(pump: "Round", job_id: str) -> bool:
+    """Whether the scheduler took the order; where one job's node does not answer, the others' turn comes yet."""
+    try:
+        pump.delete(job_id)
+    except NotNow:
+        return False
+    return True
 
 
 def late_flag(pump: "Round", job: str, attempt: int, token: str) -> None:

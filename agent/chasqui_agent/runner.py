@@ -21,7 +21,7 @@ EXIT_REFUSED = 97  # duplicate, closed, rerun not asked for, no folder, no space
 _OURS = "SNhvoejr"
 
 # What tells the scheduler's commands where their server is, on sites (and in accounts) that set it.
-_SERVER = ("PBS_CONF_FILE", "PBS_DEFAULT", "PBS_SERVER", "SLURM_CONF")
+_SERVER = ("PBS_CONF_FILE", "PBS_EXEC", "PBS_DEFAULT", "PBS_SERVER")
 
 _TEXT = r"""
 dir=@dir@
@@ -151,7 +151,7 @@ def shell_path() -> str:
     return "/bin/sh"
 
 
-def _carried() -> "Dict[str, str]":
+def carried() -> "Dict[str, str]":
     """The variables a wake needs of the environment the job was submitted in: which server, for one."""
     found = {name: os.environ[name] for name in _SERVER if os.environ.get(name)}
     return dict(found, **fault.environment())
@@ -171,6 +171,6 @@ def build(script: bytes, values: "Dict[str, str]", command: "List[str]", rerun: 
     quoted["rerun"] = "1" if rerun else "0"
     quoted["command"] = " ".join(shlex.quote(word) for word in command)
     quoted["record"] = "1" if record else ""
-    quoted["carried"] = " ".join("%s=%s" % (key, shlex.quote(value)) for key, value in sorted(_carried().items()))
+    quoted["carried"] = " ".join("%s=%s" % (key, shlex.quote(value)) for key, value in sorted(carried().items()))
     # One pass, so that a folder named "@job@" stays one.
     return (text + re.sub("@([a-z]+)@", lambda match: quoted[match.group(1)], _TEXT)).encode("utf-8", "surrogateescape")

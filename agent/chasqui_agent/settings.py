@@ -21,14 +21,18 @@ DEFAULTS = {
     "query_interval": (30.0, "the scheduler is asked at most once in this time"),
     "grace": (300.0, "how long an unknown outcome waits before it is decided"),
     "lease": (600.0, "how long a lock holder on another host is believed to be alive"),
+    "heartbeat": (15.0, "minutes after which the relay is woken where none of its jobs is alive; 0: never"),
     "settle": (5.0, "age at which a script dropped into waiting/ is taken in"),
 }
+TEXTS = {"pbs_bin": "folder of qsub and its like; \"\": looked for"}
 COUNTS = ("max_running", "max_queued", "max_total", "slots")
 
 
 # The settings of one root, checked. owner, revision: the ledger that sent them, and its count of changes.
 Settings = namedtuple(
-    "Settings", "max_running max_queued max_total slots query_interval grace lease settle scheduler owner revision"
+    "Settings",
+    "max_running max_queued max_total slots query_interval grace lease heartbeat settle pbs_bin scheduler owner"
+    " revision",
 )
 
 
@@ -43,6 +47,10 @@ def check(values: "Dict[str, Any]") -> str:
             return "%s must be a number from 0 to 1,000,000" % key
         if value == 0 and key in ("max_running", "max_queued", "lease"):
             return "%s must be at least 1" % key
+    for key in TEXTS:
+        value = values.get(key, "")
+        if not isinstance(value, str) or not (value + "x").isprintable() or len(value) > 1000:
+            return "%s must be a short text" % key
     return ""
 
 
@@ -63,6 +71,7 @@ def load(spool: "Spool") -> Settings:
     values = {key: stored.get(key, default) for key, (default, _) in DEFAULTS.items()}
     return Settings(
         scheduler=str(stored.get("scheduler", "shell")),
+        pbs_bin=stored.get("pbs_bin", ""),
         owner=str(stored.get("owner", "")),
         revision=stored.get("revision", 0),
         **values,
@@ -90,7 +99,7 @@ def offer(spool: "Spool", config: "Dict[str, Any]", ledger: str, take_caps: bool
     owner = load(spool).owner
     if owner and owner != ledger and not take_caps:
         return "the caps of this root belong to another ledger; to take them over: chasqui sync --take-caps"
-    known = {key: config[key] for key in DEFAULTS if key in config}
+    known = {key: config[key] for key in list(DEFAULTS) + list(TEXTS) if key in config}
     revision = config.get("revision", 0)
     change(spool, owner=ledger, revision=revision if isinstance(revision, int) else 0, **known)
     return ""

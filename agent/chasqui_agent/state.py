@@ -8,10 +8,11 @@ MYPY = False
 if MYPY:
     from typing import Any, Dict, List, Optional
 
-    from .schedulers.base import Snapshot
+    from .schedulers.base import Snapshot, Sought
     from .spool import Spool
 
 KEEP = 2000
+MAX_LATE, LATE_SECONDS = 5, 3600.0  # submissions given up that are still looked for, and how long
 
 
 class State:
@@ -40,6 +41,18 @@ class State:
         if files.dump_json(self.value) != self._before:
             files.write_json(self._path, self.value, durable=False)
             self._before = files.dump_json(self.value)
+
+    def keep_closed(self, sought: "Sought", now: float) -> None:
+        """Remember what a submission that was given up can be recognised by: the request may be accepted late."""
+        late = self.value.setdefault("closed_lately", [])
+        late.append(list(sought) + [now])
+        late[:] = [one for one in late[-MAX_LATE:] if now - one[-1] < LATE_SECONDS]
+
+    def closed_lately(self) -> "List[Sought]":
+        """Those remembered by `keep_closed`."""
+        from .schedulers.base import Sought
+
+        return [Sought(*one[:3]) for one in self.value.get("closed_lately", [])]
 
     def last_rejected(self) -> str:
         """The words of the last refusal for good, "" where a script has been accepted since."""

@@ -9,8 +9,8 @@ A crash anywhere leaves a file in submitting/ that `reconcile` resolves by looki
 import os
 import pwd
 
-from . import directives, fault, files, launch, marks, runner
-from .schedulers.base import Request
+from . import directives, fault, files, heartbeat, launch, marks, runner
+from .schedulers.base import Request, Sought
 from .spool import Entry, new_token
 
 MYPY = False
@@ -51,6 +51,7 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     fault.point("submit.call.after")
     if answer.kind == "accepted":
         record_id(pump, in_flight, answer.id, hold, "submitted")
+        pump.state.value["beat_options"] = heartbeat.options_of(request.directives)
     elif answer.kind == "permanent" and answer.text != pump.state.last_rejected():
         reject(pump, in_flight, answer.text)
     else:
@@ -90,7 +91,7 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
     meta = spool.meta_dir(job, attempt)
     record = spool.job_record(job, attempt)
     asked = directives.asked(script)
-    name = directives.safe_name(asked.get("N") or str(record.get("name") or job))
+    name = _name(spool, entry, asked)
     rerun = bool(record.get("rerun"))
     files.write_file(os.path.join(meta, "script"), script, 0o700, durable=False)
     values = {
@@ -106,7 +107,8 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
     }
     command = directives.interpreter(script, login_shell()) + [os.path.join(meta, "script")]
     path = os.path.join(meta, "runner." + token)
-    files.write_file(path, runner.build(script, values, command, rerun, pump.scheduler.asks_a_server), 0o700, durable=False)
+    text = runner.build(script, values, command, rerun, record=pump.scheduler.asks_a_server)
+    files.write_file(path, text, 0o700, durable=False)
     output, error, join = output_paths(asked, folder, os.path.join(meta, token), name, token)
     return Request(
         script=path,
@@ -121,6 +123,24 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
         rerun=rerun,
         directives=asked,
     )
+
+
+def sought(pump: "Round", entry: Entry) -> Sought:
+    """What a submission whose outcome is unknown can be recognised by."""
+    meta = pump.spool.meta_dir(entry.job, entry.attempt)
+    try:
+        with open(os.path.join(meta, "script"), "rb") as stream:
+            asked = directives.asked(stream.read())
+    except FileNotFoundError:
+        asked = {}
+    name = queue_name(_name(pump.spool, entry, asked), entry.token, pump.scheduler.name_limit)
+    return Sought(entry.token, name, pump.spool.work_dir(entry.job, entry.attempt))
+
+
+def _name(spool: "Spool", entry: Entry, asked: "Dict[str, str]") -> str:
+    """Her name for a job: its -N, else what the client calls it."""
+    name = asked.get("N") or spool.job_record(entry.job, entry.attempt).get("name") or entry.job
+    return directives.safe_name(str(name))
 
 
 def login_shell() -> str:

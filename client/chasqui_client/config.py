@@ -2,9 +2,10 @@
 
     default_remote = "hpc"
     [jobs]                       defaults for every job: inputs, exclude, outputs, priority, max_file
-    [remotes.NAME]               host, root, work_root, python, ssh_config, ssh_options, scheduler
+    [remotes.NAME]               host, root, work_root, python, ssh_config, ssh_options, scheduler,
+                                 pbs_bin
     [remotes.NAME.caps]          max_queued, max_running, max_total
-    [remotes.NAME.settings]      query_interval, grace, lease (seconds)
+    [remotes.NAME.settings]      query_interval, grace, lease (seconds), heartbeat (minutes)
     [remotes.NAME.templates.T]   values for the placeholders of template T
 
 Every key has a default but `host`. A key that is not known is an error: a cap with a typo must not be no cap.
@@ -40,11 +41,12 @@ class Caps:
 
 @dataclass(frozen=True)
 class Settings:
-    """Seconds the agent goes by; see the agent's README for what each is."""
+    """Seconds the agent goes by (the heartbeat's are minutes, 0 for none); the agent's README says what each is."""
 
     query_interval: float = 30
     grace: float = 300
     lease: float = 600
+    heartbeat: float = 15
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Remote:
     ssh_config: str = ""
     ssh_options: tuple[str, ...] = ()
     scheduler: str = "auto"
+    pbs_bin: str = ""
     caps: Caps = field(default_factory=Caps)
     settings: Settings = field(default_factory=Settings)
     templates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -78,9 +81,10 @@ class Remote:
     def is_local(self) -> bool:
         return self.host == LOCAL
 
-    def agent_config(self) -> dict[str, float]:
+    def agent_config(self) -> dict[str, float | str]:
         """Caps and settings as the session's hello carries them, without the revision; 0 is no cap of its own."""
-        return {**vars(self.caps), **vars(self.settings), "max_total": self.caps.max_total or 0}
+        places = {"pbs_bin": self.pbs_bin}
+        return {**vars(self.caps), **vars(self.settings), **places, "max_total": self.caps.max_total or 0}
 
 
 @dataclass(frozen=True)
@@ -215,9 +219,9 @@ def _remote(remotes: Table, name: str) -> Remote:
             raise table.bad("ssh_options", 'each must look like "Key=value", not %r' % option)
     remote = Remote(
         name, host, _root(table, "root", "~/chasqui"), _root(table, "work_root", ""), table.text("python", "auto"),
-        table.text("ssh_config", ""), options, _scheduler(table), _caps(table.table("caps")),
+        table.text("ssh_config", ""), options, _scheduler(table), _pbs_bin(table), _caps(table.table("caps")),
         _settings(table.table("settings")), _templates(table.table("templates")))
-    table.done("host, root, work_root, python, ssh_config, ssh_options, scheduler, caps, settings, templates")
+    table.done("host, root, work_root, python, ssh_config, ssh_options, scheduler, pbs_bin, caps, settings, templates")
     return remote
 
 
@@ -231,9 +235,16 @@ def _root(table: Table, key: str, default: str) -> str:
 
 def _scheduler(table: Table) -> str:
     scheduler = table.text("scheduler", "auto")
-    if scheduler not in ("auto", "shell"):
-        raise table.bad("scheduler", 'must be "auto" or "shell"')
+    if scheduler not in ("auto", "openpbs", "shell"):
+        raise table.bad("scheduler", 'must be "auto", "openpbs" or "shell"')
     return scheduler
+
+
+def _pbs_bin(table: Table) -> str:
+    place = table.text("pbs_bin", "")
+    if place and not place.startswith(("/", "~/")):
+        raise table.bad("pbs_bin", "must be a whole path, such as /opt/pbs/bin")
+    return place
 
 
 def _caps(table: Table) -> Caps:
@@ -244,9 +255,18 @@ def _caps(table: Table) -> Caps:
 
 def _settings(table: Table) -> Settings:
     settings = Settings(table.seconds("query_interval", 30, 0), table.seconds("grace", 300, 0),
-                        table.seconds("lease", 600, 1))
-    table.done("query_interval, grace, lease")
+                        table.seconds("lease", 600, 1), _heartbeat(table))
+    table.done("query_interval, grace, lease, heartbeat")
     return settings
+
+
+def _heartbeat(table: Table) -> float:
+    """Minutes; "auto" is 15, "off" is 0."""
+    word = table.values.pop("heartbeat", "auto")
+    minutes = {"auto": 15, "off": 0}.get(word, word) if isinstance(word, str) else word
+    if not isinstance(minutes, (int, float)) or isinstance(minutes, bool) or not 0 <= minutes <= 10_000:
+        raise table.bad("heartbeat", 'must be "auto", "off" or a number of minutes')
+    return minutes
 
 
 def _templates(table: Table) -> dict[str, dict[str, str]]:
@@ -284,7 +304,8 @@ host = "{host}"
 #python = "auto"          # or the path of a Python 3.6 or newer on the cluster
 #ssh_config = ""          # another ssh config file than ~/.ssh/config
 #ssh_options = []         # such as ["Port=2222", "ProxyJump=gate"]
-#scheduler = "auto"       # or "shell": plain processes, no batch system
+#scheduler = "auto"       # or "openpbs" (PBS Pro, too), or "shell": plain processes, no batch system
+#pbs_bin = ""             # where qsub is, if not on PATH, in /etc/pbs.conf or in its usual places
 
 [remotes.{name}.caps]
 max_queued = 40           # jobs waiting in the scheduler's queue, at most
@@ -295,6 +316,7 @@ max_running = 30          # jobs running, at most
 #query_interval = 30      # seconds; the scheduler is never asked more often
 #grace = 300              # seconds before a submission whose answer was lost is looked into again
 #lease = 600              # seconds after which a silent agent on another host counts as gone
+#heartbeat = "auto"       # minutes ("auto": 15) after which a small job wakes a relay none of whose jobs lives; "off"
 
 #[remotes.{name}.templates.vasp]
 #cpus = 16                # values for the template's placeholders

@@ -16,7 +16,7 @@ class Forgetful(Scheduler):
     answer = Snapshot({}, {})
     deleted = ()
 
-    def query(self, ids, tokens):
+    def query(self, ids, sought, held):
         return self.answer
 
     def delete(self, job_id):
@@ -34,7 +34,7 @@ class Desk:
 
     def __init__(self, root, monkeypatch):
         self.spool, self.scheduler, self.clock = root.spool, Forgetful(), 1000.0
-        settings.change(self.spool, query_interval=0, grace=300, max_queued=1, max_running=1)
+        settings.change(self.spool, heartbeat=0, query_interval=0, grace=300, max_queued=1, max_running=1)
         monkeypatch.setattr(schedulers, "choose", lambda *_: self.scheduler)
         monkeypatch.setattr(files, "server_time", lambda _: self.clock)
         self.meta = self.spool.meta_dir("job", 1)

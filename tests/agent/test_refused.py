@@ -19,7 +19,7 @@ class Choosy(Scheduler):
     def __init__(self):
         self.kind, self.word, self.calls = "permanent", b"bad", 0
 
-    def query(self, ids, tokens):
+    def query(self, ids, sought, held):
         return Snapshot({}, {})
 
     def submit(self, request, timeout):
@@ -35,7 +35,7 @@ class Desk:
 
     def __init__(self, root, monkeypatch):
         self.spool, self.scheduler, self.number = root.spool, Choosy(), 0
-        settings.change(self.spool, query_interval=0, max_queued=100, max_running=100)
+        settings.change(self.spool, query_interval=0, max_queued=100, max_running=100, heartbeat=0)
         monkeypatch.setattr(schedulers, "choose", lambda *_: self.scheduler)
 
     def add(self, *scripts):

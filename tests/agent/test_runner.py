@@ -107,7 +107,8 @@ def test_every_way_to_end(work, shell, script, code):
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_hook_finds_out_which_relay_to_wake_while_the_job_runs(work, shell):
     records = '"$HOME/.chasqui-agent/jobs'
-    job = work("cat %s/$PBS_JOBID\" >seen; ls -ld %s\" %s/$PBS_JOBID\" >modes" % (records, records, records), record=True)
+    script = "cat %s/$PBS_JOBID\" >seen; ls -ld %s\" %s/$PBS_JOBID\" >modes" % (records, records, records)
+    job = work(script, record=True)
     assert job.run(shell) == 0
     with open(os.path.join(job.dir, "seen")) as seen:
         assert seen.read() == "%s\n/bin/false\nnone\n" % job.root

@@ -17,4 +17,8 @@ def choose(spool: "Spool", settings: "Settings") -> "Scheduler":
         from .shell import Shell
 
         return Shell(spool, settings)
-    raise Unknown("no scheduler named %r; known: shell" % settings.scheduler)
+    if settings.scheduler == "openpbs":
+        from .openpbs import OpenPBS
+
+        return OpenPBS(spool, settings)
+    raise Unknown("no scheduler named %r; known: openpbs, shell" % settings.scheduler)

@@ -23,7 +23,7 @@ import time
 from .. import fault, files, launch, process
 from ..lock import Lock, jitter
 from ..runner import shell_path
-from .base import DELETED, Ended, Live, Request, Scheduler, Snapshot, Submission, Unreachable
+from .base import DELETED, Ended, Live, Request, Scheduler, Snapshot, Sought, Submission, Unreachable
 
 MYPY = False
 if MYPY:
@@ -136,7 +136,10 @@ class Shell(Scheduler):
         self.slots = int(settings.slots or settings.max_running)
         os.makedirs(os.path.join(self.folder, "lock"), 0o700, exist_ok=True)
 
-    def query(self, ids: "Iterable[str]", tokens: "Iterable[str]") -> Snapshot:
+    def query(
+        self, ids: "Iterable[str]", sought: "Iterable[Sought]" = (), held: "Iterable[str]" = ()
+    ) -> Snapshot:
+        wanted, tokens = set(ids), {one.token for one in sought}
         with Table(self.folder) as table:
             table.value["queries"] = table.value.get("queries", 0) + 1
             jobs = list(table.jobs.items())
@@ -145,7 +148,7 @@ class Shell(Scheduler):
         ended = {
             i: Ended(i, job["exit"], job["why"], job["token"], job["lost"])
             for i, job in jobs
-            if job["state"] == "F" and (i in ids or job["token"] in tokens)
+            if job["state"] == "F" and (i in wanted or job["token"] in tokens)
         }
         return Snapshot(live, ended)
 

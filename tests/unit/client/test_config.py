@@ -24,8 +24,9 @@ def test_init_writes_every_default_and_keeps_the_folder_private(home: Home) -> N
     assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
     assert stat.S_IMODE(home.config_path.stat().st_mode) == 0o600
     text = home.config_path.read_text()
-    for key in ("work_root", "python", "ssh_config", "ssh_options", "scheduler", "max_queued", "max_running",
-                "max_total", "query_interval", "grace", "lease", "default_remote", "inputs", "exclude", "outputs",
+    for key in ("work_root", "python", "ssh_config", "ssh_options", "scheduler", "pbs_bin", "max_queued", "max_running",
+                "max_total", "query_interval", "grace", "lease", "heartbeat", "default_remote",
+                "inputs", "exclude", "outputs",
                 "priority"):
         assert key + " = " in text
 
@@ -92,7 +93,10 @@ def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
     ('[remotes.x]\nhost = "a"\n[remotes.x.caps]\nmax_running = 0\n', "whole number from 1"),
     ('[remotes.x]\nhost = "a"\n[remotes.x.caps]\nmax_running = true\n', "whole number"),
     ('[remotes.x]\nhost = "a"\nssh_options = ["a b"]\n', "line 3: .*Key=value"),
-    ('[remotes.x]\nhost = "a"\nscheduler = "pbs"\n', 'must be "auto" or "shell"'),
+    ('[remotes.x]\nhost = "a"\nscheduler = "pbs"\n', 'must be "auto", "openpbs" or "shell"'),
+    ('[remotes.x]\nhost = "a"\n[remotes.x.settings]\nheartbeat = "no"\n',
+     "heartbeat: must be .auto., .off. or a number of minutes"),
+    ('[remotes.x]\nhost = "a"\npbs_bin = "bin"\n', "line 3: .*whole path"),
     ('[remotes.x]\nroot = "b"\n', "remotes.x.host"),
     ('[remotes]\nx = 3\n', "line 2: remotes.x: must be a table"),
     ('[remotes.x]\nhost = "-oX"\n', "line 2: .*begins with"),
@@ -123,16 +127,18 @@ def test_everything_is_read() -> None:
         python = "/opt/python3"
         ssh_config = "~/x"
         ssh_options = ["Port=2222"]
-        scheduler = "shell"
+        scheduler = "openpbs"
+        pbs_bin = "/opt/pbs/bin"
         caps = { max_queued = 8, max_running = 4, max_total = 9 }
-        settings = { query_interval = 0.5, grace = 2 }
+        settings = { query_interval = 0.5, grace = 2, heartbeat = "off" }
         [remotes.b.templates.vasp]
         cpus = 4
     """)
     remote = read.remote()
     assert remote.name == "b" and remote.templates == {"vasp": {"cpus": "4"}} and remote.ssh_options == ("Port=2222",)
     assert remote.agent_config() == {"max_queued": 8, "max_running": 4, "max_total": 9, "query_interval": 0.5,
-                                     "grace": 2, "lease": 600}
+                                     "grace": 2, "lease": 600, "heartbeat": 0, "pbs_bin": "/opt/pbs/bin"}
+    assert remote.scheduler == "openpbs"
     assert read.jobs.exclude == ("*.tmp",) and read.jobs.max_file == 5
 
 

@@ -1,0 +1,226 @@
+"""The heartbeat: one small job with a start time, so that a wake is pending even where no other job of ours is alive.
+
+    heartbeat/hb.<n>       beat n: who creates it may submit it; JSON {"token", "id": "" until known, "made", "due"}
+    heartbeat/script.<n>   what goes to the scheduler
+    heartbeat/output       what the last one printed
+
+Beat n first arms beat n+1, without the lock (hb.<n+1> is created exclusively, so there is one), then pumps. A pump arms
+one where none is pending, has it come sooner where slots could not be filled, and deletes it when nothing is left to
+wait for. It is no dependent job: PBS deletes those silently once it has forgotten the job they depend on.
+"""
+
+import os
+import shlex
+import time
+from collections import namedtuple
+
+from . import directives, fault, files, launch, runner
+from .schedulers.base import Request, Sought
+from .spool import new_token
+from .state import State
+
+MYPY = False
+if MYPY:
+    from typing import Dict, List, Optional
+
+    from .pump import Round
+    from .schedulers.base import Scheduler, Snapshot
+    from .settings import Settings
+    from .spool import Spool
+
+fault.register(
+    {
+        "heartbeat.arm.before": "the next beat's place taken, the scheduler not yet called",
+        "heartbeat.arm.after": "the next beat submitted, its id not yet recorded",
+    }
+)
+
+CALL_SECONDS = 60.0
+HURRY = 2  # query intervals until a beat comes where slots could not be filled: 60 s; the longest E seen took 32 s
+LATE_SECONDS = 60.0  # after its time, a beat may still wait for a place to run
+STAY_SECONDS = 180.0  # how long one that runs tries to get the next one a place; its walltime is five minutes
+NAME = "beat"
+# Of the last job the scheduler took: a beat must be let in where the jobs are.
+COPIED = "qAP"
+
+# n: its number; id: "" where not known; made, due: seconds since 1970
+Beat = namedtuple("Beat", "n token id made due")
+
+
+def enabled(chosen: "Settings", scheduler: "Scheduler") -> bool:
+    """Whether there is to be one: never where it would take the only place there is."""
+    spare = chosen.max_running > 1 and chosen.max_queued > 1 and chosen.max_total not in (1, 2)
+    return scheduler.asks_a_server and chosen.heartbeat > 0 and spare
+
+
+def beats(spool: "Spool") -> "List[Beat]":
+    """Those that may be alive, newest last."""
+    found = []
+    for name in files.names(_folder(spool)):
+        kind, _, number = name.partition(".")
+        if kind == "hb" and number.isdigit():
+            found.append(_read(spool, int(number)))
+    return sorted(found)
+
+
+def sought(spool: "Spool") -> "List[Sought]":
+    """Beats whose id is not known, for the query."""
+    return [Sought(b.token, _name(b.token), _folder(spool)) for b in beats(spool) if b.token and not b.id]
+
+
+def needed(spool: "Spool") -> bool:
+    """Whether anything is left to wait for."""
+    return bool(spool.has_waiting() or spool.entries("submitted") or spool.entries("submitting"))
+
+
+def keep(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
+    """Arm a beat where one is needed and none is pending; delete it where none is. Raises Unreachable."""
+    spool = pump.spool
+    known = beats(spool)
+    if not needed(spool) or not enabled(pump.settings, pump.scheduler):
+        for beat in known:
+            _end(pump, beat, snapshot)
+        return
+    if known and _pending(pump, known[-1], snapshot, fresh):
+        return
+    arm(spool, pump.settings, pump.scheduler, known[-1].n + 1 if known else 1)
+    for beat in known[:-1]:
+        _forget(spool, beat)
+
+
+def _end(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]") -> None:
+    """Delete a beat that waits. One that runs is left alone: it may be the process that we are."""
+    job = snapshot.live.get(beat.id) if snapshot else None
+    if job and not job.running and beat.id != os.environ.get("PBS_JOBID"):
+        pump.scheduler.delete(beat.id)
+    _forget(pump.spool, beat)
+
+
+def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: bool) -> bool:
+    """Whether a beat is going to come, as far as anybody can know. Notes its id where the scheduler found it."""
+    if snapshot is None or not fresh:
+        return beat.due > time.time() - LATE_SECONDS
+    by_token = {job.token: job for job in snapshot.live.values() if job.token}
+    job = snapshot.live.get(beat.id) or by_token.get(beat.token)
+    if job is None:
+        # An id unknown may still turn up: the submission's reply was lost, or it is on its way.
+        asked = snapshot.knows(beat.id or beat.token)
+        return not asked or (not beat.id and time.time() - beat.made < pump.settings.grace)
+    if not beat.id:
+        _write(pump.spool, beat._replace(id=job.id))
+    return job.running == 0
+
+
+def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> bool:
+    """Submit beat `n`, unless somebody else has; whether it is armed. Needs no lock."""
+    os.makedirs(_folder(spool), 0o700, exist_ok=True)
+    now = time.time()
+    beat = Beat(n, new_token(), "", now, now + 60 * chosen.heartbeat)
+    try:
+        files.write_file(_path(spool, "hb", n), _json(beat), exclusive=True, durable=False)
+    except FileExistsError:
+        return True
+    files.write_file(_path(spool, "script", n), _script(spool, n), 0o700, durable=False)
+    fault.point("heartbeat.arm.before")
+    answer = scheduler.submit(_request(spool, beat), CALL_SECONDS)
+    fault.point("heartbeat.arm.after")
+    if answer.kind == "accepted":
+        _write(spool, beat._replace(id=answer.id))
+    elif answer.kind != "unknown":
+        _forget(spool, beat)
+    return answer.kind in ("accepted", "unknown")
+
+
+def beat(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> bool:
+    """What beat `n` does before it pumps; whether the next one is armed, or is not needed."""
+    return not (needed(spool) and enabled(chosen, scheduler)) or arm(spool, chosen, scheduler, n + 1)
+
+
+def hurry(pump: "Round") -> None:
+    """Have the pending beat come soon: a place in the queue is about to be free, and no job may end to tell us."""
+    known = beats(pump.spool)
+    when = time.time() + HURRY * max(1.0, pump.settings.query_interval)
+    if known and known[-1].id and known[-1].due > when + 1 and pump.scheduler.move_start(known[-1].id, when):
+        _write(pump.spool, known[-1]._replace(due=when))
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _folder(spool: "Spool") -> str:
+    return os.path.join(spool.root, "heartbeat")
+
+
+def _path(spool: "Spool", kind: str, n: int) -> str:
+    return os.path.join(_folder(spool), "%s.%d" % (kind, n))
+
+
+def _read(spool: "Spool", n: int) -> Beat:
+    """What is noted of beat `n`; one that is being written this moment counts as made now."""
+    try:
+        value = files.read_json(_path(spool, "hb", n), {})
+        return Beat(n, str(value["token"]), str(value["id"]), float(value["made"]), float(value["due"]))
+    except (ValueError, KeyError, TypeError):
+        now = time.time()
+        return Beat(n, "", "", now, now)
+
+
+def _write(spool: "Spool", beat: Beat) -> None:
+    files.replace_file(_path(spool, "hb", beat.n), _json(beat), durable=False)
+
+
+def _json(beat: Beat) -> bytes:
+    return files.dump_json({"token": beat.token, "id": beat.id, "made": beat.made, "due": beat.due})
+
+
+def _forget(spool: "Spool", beat: Beat) -> None:
+    for kind in ("hb", "script"):
+        files.remove(_path(spool, kind, beat.n))
+
+
+# -- the job -----------------------------------------------------------------------------------------------------------
+
+
+def _name(token: str) -> str:
+    return "%s.%s" % (NAME, token)
+
+
+def _options(spool: "Spool") -> "Dict[str, str]":
+    value = State(spool).value.get("beat_options", {})
+    return {key: str(value[key]) for key in COPIED if value.get(key)} if isinstance(value, dict) else {}
+
+
+def options_of(asked: "Dict[str, str]") -> "Dict[str, str]":
+    """What a beat copies of a job's directives."""
+    return {key: asked[key] for key in COPIED if asked.get(key)}
+
+
+def _script(spool: "Spool", n: int) -> bytes:
+    lines = ["#!/bin/sh"] + ["#PBS -%s %s" % item for item in sorted(_options(spool).items())]
+    lines += ["#PBS -l select=1:ncpus=1", "#PBS -l walltime=00:05:00"]
+    words = launch.command(spool.root) + ["_beat", str(n)]
+    values = dict(runner.carried(), PATH=os.environ.get("PATH", os.defpath), LC_ALL="C")
+    given = " ".join("%s=%s" % (key, shlex.quote(value)) for key, value in sorted(values.items()))
+    lines.append(
+        'exec env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PBS_JOBID="${PBS_JOBID:-}" %s %s </dev/null'
+        % (given, " ".join(shlex.quote(word) for word in words))
+    )
+    return "\n".join(lines + [""]).encode("utf-8", "surrogateescape")
+
+
+def _request(spool: "Spool", beat: Beat) -> Request:
+    output = os.path.join(_folder(spool), "output")
+    return Request(
+        script=_path(spool, "script", beat.n),
+        folder=_folder(spool),
+        name=_name(beat.token),
+        token=beat.token,
+        variables=[("CHASQUI_TOKEN", beat.token)],
+        output=output,
+        error=output,
+        join=True,
+        hold=False,
+        rerun=False,
+        directives=directives.asked(_script(spool, beat.n)),
+        start=beat.due,
+    )
