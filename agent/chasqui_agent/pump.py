@@ -66,8 +66,8 @@ def pump(spool: "Spool", reason: str, budget: float = 120.0, attended: bool = Tr
     accepted submitted released ended rejected queries rounds (counts), settling (scripts too young), operations
     (id -> note), refused (the scheduler's words), stalled_since, note, busy (somebody else pumps). Raises SpoolError
     for a root that can't be used. A full disk, a lost lock and a silent scheduler end the round with a note: nothing
-    is half done. attended: somebody waits for the report; wakes that keep coming in are then left to a process of their
-    own after a while.
+    is half done. Wakes that keep coming in are left to a process of their own when the budget is gone, or, attended (so
+    that somebody waits for the report), after a few seconds.
     """
     deadline = time.monotonic() + budget
     late = time.monotonic() + LATE_SECONDS
@@ -84,9 +84,10 @@ def pump(spool: "Spool", reason: str, budget: float = 120.0, attended: bool = Tr
         handled = _round_under_lock(spool, chosen, lock, report)
         unfinished = report.pop("unfinished", False)
         more = unfinished or _late_requests(spool, handled)
-        if time.monotonic() >= deadline or report["note"] or not more:
+        if report["note"] or not more:
             return report
-        if attended and time.monotonic() >= late and not unfinished:
+        if time.monotonic() >= (late if attended and not unfinished else deadline):
+            # Those who left the requests have gone home, relying on us.
             launch.detached(launch.command(spool.root) + ["wake", "--reason", "late"], os.devnull)
             return report
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from agent.agentroot import until
-from chasqui_agent import operations, settings
+from chasqui_agent import operations, pump, settings
 from chasqui_agent import spool as spools
 
 
@@ -440,3 +440,22 @@ def test_a_full_disk_ends_the_round_and_loses_nothing(root, monkeypatch):
     root.pump()
     root.wait_finished(1)
     assert root.starts("job") == 1
+
+
+def test_a_wake_that_came_when_the_budget_was_gone_is_not_lost(root, monkeypatch):
+    """Its owner saw the lock taken and went home: whoever holds it has to see to it, or nobody ever pumps again."""
+    run_round, came = pump.Round.run, []
+
+    def round_with_a_visitor(self, handled):
+        run_round(self, handled)
+        if not came:
+            came.append(root.drop("late"))
+            pump.request(root.spool, "tail")
+
+    monkeypatch.setattr(pump.Round, "run", round_with_a_visitor)
+    pump.request(root.spool, "tail")
+    pump.pump(root.spool, "tail", budget=0.0, attended=False)
+    assert came
+    root.wait_finished(1)
+    root.wait_idle()
+    assert root.starts("late") == 1

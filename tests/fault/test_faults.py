@@ -20,10 +20,10 @@ from needs import python36
 
 GRACE = 1.0
 LEASE = 30.0
-# The modules of the relay. Those of a session are killed in tests/session/test_kills, the client's in
+# The modules of the relay. The heartbeat is killed in tests/pbs, a session in tests/session/test_kills, the client in
 # test_client_faults.
 RELAY = ("files", "intake", "journal", "lock", "marks", "operations", "pump", "reconcile", "shell", "submit")
-ELSEWHERE = ("channel", "receive", "serve", "ledger", "results", "session")
+ELSEWHERE = ("heartbeat", "channel", "receive", "serve", "ledger", "results", "session")
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in RELAY)
 LATER = (2, 3, 5, 7, 11) if os.environ.get("CHASQUI_TEST_SIZE") == "long" else (3,)
 REPEATED = ("files", "journal", "lock", "submit", "shell")  # modules whose points one process passes several times
