@@ -81,11 +81,18 @@ def close(meta: str, token: str, generation: int) -> str:
     fault.point("marks.close.before")
     path = os.path.join(meta, "claim." + token)
     mine = "closed:%d" % generation
-    lock.create_link(path, mine)
-    files.fsync_folder(meta)
+    found = ""
+    while not found:  # empty: a runner that could not begin took its claim back this very moment
+        lock.create_link(path, mine)
+        files.fsync_folder(meta)
+        found = lock.read_link(path) or ""
     fault.point("marks.close.after")
-    found = lock.read_link(path) or ""
-    return "" if is_closed(found) else found
+    if not is_closed(found):
+        return found
+    # The runner looks at its claim once more behind its run mark, and we for that mark behind our claim: one of the
+    # two sees the other, also where a second start of the same id came between a claim and its taking back.
+    runs = [name for name in files.names(meta) if name.startswith("run.%s." % token)]
+    return (lock.read_link(os.path.join(meta, runs[0])) or "") if runs else ""
 
 
 def is_closed(claim: str) -> bool:

@@ -290,7 +290,7 @@ class Round:
     def _reject(self, doubted: "List[Entry]", text: str) -> None:
         """Reject scripts that were refused in these words and put back."""
         for entry in doubted:
-            submit.reject(self, entry, text)
+            submit.reject_waiting(self, entry, text)
             self.report["rejected"] += 1
             self.report["refused"] = ""
 

@@ -37,7 +37,9 @@ def submitting(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> No
         meta = pump.spool.meta_dir(entry.job, entry.attempt)
         known = marks.read_id(meta, entry.token)
         claim = marks.read(meta, entry.token).claim
-        if known:
+        if submit.was_rejected(pump, entry):
+            submit.finish_reject(pump, entry)
+        elif known:
             submit.record_id(pump, entry, known["id"], bool(known.get("held")), "submitted")
         elif claim and not marks.is_closed(claim):
             submit.record_id(pump, entry, claim, False, "adopted")
@@ -108,9 +110,12 @@ def _gone(pump: "Round", standing: "Standing", ended: "Optional[Ended]") -> bool
         if ended is None and not _given_up(pump, standing.entry.token):
             return False
         return _vanished(pump, standing, ended.why if ended else "gone from the scheduler without a trace")
+    started = found.runs or (found.claim and not marks.is_closed(found.claim))
     if ended.why == DELETED or found.cancel:
+        if not started and pump.close_token(standing.meta, standing.entry.token):
+            return False  # PBS forgot it (qdel -W force) while its runner was on the way to the claim
         return cancelled(pump, standing, "cancelled" if found.cancel else "deleted in the scheduler", ended.exit)
-    if not found.claim or marks.is_closed(found.claim):
+    if not started:
         return _never_ran(pump, standing, ended)
     if pump.scheduler.stages_output and not found.flag and not _given_up(pump, standing.entry.token):
         return False  # a flag may still be on its way through the file server's caches
@@ -136,7 +141,7 @@ def _vanished(pump: "Round", standing: "Standing", why: str) -> bool:
     found = standing.marks
     if found.term:
         return end(pump, standing, {"state": "FAIL", "exit": None, "why": "terminated"})
-    if not found.claim:
+    if not found.claim and not found.runs:
         if pump.close_token(standing.meta, standing.entry.token):
             return False  # it started this very moment: its marks say more next time
         why += ", before it started"

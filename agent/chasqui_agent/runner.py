@@ -84,6 +84,11 @@ done
 if [ "$k" -gt 1 ] && [ "$rerun" = 0 ]; then
     refuse rerun
 fi
+# The claim once more: it may have been taken back by an earlier start of this id, and closed since.
+if [ "$(readlink "$meta/claim.$token" 2>/dev/null)" != "$id" ]; then
+    rm -f "$meta/run.$token.$k"
+    refuse duplicate
+fi
 
 # shellcheck disable=SC2329 # the trap calls it
 on_term() {

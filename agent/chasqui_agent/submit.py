@@ -10,7 +10,7 @@ import os
 import pwd
 
 from . import directives, fault, files, heartbeat, launch, marks, runner
-from .schedulers.base import Request, Sought
+from .schedulers.base import Request, Sought, Submission
 from .spool import Entry, new_token
 
 MYPY = False
@@ -18,7 +18,6 @@ if MYPY:
     from typing import Dict, List, Optional, Tuple
 
     from .pump import Round
-    from .schedulers.base import Submission
     from .spool import Spool
 
 fault.register(
@@ -26,6 +25,7 @@ fault.register(
         "submit.call.before": "the intent recorded, the scheduler not yet called",
         "submit.call.after": "the scheduler answered, nothing of it recorded",
         "submit.id.after": "the id file durable, `submitted` not yet journalled",
+        "submit.reject.told": "a refusal for good journalled, the script still in submitting/",
         "submit.journalled": "`submitted` journalled, the script still in submitting/",
     }
 )
@@ -47,7 +47,7 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     files.move(entry.path, in_flight.path)
     pump.lock.check()
     fault.point("submit.call.before")
-    answer = pump.scheduler.submit(request, CALL_SECONDS)
+    answer = _no_array(request) or pump.scheduler.submit(request, CALL_SECONDS)
     fault.point("submit.call.after")
     if answer.kind == "accepted":
         record_id(pump, in_flight, answer.id, hold, "submitted")
@@ -65,6 +65,13 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     return answer
 
 
+def _no_array(request: Request) -> "Optional[Submission]":
+    """The refusal of a job array: its elements would share one claim, and all but the first refuse to run."""
+    if "J" not in request.directives:
+        return None
+    return Submission("permanent", "", "job arrays (#PBS -J) are not supported yet")
+
+
 def record_id(pump: "Round", entry: Entry, job_id: str, held: bool, event: str) -> None:
     """Make a submission known: its id file, the journal's `event` ("submitted" or "adopted"), the rename into
     submitted/."""
@@ -77,11 +84,38 @@ def record_id(pump: "Round", entry: Entry, job_id: str, held: bool, event: str) 
 
 
 def reject(pump: "Round", entry: Entry, text: str) -> None:
-    """Refused for good: the scheduler's exact words beside the script, journal, rename into rejected/."""
-    error = pump.spool.entry_path("rejected", entry.job, entry.attempt, suffix="err")
-    files.replace_file(error, text.encode("utf-8", "replace") + b"\n")
+    """Refused for good: the scheduler's exact words beside the place of the script, journal, rename into rejected/.
+
+    `entry` is in submitting/: there the words decide, should we die before the rename (see reconcile.submitting).
+    """
+    files.replace_file(_words_path(pump, entry), text.encode("utf-8", "replace") + b"\n")
+    finish_reject(pump, entry)
+
+
+def _words_path(pump: "Round", entry: Entry) -> str:
+    return pump.spool.entry_path("rejected", entry.job, entry.attempt, suffix="err")
+
+
+def was_rejected(pump: "Round", entry: Entry) -> bool:
+    """Whether a script in submitting/ was refused for good before somebody died."""
+    return os.path.exists(_words_path(pump, entry))
+
+
+def finish_reject(pump: "Round", entry: Entry) -> None:
+    """Say so in the journal, perhaps a second time, and move the script."""
+    with open(_words_path(pump, entry), "rb") as stream:
+        text = stream.read().decode("utf-8", "replace").rstrip("\n")
     pump.journal.append({"ev": "rejected", "job": entry.job, "attempt": entry.attempt, "text": text})
+    fault.point("submit.reject.told")
     files.move(entry.path, pump.spool.entry_path("rejected", entry.job, entry.attempt))
+
+
+def reject_waiting(pump: "Round", entry: Entry, text: str) -> None:
+    """Reject a script that was put back into waiting/ after the scheduler had refused it for good."""
+    token = new_token()
+    in_flight = entry._replace(path=pump.spool.entry_path("submitting", entry.job, entry.attempt, token), token=token)
+    files.move(entry.path, in_flight.path)
+    reject(pump, in_flight, text)
 
 
 def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) -> Request:

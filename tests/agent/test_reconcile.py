@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from chasqui_agent import files, journal, marks, pump, quiet, schedulers, settings
+from chasqui_agent import files, journal, lock, marks, pump, quiet, schedulers, settings
 from chasqui_agent.lock import Lock
 from chasqui_agent.schedulers.base import Ended, Live, Scheduler, Snapshot, Submission
 
@@ -186,3 +186,67 @@ def test_an_unreachable_scheduler_changes_nothing(desk, monkeypatch):
     for _ in range(5):
         desk.pump(1000)
     assert desk.outcome() == [] and desk.spool.entries("submitted")
+
+
+def test_a_job_that_is_deleted_before_its_claim_can_never_run_once_it_was_called_cancelled(desk):
+    """`qdel -W force`: PBS calls it finished while its runner may still be on the way."""
+    desk.scheduler.answer = Snapshot({}, {"7.server": Ended("7.server", 265, "deleted", "abcdefgh", False)})
+    desk.pump()
+    desk.pump(400)
+    assert desk.outcome()[0][0] == "cancelled"
+    assert marks.is_closed(marks.read(desk.meta, "abcdefgh").claim)
+
+
+def test_one_that_started_while_it_was_to_be_called_cancelled_is_not(desk):
+    desk.scheduler.answer = Snapshot({}, {"7.server": Ended("7.server", 265, "deleted", "abcdefgh", False)})
+    desk.pump(claim="7.server")
+    assert desk.outcome() == []
+
+
+def test_a_token_is_closed_only_where_that_can_be_read_back(desk, monkeypatch):
+    path = os.path.join(desk.meta, "claim.abcdefgh")
+    os.symlink("7.server", path)
+    real = lock.create_link
+
+    def create(name, text):
+        made = real(name, text)
+        if not made:
+            os.unlink(path)  # a runner without room for its start takes its claim back this very moment
+            monkeypatch.setattr(lock, "create_link", real)
+        return made
+
+    monkeypatch.setattr(lock, "create_link", create)
+    assert marks.close(desk.meta, "abcdefgh", 1) == ""
+    assert marks.is_closed(lock.read_link(path))
+
+
+def test_a_start_behind_the_closing_of_a_token_is_seen(desk):
+    os.symlink("7.server", os.path.join(desk.meta, "run.abcdefgh.2"))
+    assert marks.close(desk.meta, "abcdefgh", 1) == "7.server"
+
+
+def test_what_was_told_as_rejected_is_never_submitted_again(desk, monkeypatch):
+    """A crash between the journal's word and the rename."""
+    os.unlink(desk.spool.entry_path("submitted", "job", 1, "abcdefgh"))
+    shard = os.path.join(desk.spool.waiting, "500", "a")
+    os.makedirs(shard)
+    files.write_file(os.path.join(shard, "000.job.1.sh"), b"true\n")
+    monkeypatch.setattr(desk.scheduler, "submit", lambda *_: Submission("permanent", "", "unknown queue"))
+    real = files.move
+
+    def crash(old, new):
+        if "/rejected/" in new:
+            raise OSError(5, "crash", new)
+        real(old, new)
+
+    monkeypatch.setattr(files, "move", crash)
+    with pytest.raises(OSError):
+        desk.pump()
+    os.symlink("broken", os.path.join(desk.spool.lock, "r.1"))
+    monkeypatch.setattr(files, "move", real)
+    monkeypatch.setattr(desk.scheduler, "submit", lambda *_: Submission("accepted", "9.server", ""))
+    for _ in range(4):
+        desk.pump(400)
+    told = [record["ev"] for _, record in journal.records(desk.spool.log)]
+    assert "rejected" in told and "submitted" not in told
+    assert desk.spool.settled_state("job", 1) == "rejected"

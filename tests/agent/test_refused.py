@@ -131,3 +131,10 @@ def test_an_unknown_outcome_stays_in_submitting_until_it_is_looked_into(desk):
     desk.add("bad", "good")
     desk.pump()
     assert desk.everything() == (1, 0, 0, 1)
+
+
+def test_an_array_is_refused_before_any_scheduler_is_asked(desk):
+    desk.add("#PBS -J 1-4\ngood")
+    desk.pump()
+    assert desk.everything() == (0, 0, 1, 0)
+    assert desk.scheduler.calls == 0

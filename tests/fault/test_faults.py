@@ -148,17 +148,34 @@ def operate(run):
     return ["one", "two", "three"]
 
 
+def refuse(run):
+    """One script that the scheduler refuses for good."""
+    run.drop("one", "two")
+    with open(os.path.join(run.spool.waiting, "bad.sh"), "w") as stream:
+        stream.write(run.text("bad").replace("\n", "\n#PBS -J 1-2\n", 1))
+    run.agent(run.environment, "pump")
+    return ["one", "two", "bad"]
+
+
+def scenario_of(point):
+    """What comes by a point."""
+    if point.startswith("submit.reject."):
+        return refuse
+    return operate if point.startswith(("operations.", "marks.", "pump.delete.")) else relay
+
+
 @pytest.mark.parametrize("point, nth", PASSES)
 def test_killed_at(scenario, point, nth):
     run = scenario(point, nth)
-    names = (operate if point.startswith(("operations.", "marks.", "pump.delete.")) else relay)(run)
+    names = scenario_of(point)(run)
     wakes = run.recover(names)
     states = {name: run.spool.settled_state(name, 1) for name in names}
     assert wakes <= 2, states
     assert nth > 1 or run.killed(), "no run comes by " + point
     for name, state in states.items():
         # What is cancelled may have been running, or not have started.
-        assert run.starts(name) == 1 or (state == "cancelled" and run.starts(name) == 0), (name, state)
+        never = state == ("rejected" if name == "bad" else "cancelled")
+        assert run.starts(name) == 1 or (never and run.starts(name) == 0), (name, state)
     assert list(states.values()).count("cancelled") <= 1
     code = subprocess.run(
         [run.python, "-I", "-S", os.path.join(AGENT, "chasqui_agent"), "--root", run.root, "log"], capture_output=True

@@ -153,8 +153,6 @@ class Shell(Scheduler):
         return Snapshot(live, ended)
 
     def submit(self, request: Request, timeout: float) -> Submission:
-        if "J" in request.directives:
-            return Submission("permanent", "", "the shell scheduler has no job arrays (#PBS -J)")
         try:
             with Table(self.folder) as table:
                 table.durable = True

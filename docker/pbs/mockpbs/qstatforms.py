@@ -1,0 +1,226 @@
+"""The forms in which qstat shows jobs: two tables, full text, JSON and dsv, column for column as OpenPBS 23.06.06."""
+
+import re
+import time
+
+from . import VERSION
+
+# What 23.06.06 prints bare. Not all of it is JSON: nan, inf, .5, +5 and 5. break the whole answer.
+LOOKS_LIKE_A_NUMBER = re.compile(r"^[+-]?(nan|inf(inity)?|(0|[1-9]\d*)?\.?\d*(e[+-]?\d+)?)$", re.I)
+
+
+def cut(text, width):
+    return text if len(text) <= width else text[: width - 1] + "*"
+
+
+def default_table(jobs):
+    if not jobs:
+        return ""
+    lines = ["Job id            Name             User              Time Use S Queue",
+             "----------------  ---------------- ----------------  -------- - -----"]  # fmt: skip
+    for job in jobs:
+        facts, rows = job["facts"], dict(job["rows"])
+        used = rows.get("resources_used.cput", "0")
+        columns = (job["id"], cut(facts["name"], 16), facts["user"], used, facts["state"], facts["queue"])
+        lines.append("%-17s %-16s %-16.16s  %8.8s %s %-16s" % columns)
+    return "\n".join(lines) + "\n"
+
+
+NARROW = """
+                                                            Req'd  Req'd   Elap
+Job ID          Username Queue    Jobname    SessID NDS TSK Memory Time  S Time
+--------------- -------- -------- ---------- ------ --- --- ------ ----- - -----
+""".lstrip("\n")
+WIDE = """
+                                                                                                   Req'd  Req'd   Elap
+Job ID                         Username        Queue           Jobname         SessID   NDS  TSK   Memory Time  S Time
+------------------------------ --------------- --------------- --------------- -------- ---- ----- ------ ----- - -----
+""".lstrip("\n")
+
+
+def alternate_table(jobs, options, server):
+    """qstat -u, -a, -s, ...: nothing at all without jobs."""
+    if not jobs:
+        return ""
+    wide = "w" in options
+    text = "\n%s: \n%s" % (server, WIDE if wide else NARROW)
+    for job in jobs:
+        text += alternate_row(job, wide)
+        if "s" in options:
+            text += "   %s\n" % (job["facts"]["comment"] or "--")
+        elif "n" in options:
+            text += "   %s\n" % dict(job["rows"]).get("exec_host", "--")
+    return text
+
+
+def alternate_row(job, wide):
+    facts, rows = job["facts"], dict(job["rows"])
+    wall = rows.get("Resource_List.walltime")
+    elapsed = rows.get("resources_used.walltime")
+    session = facts["session"]
+    if wide:
+        who = "%-30s %-15.15s %-15.15s %-15s " % (job["id"], facts["user"], facts["queue"], cut(facts["name"], 15))
+        who += "%8d " % session if session else "     --  "
+        who += "%4s %5s " % (rows["Resource_List.nodect"], rows["Resource_List.ncpus"])
+    else:
+        who = "%-15.15s %-8.8s %-8.8s %-10s " % (job["id"], facts["user"], facts["queue"], cut(facts["name"], 10))
+        who += "%6d " % session if session else "   --  "
+        who += "%3s %3s " % (rows["Resource_List.nodect"], rows["Resource_List.ncpus"])
+    memory = rows.get("Resource_List.mem")
+    who += "%6.6s " % memory if memory else "   --  "
+    who += "%5.5s " % wall[:5] if wall else "  --  "
+    return who + facts["state"] + " " + (elapsed[:5] if elapsed else "  -- ") + "\n"
+
+
+def full_text(jobs, wrapped):
+    text = ""
+    for job in jobs:
+        text += "Job Id: %s\n" % job["id"]
+        for name, value in job["rows"]:
+            text += "    %s = %s\n" % (name, wrap(name, value) if wrapped else value)
+        text += "\n"
+    return text
+
+
+def wrap(name, value):
+    """The value broken at commas so that a line has 79 columns, a tab before each next line; longer pieces are cut."""
+    column, text, first = len(name) + 7, "", True
+    pieces = value.split(",")
+    for number, piece in enumerate(pieces):
+        if len(piece) + column < 78:
+            text, column = text + piece, column + len(piece)
+        else:
+            if not first:
+                text, column = text + "\n\t", 9
+            for letter in piece:
+                text, column = text + letter, column + 1
+                if column > 78:
+                    text, column = text + "\n\t", 8
+        if number + 1 < len(pieces):
+            first = False
+            text += ","  # not counted: lines of up to 78 columns were seen
+    return text
+
+
+def json_text(jobs, server):
+    head = '{\n    "timestamp":%d,\n    "pbs_version":"%s",\n    "pbs_server":"%s"' % (time.time(), VERSION, server)
+    if not jobs:
+        return head + "\n}"
+    blocks = [json_job(job) for job in jobs]
+    return head + ',\n    "Jobs":{\n' + ",\n".join(blocks) + "\n    }\n}\n"
+
+
+def json_job(job):
+    lines = []
+    for name, value in grouped(job["rows"]):
+        if isinstance(value, list):
+            inner = ",\n".join('                "%s":%s' % (key, json_value(text)) for key, text in value)
+            lines.append('            "%s":{\n%s\n            }' % (name, inner))
+        else:
+            lines.append('            "%s":%s' % (name, json_value(value)))
+    return '        "%s":{\n%s\n        }' % (job["id"], ",\n".join(lines))
+
+
+def grouped(rows):
+    """Dotted names and Variable_List as (name, [(key, value)])."""
+    found = []
+    for name, value in rows:
+        head, dot, key = name.partition(".")
+        if name == "Variable_List":
+            found.append((name, variables(value)))
+        elif dot and found and found[-1][0] == head:
+            found[-1][1].append((key, value))
+        else:
+            found.append((head, [(key, value)]) if dot else (name, value))
+    return found
+
+
+def variables(text):
+    """An empty value swallows the next variable, as in 23.06.06."""
+    found = []
+    for piece in re.split(r"(?<!\\),", text):
+        name, _, value = piece.partition("=")
+        if found and found[-1][1] == "":
+            found[-1] = (found[-1][0], "," + piece)
+        else:
+            found.append((name, re.sub(r"\\(.)", r"\1", value)))
+    return found
+
+
+def json_value(text):
+    if LOOKS_LIKE_A_NUMBER.match(text) and re.search(r"\d|n", text, re.I):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return '"%s"' % escaped
+
+
+def shown(text):
+    """What qstat makes of bytes that don't print: ^ and the byte plus 64. The two of é become ^ 0x03 ^ 0xE9: in JSON a
+    control character, which strict parsers refuse. One character of the result is one byte of the output."""
+    data = text.encode("utf-8", "surrogateescape")
+    return "".join(chr(byte) if 32 <= byte < 127 or byte in b"\n\t" else "^" + chr((byte + 64) % 256) for byte in data)
+
+
+def dsv_text(jobs, delimiter):
+    lines = []
+    for job in jobs:
+        fields = ["Job Id: " + job["id"]] + ["%s=%s" % tuple(row) for row in job["rows"]]
+        lines.append(delimiter.join(fields) + "\n")
+    return "".join(lines)
+
+
+# -B, -Q, -q
+
+
+def server_text(counted, options, server):
+    if "B" in options:
+        return server_table(counted, server)
+    if "q" in options:
+        return queue_limits(counted, server)
+    return queues_full(counted) if "f" in options else queue_table(counted)
+
+
+def server_table(counted, server):
+    counts = counted["counts"]
+    numbers = (sum(counts.values()),) + tuple(counts[letter] for letter in "QRHWTE")
+    rule = "---------------- ----- ----- ----- ----- ----- ----- ----- ----- -----------\n"
+    head = "Server             Max   Tot   Que   Run   Hld   Wat   Trn   Ext Status\n" + rule
+    row = "%-16.16s %5s" % (server, 0) + "".join(" %5d" % number for number in numbers)
+    return head + row + " Active    \n"
+
+
+def queue_table(counted):
+    rule = "---------------- ----- ----- --- --- ----- ----- ----- ----- ----- ----- ----\n"
+    text = "Queue              Max   Tot Ena Str   Que   Run   Hld   Wat   Trn   Ext Type\n" + rule
+    for name, queue in counted["queues"].items():
+        counts = queue["counts"]
+        live = sum(number for letter, number in counts.items() if letter != "F")
+        yes = {True: "yes", False: "no"}
+        row = "%-16.16s %5s %5d %3s %3s" % (name, 0, live, yes[queue["enabled"]], yes[queue["started"]])
+        text += row + "".join(" %5d" % counts[letter] for letter in "QRHWTE") + " Exe*\n"
+    return text
+
+
+def queue_limits(counted, server):
+    text = "\nserver: %s\n\n" % server
+    text += "Queue            Memory CPU Time Walltime Node   Run   Que   Lm  State\n"
+    text += "---------------- ------ -------- -------- ---- ----- ----- ----  -----\n"
+    run = queued = 0
+    for name, queue in counted["queues"].items():
+        here = queue["counts"]["R"], sum(queue["counts"][letter] for letter in "QHW")
+        run, queued = run + here[0], queued + here[1]
+        state = "%s %s" % ("E" if queue["enabled"] else "D", "R" if queue["started"] else "S")
+        text += "%-16.16s   --      --       --     --  %5d %5d   --   %s\n" % (name, here[0], here[1], state)
+    return text + " " * 47 + "----- -----\n" + " " * 47 + "%5d %5d\n" % (run, queued)
+
+
+def queues_full(counted):
+    text = ""
+    for name, queue in counted["queues"].items():
+        counts = queue["counts"]
+        states = "Transit:%(T)d Queued:%(Q)d Held:%(H)d Waiting:%(W)d Running:%(R)d Exiting:%(E)d Begun:%(B)d " % counts
+        total = sum(number for letter, number in counts.items() if letter != "F")
+        rows = [("queue_type", "Execution"), ("total_jobs", str(total)), ("state_count", states)]
+        rows += [("enabled", str(queue["enabled"])), ("started", str(queue["started"]))]
+        text += "Queue: %s\n" % name + "".join("    %s = %s\n" % (key, wrap(key, value)) for key, value in rows) + "\n"
+    return text

@@ -1,0 +1,5 @@
+"""The hook `jo` of the server: nothing but there."""
+
+import pbs
+
+pbs.event().accept()

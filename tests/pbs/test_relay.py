@@ -1,0 +1,220 @@
+"""The relay over PBS: one pump by hand, then the jobs' own ends move everything on; each payload once, caps held."""
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import needs
+from agent.agentroot import AGENT, Root, until
+from pbs.cluster import Cluster
+
+EVERY = 0.05  # seconds between two looks at the server's own table
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with Cluster(scale=0.1, daemon_seconds=2) as made:
+        yield made
+
+
+class PbsRoot(Root):
+    """A root whose jobs go to a cluster."""
+
+    def __init__(self, path: Path, cluster: Cluster, python: str = sys.executable, **chosen: object) -> None:
+        super().__init__(path, scheduler="openpbs", **{"query_interval": 1, "grace": 5, **chosen})
+        self.cluster, self.python = cluster, python
+
+    def agent(self, *argv: str, **more: str) -> tuple[int, str, str]:
+        done = self.cluster.run(self.python, "-I", "-S", os.path.join(AGENT, "chasqui_agent"), "--root", self.path,
+                                *argv, env=more, timeout=300)
+        return done.returncode, done.stdout, done.stderr
+
+    def finish(self, count: int) -> None:
+        """Pump now and then, as syncs would, until so many attempts are completed."""
+        until(lambda: self.finished() >= count or (time.sleep(1.1), self.pump(), self.finished() >= count)[-1],
+              "%d completed" % count, 120)
+
+    def beats(self) -> list[dict]:
+        """The heartbeat's jobs that are alive in the server."""
+        return [job for job in self.cluster.table() if job["name"].startswith("beat.") and job["state"] != "F"]
+
+    def outcomes(self) -> Counter:
+        return Counter(record["ev"] for record in self.log())
+
+
+class Sampler(threading.Thread):
+    """The most payloads and the most waiting jobs seen at once, by the server's table and the runners' marks."""
+
+    def __init__(self, root: PbsRoot) -> None:
+        super().__init__(daemon=True)
+        self.root, self.samples, self.payloads, self.waiting, self.live = root, 0, 0, 0, 0
+        self.ended = threading.Event()
+
+    def __enter__(self) -> "Sampler":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.ended.wait(EVERY):
+            jobs = [job for job in self.root.cluster.table() if job["state"] != "F"]
+            self.samples += 1
+            self.live = max(self.live, len(jobs))
+            self.waiting = max(self.waiting, sum(job["state"] in "QHW" for job in jobs))
+            self.payloads = max(self.payloads, self.running())
+
+    def running(self) -> int:
+        """Payloads between their two notes."""
+        found = 0
+        for name in os.listdir(self.root.ran):
+            text = Path(self.root.ran, name).read_text()
+            found += text.count("start ") - text.count("end ")
+        return found
+
+
+@pytest.mark.parametrize("version", ["3.6", "this one"])
+def test_the_relay_runs_everything_once_under_the_caps(
+        tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str], version: str) -> None:
+    python = sys.executable if version == "this one" else needs.python36() or needs.missing("Python 3.6")
+    root = PbsRoot(tmp_path / "root", cluster, python, max_queued=8, max_running=4)
+    names = ["job%02d" % number for number in range(24)]
+    for number, name in enumerate(names):
+        root.drop(name, seconds=0.2 + number % 5 * 0.1, directives="#PBS -l select=1:ncpus=1\n#PBS -N her.own")
+    with Sampler(root) as sampler:
+        assert root.pump()["submitted"] >= 8
+        until(lambda: all(root.starts(name) for name in names), "every payload started, by the tails alone", 120)
+        root.finish(24)
+    assert sampler.samples > 20
+    assert [root.starts(name) for name in names] == [1] * 24
+    assert root.outcomes()["ended"] == 24
+    assert sampler.payloads <= 4 and sampler.waiting <= 8
+    with capsys.disabled():
+        print("\nrelay over PBS: %d samples, at most %d payloads of 4, %d waiting of 8, %d live" %
+              (sampler.samples, sampler.payloads, sampler.waiting, sampler.live))
+
+
+def test_it_asks_sparingly_however_many_jobs_end_together(tmp_path: Path, cluster: Cluster) -> None:
+    root = PbsRoot(tmp_path / "root", cluster, max_queued=40, max_running=9, query_interval=30)
+    gate = tmp_path / "gate"
+    for number in range(16):
+        root.drop("job%02d" % number, text="while [ ! -e '%s' ]; do sleep 0.05; done" % gate, seconds=0.1)
+    root.pump()
+    until(lambda: sum(root.starts("job%02d" % n) for n in range(16)) == 8, "the first eight")
+    before = time.time()
+    gate.touch()
+    until(lambda: all(root.starts("job%02d" % n) == 1 for n in range(16)), "the others, at once")
+    asked = cluster.calls("qselect", "qstat", since=before)
+    assert len(asked) <= 8, asked  # one round: one command a letter
+
+
+def test_a_job_deleted_by_hand_is_cancelled(tmp_path: Path, cluster: Cluster) -> None:
+    root = PbsRoot(tmp_path / "root", cluster)
+    root.drop("long", seconds=300)
+    root.pump()
+    until(lambda: root.starts("long"), "it runs")
+    job = next(job for job in cluster.table() if job["state"] == "R")
+    assert cluster.run("qdel", job["id"]).returncode == 0
+    until(lambda: (time.sleep(1.1), root.pump(), root.outcomes()["cancelled"])[-1], "it is cancelled", 120)
+    told = [record for record in root.log() if record["ev"] == "cancelled"]
+    assert told[0]["why"] == "deleted in the scheduler" and told[0]["exit"] == 271
+
+
+def test_a_server_that_is_down_changes_nothing(tmp_path: Path, cluster: Cluster) -> None:
+    root = PbsRoot(tmp_path / "root", cluster)
+    root.drop("waits")
+    with cluster.faulty("down"):
+        code, out, _ = root.agent("pump")
+        assert code == 1 and "does not answer" in out, out
+    assert root.finished() == 0 and root.outcomes()["rejected"] == 0
+    root.finish(1)
+    assert root.starts("waits") == 1
+
+
+def test_a_reply_that_is_lost_makes_no_second_job(tmp_path: Path, cluster: Cluster) -> None:
+    root = PbsRoot(tmp_path / "root", cluster, grace=2)
+    for number in range(10):
+        root.drop("job%d" % number, seconds=0.1)
+    cluster.fault("lose_reply", every=2)
+    root.pump()
+    root.finish(10)
+    assert [root.starts("job%d" % number) for number in range(10)] == [1] * 10
+    assert root.outcomes()["adopted"] >= 1
+
+
+# -- the heartbeat -----------------------------------------------------------------------------------------------------
+
+
+def test_the_relay_goes_on_after_all_its_jobs_were_killed(tmp_path: Path, cluster: Cluster) -> None:
+    """Nobody pumps by hand: no tail ran, and only the heartbeat is left."""
+    root = PbsRoot(tmp_path / "root", cluster, max_queued=6, max_running=3, heartbeat=0.05)
+    for number in range(2):
+        root.drop("long%d" % number, seconds=300)
+    root.pump()
+    until(lambda: root.starts("long0") and root.starts("long1"), "both run")
+    names = ["job%d" % number for number in range(6)]
+    for name in names:
+        root.drop(name, seconds=0.1)
+    assert len(root.beats()) == 1
+    cluster.kill_all_jobs()
+    until(lambda: all(root.starts(name) == 1 for name in names) and root.finished() == 8, "the rest, by itself", 120)
+    until(lambda: not root.beats(), "no heartbeat where nothing is left to wait for")
+    assert sorted(root.flag(record["job"])[0] for record in root.log() if record["ev"] == "ended") == \
+        ["DONE"] * 6 + ["FAIL"] * 2
+    assert root.outcomes()["stalled"] == 0
+
+
+def test_slots_that_ending_jobs_still_hold_are_filled_later(tmp_path: Path, cluster: Cluster) -> None:
+    """A bad -o keeps a job in E for long, where it counts against the site's limit: a relay by tails alone stops."""
+    cluster.set_server("max_queued", "[u:PBS_GENERIC=7]")
+    root = PbsRoot(tmp_path / "root", cluster, max_queued=7, max_running=7)
+    gate = tmp_path / "gate"
+    names = ["job%02d" % number for number in range(14)]
+    for name in names:
+        root.drop(name, text="while [ ! -e '%s' ]; do sleep 0.05; done" % gate, seconds=0.1,
+                  directives="#PBS -o /nonexistent/folder/out")
+    root.pump()
+    until(lambda: sum(root.starts(name) for name in names) >= 6, "the first six")
+    gate.touch()
+    until(lambda: all(root.starts(name) == 1 for name in names), "the others, without a pump by hand", 120)
+    assert root.outcomes()["refused"] > 0, "the limit was never met: this test shows nothing"
+    root.finish(14)
+
+
+def test_never_more_than_two_beats_and_none_in_the_end(tmp_path: Path, cluster: Cluster) -> None:
+    root = PbsRoot(tmp_path / "root", cluster, max_queued=4, max_running=2, heartbeat=0.02)
+    for number in range(3):
+        root.drop("job%d" % number, seconds=3)
+    root.pump()
+    most = 0
+
+    def over() -> bool:
+        nonlocal most
+        most = max(most, len(root.beats()))
+        return root.finished() == 3 and not root.beats()
+
+    until(over, "all done, and no heartbeat left", 120)
+    assert 1 <= most <= 2
+    assert os.listdir(os.path.join(root.path, "heartbeat")) in (["output"], [])
+
+
+def test_without_a_heartbeat_the_next_contact_says_that_the_relay_stood_still(
+        tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = PbsRoot(tmp_path / "root", cluster, max_queued=2, max_running=1, heartbeat=0)
+    root.drop("long", seconds=300)
+    root.drop("next", seconds=0.1)
+    root.drop("last", seconds=0.1)
+    root.pump()
+    until(lambda: root.starts("long"), "it runs")
+    assert root.beats() == []
+    cluster.kill_all_jobs()
+    root.finish(3)
+    assert [root.starts(name) for name in ("long", "next", "last")] == [1, 1, 1]
