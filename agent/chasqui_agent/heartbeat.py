@@ -70,7 +70,7 @@ def sought(spool: "Spool") -> "List[Sought]":
 
 def needed(spool: "Spool") -> bool:
     """Whether anything is left to wait for."""
-    return bool(spool.has_waiting() or spool.entries("submitted") or spool.entries("submitting"))
+    return spool.has_waiting() or spool.any_on_their_way()
 
 
 def keep(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:

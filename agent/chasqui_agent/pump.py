@@ -9,6 +9,7 @@ import time
 
 from . import (
     caps,
+    ending,
     fault,
     files,
     heartbeat,
@@ -145,6 +146,7 @@ class Round:
         events = self._events(handled)
         intake.published(self)
         intake.dropped(self)
+        ending.resume(self)
         snapshot, fresh = self._snapshot()
         reconcile.submitting(self, snapshot, fresh)
         standing = self._settle(snapshot, fresh)

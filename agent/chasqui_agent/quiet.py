@@ -11,7 +11,7 @@ if MYPY:
 
 def idle(spool: "Spool") -> bool:
     """Whether there is nothing a pump could do: nothing waits, nothing is on its way, nobody asked for anything."""
-    if spool.entries("submitted") or spool.entries("submitting") or spool.has_waiting():
+    if spool.any_on_their_way() or spool.has_waiting():
         return False
     return not any(name.startswith(("kick.", "ev.", "op.")) for name in files.names(spool.wake))
 

@@ -17,7 +17,7 @@ import time
 
 from . import beneath, channel, fault, files, wire
 from .offers import MAX_SCRIPT, Refusal, check_job, is_sha, key_of, manifest_digest, manifest_of
-from .spool import Publication
+from .spool import ON_THEIR_WAY, Publication
 
 MYPY = False
 if MYPY:
@@ -279,7 +279,7 @@ class _Index:
     def __init__(self, spool: "Spool") -> None:
         self.spool = spool
         self.found: "Dict[Key, str]" = dict.fromkeys(spool.find_waiting(), "waiting")
-        for state in ("held", "submitting", "submitted"):
+        for state in ("held",) + ON_THEIR_WAY:
             self.found.update({(entry.job, entry.attempt): state for entry in spool.entries(state)})
 
     def state(self, job: str, attempt: int) -> str:

@@ -8,7 +8,7 @@ claim made is never submitted again by the relay: a retry is the user's decision
 
 import os
 
-from . import fault, files, marks, submit
+from . import ending, files, marks, submit
 from .schedulers.base import DELETED, NotNow
 
 MYPY = False
@@ -20,13 +20,6 @@ if MYPY:
     from .schedulers.base import Ended, Snapshot
     from .spool import Entry
 
-fault.register(
-    {
-        "reconcile.flag.after": "the completed flag durable, `ended` not yet journalled",
-        "reconcile.ended.after": "`ended` journalled, the script still in submitted/",
-    }
-)
-
 SECOND_ROUND = 2  # good query rounds without a trace before something is given up
 MAX_STARTS = 5  # submissions of one attempt that never got to their payload
 
@@ -37,9 +30,7 @@ def submitting(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> No
         meta = pump.spool.meta_dir(entry.job, entry.attempt)
         known = marks.read_id(meta, entry.token)
         claim = marks.read(meta, entry.token).claim
-        if submit.was_rejected(pump, entry):
-            submit.finish_reject(pump, entry)
-        elif known:
+        if known:
             submit.record_id(pump, entry, known["id"], bool(known.get("held")), "submitted")
         elif claim and not marks.is_closed(claim):
             submit.record_id(pump, entry, claim, False, "adopted")
@@ -78,9 +69,6 @@ def back_to_waiting(pump: "Round", entry: "Entry", why: str) -> None:
 def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]", fresh: bool) -> bool:
     """Settle one submitted attempt if its end is certain; whether it is settled."""
     entry, found = standing.entry, standing.marks
-    if pump.spool.settled_state(entry.job, entry.attempt):
-        _finish(pump, standing)
-        return True
     if found.runs and entry.token not in pump.state.started:
         _journal_start(pump, standing)
     if found.flag and not found.term and not pump.scheduler.stages_output:
@@ -164,28 +152,17 @@ def _by_scheduler(ended: "Ended") -> "Dict[str, Any]":
 
 
 def end(pump: "Round", standing: "Standing", outcome: "Dict[str, Any]") -> bool:
-    """Settle an attempt: its flag in completed/ (that is the change of state), then the journal, then the script
-    goes."""
+    """Settle an attempt: DONE, FAIL or LOST."""
     entry = standing.entry
     record = {"ev": "ended", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id}
     record.update(outcome)
-    _write_final(pump, standing, record)
-    _write_flag(pump, entry.job, entry.attempt, standing.id, outcome)
-    fault.point("reconcile.flag.after")
-    _finish(pump, standing)
+    ending.begin(pump, entry, "completed", record, _final(pump, standing))
     pump.report["ended"] += 1
     return True
 
 
-def _write_flag(pump: "Round", job: str, attempt: int, job_id: str, outcome: "Dict[str, Any]") -> None:
-    rest = ["%s=%s" % (key, value) for key, value in sorted(outcome.items()) if key != "state"]
-    text = "\n".join([outcome["state"], job_id] + rest + ["attempt=%d" % attempt, ""])
-    path = pump.spool.entry_path("completed", job, attempt, suffix="flag")
-    files.replace_file(path, text.encode("utf-8", "replace"))
-
-
 def cancelled(pump: "Round", standing: "Standing", why: str, code: "Optional[int]") -> bool:
-    """Settle an attempt that was deleted: journal, then the rename into cancelled/."""
+    """Settle an attempt that was deleted."""
     entry = standing.entry
     record = {
         "ev": "cancelled",
@@ -195,27 +172,14 @@ def cancelled(pump: "Round", standing: "Standing", why: str, code: "Optional[int
         "exit": code,
         "why": why,
     }
-    _write_final(pump, standing, record)
-    pump.journal.append(record)
-    files.move(entry.path, pump.spool.entry_path("cancelled", entry.job, entry.attempt))
+    ending.begin(pump, entry, "cancelled", record, _final(pump, standing))
     return True
 
 
-def _write_final(pump: "Round", standing: "Standing", record: "Dict[str, Any]") -> None:
-    """final.json: the record once more (a crash may have kept it from the journal), and where the output is."""
+def _final(pump: "Round", standing: "Standing") -> "Dict[str, Any]":
+    """final.json: which submission it was that ended, and where its output is."""
     output, error = submit.final_outputs(pump.spool, standing.entry)
-    final = {"token": standing.entry.token, "pbs": standing.id, "record": record, "stdout": output, "stderr": error}
-    if os.path.isdir(standing.meta):
-        files.write_json(os.path.join(standing.meta, "final.json"), final, durable=False)
-
-
-def _finish(pump: "Round", standing: "Standing") -> None:
-    """The attempt is settled by a flag in completed/: say so in the journal, then remove its script from submitted/."""
-    final = files.read_json(os.path.join(standing.meta, "final.json"), None)
-    if final:
-        pump.journal.append(final["record"])
-    fault.point("reconcile.ended.after")
-    files.remove(standing.entry.path)
+    return {"token": standing.entry.token, "pbs": standing.id, "stdout": output, "stderr": error}
 
 
 def closed_jobs(pump: "Round", snapshot: "Snapshot") -> None:
@@ -254,4 +218,4 @@ def late_flag(pump: "Round", job: str, attempt: int, token: str) -> None:
     job_id = marks.read_id(meta, token).get("id", "")
     record = dict(outcome, ev="repaired", job=job, attempt=attempt, pbs=job_id)
     pump.journal.append(record)
-    _write_flag(pump, job, attempt, job_id, outcome)
+    ending.write_flag(pump.spool, record)

@@ -6,6 +6,7 @@
     held/<job>.<attempt>.sh
     submitting/<job>.<attempt>.<token>.sh            the call to the scheduler may be in flight
     submitted/<job>.<attempt>.<token>.sh             the scheduler's id stands in .chasqui/<token>.id
+    ending/<job>.<attempt>.<token>.<generation>.sh   has ended, as the .json beside it says (ending.py)
     completed/<job>.<attempt>.flag                   DONE|FAIL|LOST, then key=value lines
     rejected/<job>.<attempt>.sh and .err             refused for good, in the scheduler's words
     cancelled/<job>.<attempt>.sh
@@ -13,8 +14,8 @@
     work/<job>[.<attempt>]/.chasqui/                 ours: job.json, script, runner, claims, marks, flags, output
     staging/<session>/<job>.<attempt>/               an upload in progress
 
-A name in completed/, rejected/ or cancelled/ outranks one in submitted/ (the older file is removed a moment later),
-so an attempt always has exactly one state.
+A name in completed/, rejected/ or cancelled/ outranks one in ending/ (which is removed a moment later), so an attempt
+always has exactly one state.
 """
 
 import os
@@ -27,7 +28,8 @@ MYPY = False
 if MYPY:
     from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-STATES = ("held", "submitting", "submitted", "completed", "rejected", "cancelled")
+ON_THEIR_WAY = ("submitting", "submitted", "ending")
+STATES = ("held",) + ON_THEIR_WAY + ("completed", "rejected", "cancelled")
 FOLDERS = STATES + ("agent", "staging", "waiting", "work", "log", "lock", "wake")
 SHARD_SIZE = 1000
 MIDDLE_PRIORITY = 500
@@ -35,7 +37,7 @@ JOB = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 TOKEN = re.compile(r"[a-z][a-z2-7]{7}\Z")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
-Entry = namedtuple("Entry", "path job attempt token")  # token is "" outside submitting/ and submitted/
+Entry = namedtuple("Entry", "path job attempt token")  # token is "" outside submitting/, submitted/ and ending/
 Publication = namedtuple("Publication", "job attempt priority script")  # script: the user's text, bytes
 
 
@@ -62,10 +64,10 @@ def new_token() -> str:
 def parse_name(name: str) -> "Optional[Tuple[str, int, str]]":
     """(job, attempt, token) of a file in held/ .. cancelled/, token "" where there is none; None for another file."""
     parts = name.split(".")
-    if len(parts) not in (3, 4) or not JOB.match(parts[0]) or not parts[1].isdigit():
+    if len(parts) not in (3, 4, 5) or not JOB.match(parts[0]) or not parts[1].isdigit():
         return None
-    token = parts[2] if len(parts) == 4 else ""
-    if token and not TOKEN.match(token):
+    token = parts[2] if len(parts) > 3 else ""
+    if (token and not TOKEN.match(token)) or (len(parts) == 5 and not parts[3].isdigit()):
         return None
     return parts[0], int(parts[1]), token
 
@@ -79,7 +81,7 @@ class Spool:
             setattr(self, name, os.path.join(self.root, name))
 
     if MYPY:
-        held = submitting = submitted = completed = rejected = cancelled = ""
+        held = submitting = submitted = ending = completed = rejected = cancelled = ""
         agent = staging = waiting = work = log = lock = wake = ""
 
     def create(self, work_root: str = "") -> None:
@@ -201,6 +203,10 @@ class Spool:
                 found.append(path)
         return found
 
+    def any_on_their_way(self) -> bool:
+        """Whether any attempt has left waiting/ and has not come to rest."""
+        return any(self.entries(state) for state in ON_THEIR_WAY)
+
     def settled_state(self, job: str, attempt: int) -> str:
         """ "completed", "rejected" or "cancelled", or "" while the attempt is still on its way."""
         for state, suffix in (("completed", "flag"), ("rejected", "sh"), ("cancelled", "sh")):
@@ -217,7 +223,7 @@ class Spool:
         for _ in range(2):
             if (job, attempt) in self.find_waiting():
                 return "waiting"
-            for state in ("held", "submitting", "submitted"):
+            for state in ("held",) + ON_THEIR_WAY:
                 if any(e.job == job and e.attempt == attempt for e in self.entries(state)):
                     return state
         return self.settled_state(job, attempt)

@@ -4,7 +4,7 @@ import os
 import time
 
 from . import files, settings
-from .spool import JOB
+from .spool import JOB, ON_THEIR_WAY
 
 MYPY = False
 if MYPY:
@@ -39,7 +39,7 @@ def _stamp(seconds: float) -> str:
 
 def busy_jobs(spool: "Spool") -> "List[str]":
     """The jobs that wait or run: what keeps a root from being removed."""
-    names = {entry.job for state in ("held", "submitting", "submitted") for entry in spool.entries(state)}
+    names = {entry.job for state in ("held",) + ON_THEIR_WAY for entry in spool.entries(state)}
     names.update(job for job, _ in spool.find_waiting())
     names.update(os.path.basename(path) for path in spool.dropped())
     return sorted(name for name in names if JOB.match(name) or name)

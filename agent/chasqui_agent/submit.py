@@ -9,7 +9,7 @@ A crash anywhere leaves a file in submitting/ that `reconcile` resolves by looki
 import os
 import pwd
 
-from . import directives, fault, files, heartbeat, launch, marks, runner
+from . import directives, ending, fault, files, heartbeat, launch, marks, runner
 from .schedulers.base import Request, Sought, Submission
 from .spool import Entry, new_token
 
@@ -25,7 +25,6 @@ fault.register(
         "submit.call.before": "the intent recorded, the scheduler not yet called",
         "submit.call.after": "the scheduler answered, nothing of it recorded",
         "submit.id.after": "the id file durable, `submitted` not yet journalled",
-        "submit.reject.told": "a refusal for good journalled, the script still in submitting/",
         "submit.journalled": "`submitted` journalled, the script still in submitting/",
     }
 )
@@ -84,30 +83,9 @@ def record_id(pump: "Round", entry: Entry, job_id: str, held: bool, event: str) 
 
 
 def reject(pump: "Round", entry: Entry, text: str) -> None:
-    """Refused for good: the scheduler's exact words beside the place of the script, journal, rename into rejected/.
-
-    `entry` is in submitting/: there the words decide, should we die before the rename (see reconcile.submitting).
-    """
-    files.replace_file(_words_path(pump, entry), text.encode("utf-8", "replace") + b"\n")
-    finish_reject(pump, entry)
-
-
-def _words_path(pump: "Round", entry: Entry) -> str:
-    return pump.spool.entry_path("rejected", entry.job, entry.attempt, suffix="err")
-
-
-def was_rejected(pump: "Round", entry: Entry) -> bool:
-    """Whether a script in submitting/ was refused for good before somebody died."""
-    return os.path.exists(_words_path(pump, entry))
-
-
-def finish_reject(pump: "Round", entry: Entry) -> None:
-    """Say so in the journal, perhaps a second time, and move the script."""
-    with open(_words_path(pump, entry), "rb") as stream:
-        text = stream.read().decode("utf-8", "replace").rstrip("\n")
-    pump.journal.append({"ev": "rejected", "job": entry.job, "attempt": entry.attempt, "text": text})
-    fault.point("submit.reject.told")
-    files.move(entry.path, pump.spool.entry_path("rejected", entry.job, entry.attempt))
+    """Refused for good: the script goes from submitting/ to rejected/, the scheduler's exact words beside it."""
+    record = {"ev": "rejected", "job": entry.job, "attempt": entry.attempt, "text": text}
+    ending.begin(pump, entry, "rejected", record, {})
 
 
 def reject_waiting(pump: "Round", entry: Entry, text: str) -> None:

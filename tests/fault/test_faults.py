@@ -22,7 +22,7 @@ GRACE = 1.0
 LEASE = 30.0
 # The modules of the relay. The heartbeat is killed in tests/pbs, a session in tests/session/test_kills, the client in
 # test_client_faults.
-RELAY = ("files", "intake", "journal", "lock", "marks", "operations", "pump", "reconcile", "shell", "submit")
+RELAY = ("ending", "files", "intake", "journal", "lock", "marks", "operations", "pump", "reconcile", "shell", "submit")
 ELSEWHERE = ("heartbeat", "channel", "receive", "serve", "ledger", "results", "session")
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in RELAY)
 LATER = (2, 3, 5, 7, 11) if os.environ.get("CHASQUI_TEST_SIZE") == "long" else (3,)
@@ -37,7 +37,7 @@ class Scenario:
 
     def __init__(self, folder, python, point, nth):
         self.root, self.ran, self.once = str(folder / "root"), str(folder / "ran"), str(folder / "killed")
-        self.python = python
+        self.python, self.point, self.nth = python, point, nth
         self.spool = Spool(self.root)
         os.mkdir(self.ran)
         self.environment = {
@@ -66,13 +66,13 @@ class Scenario:
             command, env=environment or os.environ, stdin=subprocess.DEVNULL, capture_output=True
         ).returncode
 
-    def text(self, name):
-        return "#!/bin/sh\necho start >> '%s/%s'\nsleep 0.2\n" % (self.ran, name)
+    def text(self, name, seconds=0.2):
+        return "#!/bin/sh\necho start >> '%s/%s'\nsleep %s\n" % (self.ran, name, seconds)
 
-    def drop(self, *names):
+    def drop(self, *names, seconds=0.2):
         for name in names:
             with open(os.path.join(self.spool.waiting, name + ".sh"), "w") as stream:
-                stream.write(self.text(name))
+                stream.write(self.text(name, seconds))
 
     def publish(self, *names):
         """As a session does it: work folders, then one shard."""
@@ -148,6 +148,15 @@ def operate(run):
     return ["one", "two", "three"]
 
 
+def cancel(run):
+    """A cancel of what is in the scheduler and held there by the relay."""
+    run.drop("one", "two", "xthree", seconds=2)
+    run.agent({}, "pump")
+    if run.agent(run.environment, "cancel", "xthree") == -9:
+        run.agent(run.environment, "cancel", "xthree")
+    return ["one", "two", "xthree"]
+
+
 def refuse(run):
     """One script that the scheduler refuses for good."""
     run.drop("one", "two")
@@ -159,19 +168,28 @@ def refuse(run):
 
 def scenario_of(point):
     """What comes by a point."""
-    if point.startswith("submit.reject."):
-        return refuse
     return operate if point.startswith(("operations.", "marks.", "pump.delete.")) else relay
 
 
 @pytest.mark.parametrize("point, nth", PASSES)
 def test_killed_at(scenario, point, nth):
-    run = scenario(point, nth)
-    names = scenario_of(point)(run)
+    all_once(scenario(point, nth), scenario_of(point))
+
+
+@pytest.mark.parametrize("kind", [cancel, refuse])
+@pytest.mark.parametrize("point", [name for name in POINTS if name.startswith("ending.")])
+def test_killed_in_another_kind_of_end(scenario, point, kind):
+    """An end that is no flag: cancelled and rejected."""
+    all_once(scenario(point, 1), kind)
+
+
+def all_once(run, what_happens):
+    """Killed on the way, everything is settled after two wakes at most, each payload ran once, each end is told."""
+    names = what_happens(run)
     wakes = run.recover(names)
     states = {name: run.spool.settled_state(name, 1) for name in names}
     assert wakes <= 2, states
-    assert nth > 1 or run.killed(), "no run comes by " + point
+    assert run.nth > 1 or run.killed(), "no run comes by " + run.point
     for name, state in states.items():
         # What is cancelled may have been running, or not have started.
         never = state == ("rejected" if name == "bad" else "cancelled")

@@ -18,7 +18,7 @@ from pbs.cluster import Cluster
 GRACE = 1.0
 NEVER_RUN = ("cancelled", "rejected")
 LONG = os.environ.get("CHASQUI_TEST_SIZE") == "long"
-ALWAYS = ("heartbeat", "marks", "pump", "reconcile", "submit")
+ALWAYS = ("ending", "heartbeat", "marks", "pump", "submit")
 ALSO = ("files", "intake", "journal", "lock")  # these do not know which scheduler it is
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in ALWAYS + (ALSO if LONG else ()))
 
@@ -92,9 +92,6 @@ def test_killed_at(tmp_path: Path, cluster: Cluster, cluster_python: str, point:
     run = Run(tmp_path, cluster, cluster_python, point)
     names = ["one", "two", "three"]
     run.drop(*names)
-    if point.startswith("submit.reject."):
-        bad = Path(run.spool.waiting, "three.sh")
-        bad.write_text(bad.read_text().replace("\n", "\n#PBS -q nosuchqueue\n", 1))
     operating = point.startswith(("marks.", "pump.delete."))
     run.agent("pump", faulty=not operating)
     if operating:

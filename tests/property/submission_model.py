@@ -36,8 +36,8 @@ Job = namedtuple("Job", "token state runner orphan")
 # what the step was for
 Pump = namedtuple("Pump", "step path job views then")
 
-# What the protocol's safety rests on. Each rule can be left out, to see what it is there for. The last three are what
-# the search asked for: WANTED, not in the code when this was written.
+# What the protocol's safety rests on. Each rule can be left out, to see what it is there for. The last three were not in
+# the code before this search asked for them.
 #   closing            marks.close makes the claim of what is given up, cancelled or held
 #   new_token          submit.submit: no token is used for a second call
 #   claim              runner.py 2: only the id in the claim runs
@@ -45,12 +45,10 @@ Pump = namedtuple("Pump", "step path job views then")
 #   deleted_closes     a job deleted before its claim was made is closed before it is called cancelled
 #   start_looks_again  the runner looks at its claim once more behind its run mark, and marks.close at the run marks
 #                      behind its claim: one of the two sees the other, also where a claim was taken back (norun)
-#   ends_by_rename     an end begins with a rename of the submission's own file, and its kind can be read there; only
-#                      then come flag and journal. Who finds it finishes it; who comes too late finds nothing to rename.
-#                      (The code does so for refusals alone: the .err file decides. What is left needs a pump frozen for
-#                      longer than the lease between its last look at the lock and a flag.)
+#   ends_by_rename     ending.begin: an end begins with a rename of the submission's own file, and its kind can be read
+#                      there; only then come flag and journal. Who finds it finishes it; who comes too late, frozen for
+#                      longer than the lease, finds nothing to rename
 Rules = namedtuple("Rules", "closing new_token claim asked_only deleted_closes start_looks_again ends_by_rename")
-WANTED = ("ends_by_rename",)
 PROTOCOL = Rules(*[True] * len(Rules._fields))
 
 START = World(("waiting", None), "", "", (), (), 0, False, "", False, None, None)
@@ -366,8 +364,8 @@ def fates(token, view, rules):
 
 
 def end_begins(world, pump, holds, rules):
-    """An end begins with a rename within submitting/ or submitted/, which says of what kind it is: who has done that
-    ends this submission, and nobody else does anything with it."""
+    """ending.begin: an end begins with the rename into ending/, which says of what kind it is: who has done that ends
+    this submission, and nobody else does anything with it."""
     if not rules.ends_by_rename:
         yield world, pump._replace(step="write_flag" if pump.then.isupper() else "tell_end")
     elif world.script == pump.path:
@@ -378,12 +376,12 @@ def end_begins(world, pump, holds, rules):
 
 
 def write_flag(world, pump, holds, rules):
-    """reconcile.end: the flag in completed/."""
+    """ending.write_flag: the flag in completed/."""
     yield world._replace(flag=pump.then), pump._replace(step="tell_end")
 
 
 def tell_end(world, pump, holds, rules):
-    """The journal: reconcile._finish and cancelled, submit.reject."""
+    """The journal: ending._finish, or ending.resume by whoever finds it begun."""
     if pump.then.isupper() and not world.flag:
         yield world, pump._replace(step="write_flag")
     else:

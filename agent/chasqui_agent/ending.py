@@ -1,0 +1,93 @@
+"""How an attempt ends: one rename says that it does and how; flag, journal and the last rename follow from that.
+
+    ending/<job>.<attempt>.<token>.<generation>.json   what the end is to be, written first by that lock holder
+    ending/<job>.<attempt>.<token>.<generation>.sh     the script: its rename to here begins the end the .json tells of
+
+Who renames the script ends the attempt; a pump that was frozen past its lease finds nothing left to rename, and its
+record is never read. Whoever finds a script here finishes that end, as often as it takes.
+"""
+
+import os
+
+from . import fault, files
+
+MYPY = False
+if MYPY:
+    from typing import Any, Dict
+
+    from .pump import Round
+    from .spool import Entry, Spool
+
+fault.register(
+    {
+        "ending.record.after": "what the end is to be is written, the script not yet renamed",
+        "ending.begun": "the script in ending/, neither flag nor journal say so yet",
+        "ending.flag.after": "the end's own file written (flag, or the scheduler's words), not yet journalled",
+        "ending.told": "journalled, the script still in ending/",
+    }
+)
+
+
+def begin(pump: "Round", entry: "Entry", state: str, record: "Dict[str, Any]", final: "Dict[str, Any]") -> None:
+    """End an attempt whose script is in submitting/ or submitted/.
+
+    state: the folder that tells of it: completed, cancelled or rejected; record: for the journal, and the source of
+    completed/<job>.<attempt>.flag or rejected/<job>.<attempt>.err; final: for final.json of the work folder. Raises
+    FileNotFoundError where somebody else has ended it, or given it back, meanwhile.
+    """
+    path = _path(pump, entry)
+    told = files.dump_json({"state": state, "record": record, "final": final})
+    files.write_file(path[: -len("sh")] + "json", told, durable=False)
+    fault.point("ending.record.after")
+    files.move(entry.path, path)
+    fault.point("ending.begun")
+    _finish(pump, entry._replace(path=path))
+
+
+def _path(pump: "Round", entry: "Entry") -> str:
+    name = "%s.%d.%s.%d.sh" % (entry.job, entry.attempt, entry.token, pump.lock.generation)
+    return os.path.join(pump.spool.ending, name)
+
+
+def resume(pump: "Round") -> None:
+    """Finish the ends somebody began, and drop the records of ends that were never begun."""
+    for entry in pump.spool.entries("ending"):
+        _finish(pump, entry)
+    for name in files.names(pump.spool.ending):
+        if name.endswith(".json"):
+            files.remove(os.path.join(pump.spool.ending, name))
+
+
+def _finish(pump: "Round", entry: "Entry") -> None:
+    record_path = entry.path[: -len("sh")] + "json"
+    try:
+        told = files.read_json(record_path) or {}
+        state, record, final = told["state"], told["record"], told["final"]
+    except (ValueError, KeyError):
+        # Lost with the power: nothing was told of this end, so it is found out again.
+        files.move(entry.path, pump.spool.entry_path("submitting", entry.job, entry.attempt, entry.token))
+        return
+    meta = pump.spool.meta_dir(entry.job, entry.attempt)
+    if final and os.path.isdir(meta):
+        files.write_json(os.path.join(meta, "final.json"), final, durable=False)
+    if state == "completed":
+        write_flag(pump.spool, record)
+    elif state == "rejected":
+        words = pump.spool.entry_path("rejected", entry.job, entry.attempt, suffix="err")
+        files.replace_file(words, record["text"].encode("utf-8", "replace") + b"\n")
+    fault.point("ending.flag.after")
+    pump.journal.append(record)
+    fault.point("ending.told")
+    if state == "completed":
+        files.remove(entry.path)
+    else:
+        files.move(entry.path, pump.spool.entry_path(state, entry.job, entry.attempt))
+    files.remove(record_path)
+
+
+def write_flag(spool: "Spool", record: "Dict[str, Any]") -> None:
+    """completed/<job>.<attempt>.flag of a journal record: DONE, FAIL or LOST, the scheduler's id, key=value lines."""
+    told = {key: value for key, value in record.items() if key not in ("ev", "job", "pbs", "state")}
+    lines = [record["state"], record["pbs"]] + ["%s=%s" % item for item in sorted(told.items())]
+    path = spool.entry_path("completed", record["job"], record["attempt"], suffix="flag")
+    files.replace_file(path, "\n".join(lines + [""]).encode("utf-8", "replace"))
