@@ -9,6 +9,7 @@ if MYPY:
 
 # Flags without a value; every other letter takes one.
 _SWITCHES = "hfIVXz"
+_RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})(?::([0-9]{1,9}))?(?:%[0-9]+)?$")  # first-last[:step][%at once]
 _NAME = re.compile(r"[^A-Za-z0-9_.+-]")
 
 
@@ -50,6 +51,24 @@ def asked(script: bytes) -> "Dict[str, str]":
     for flag, value in options(script):
         last[flag] = last[flag] + "," + value if flag == "v" and last.get("v") else value
     return last
+
+
+def asked_in(path: str) -> "Dict[str, str]":
+    """What the script at `path` asks for; nothing where it is gone."""
+    try:
+        with open(path, "rb") as stream:
+            return asked(stream.read())
+    except FileNotFoundError:
+        return {}
+
+
+def elements(asked: "Dict[str, str]") -> range:
+    """The indices of a job array's elements; none where it is no array, or none that the scheduler will take."""
+    found = _RANGE.match(asked.get("J", ""))
+    if not found:
+        return range(0)
+    first, last, step = (int(number or 1) for number in found.groups())
+    return range(first, last + 1, step or 1)
 
 
 def safe_name(name: str) -> str:

@@ -2,18 +2,41 @@
 
 from collections import namedtuple
 
-from . import marks
+from . import directives, marks
 from .caps import Counts
 
 MYPY = False
 if MYPY:
-    from typing import Iterable, List, Optional
+    from typing import Iterable, List, Optional, Sequence
 
     from .schedulers.base import Snapshot
-    from .spool import Spool
+    from .spool import Entry, Spool
 
-# One entry of submitted/. id: the scheduler's, "" where the id file is missing; held: with our hold, as far as we know
-Standing = namedtuple("Standing", "entry meta id held marks")
+class Standing(namedtuple("Standing", "entry meta id held marks indices")):
+    """One entry of submitted/. id: the scheduler's, "" where the id file is missing; held: with our hold, as far as we
+    know; indices: of an array's elements, none of any other job. Counts are by element."""
+
+    __slots__ = ()
+
+    def __new__(
+        cls, entry: "Entry", meta: str, id: str, held: bool, marks: "marks.Marks", indices: "Sequence[int]" = ()
+    ) -> "Standing":
+        return super().__new__(cls, entry, meta, id, held, marks, indices)
+
+    @property
+    def size(self) -> int:
+        """How many it counts as."""
+        return max(1, len(self.indices))
+
+    @property
+    def begun(self) -> int:
+        """How many have started."""
+        return sum(one.runs > 0 for one in self.marks.elements.values()) or int(self.marks.runs > 0)
+
+    @property
+    def flagged(self) -> int:
+        """How many have written their flag: their payloads are over."""
+        return sum(one.flags > 0 for one in self.marks.elements.values()) or int(self.marks.flag is not None)
 
 
 def standings(spool: "Spool") -> "List[Standing]":
@@ -22,7 +45,10 @@ def standings(spool: "Spool") -> "List[Standing]":
     for entry in spool.entries("submitted"):
         meta = spool.meta_dir(entry.job, entry.attempt)
         known = marks.read_id(meta, entry.token)
-        found.append(Standing(entry, meta, known.get("id", ""), bool(known.get("held")), marks.read(meta, entry.token)))
+        job_id = known.get("id", "")
+        indices = directives.elements(directives.asked_in(entry.path)) if "[]" in job_id else ()
+        job_marks = marks.read(meta, entry.token)
+        found.append(Standing(entry, meta, job_id, bool(known.get("held")), job_marks, indices))
     return sorted(found, key=lambda standing: (_number(standing.id), standing.entry.path))
 
 
@@ -35,32 +61,33 @@ def count(
     standing: "List[Standing]",
     submitting: int,
     snapshot: "Optional[Snapshot]",
-    waiting: int,
     beats: "Optional[Iterable[str]]" = None,
 ) -> Counts:
-    """The counts the caps are about.
+    """The counts the caps are about, arrays by element.
 
     A job whose flag stands is out of both (its slot may still be taken: the scheduler then refuses, which is a wait).
     One that has not started is queued, and could start at any moment unless we hold it. A submission of unknown outcome
     counts as both. Live jobs that are not ours count by their state as of the last query round. beats: ids of the
     heartbeat's jobs; None where there is no heartbeat, else it counts as one that runs and waits, and as two in all.
+    An element that ended without a flag counts until its array is gone.
     """
-    payloads = queued = held = 0
+    payloads = queued = live = 0
     for job in standing:
-        if job.marks.flag is not None:
-            continue
-        if job.marks.runs:
-            payloads += 1
-        else:
-            queued += 1
-            held += job.held
-            payloads += not job.held
+        waiting = max(0, job.size - max(job.begun, job.flagged))
+        queued += waiting
+        payloads += max(0, job.size - job.flagged - (waiting if job.held else 0))
+        live += max(job.size - job.flagged, _in_scheduler(job, snapshot))
     beat = int(beats is not None)
-    foreign_running, foreign_queued = _foreign(standing, snapshot, beats or ())
-    payloads += submitting + foreign_running + beat
-    queued += submitting + foreign_queued + beat
-    live = len(standing) + submitting + foreign_running + foreign_queued + 2 * beat
-    return Counts(payloads, queued, live, held, waiting)
+    running, foreign = _foreign(standing, snapshot, beats or ())
+    others = [running + beat, foreign + beat, running + foreign + 2 * beat]
+    ours = [payloads + submitting, queued + submitting, live + submitting]
+    return Counts(*[mine + other for mine, other in zip(ours, others)] + others)
+
+
+def _in_scheduler(job: Standing, snapshot: "Optional[Snapshot]") -> int:
+    """How many of a job the scheduler still has, as far as we know: all, where it has not been asked since."""
+    seen = snapshot.live.get(job.id) if snapshot else None
+    return min(job.size, seen.queued + seen.running) if seen else job.size
 
 
 def _foreign(standing: "List[Standing]", snapshot: "Optional[Snapshot]", beats: "Iterable[str]") -> "List[int]":

@@ -4,11 +4,14 @@ claim.<token>        symlink -> the scheduler's id that runs it, or -> closed:<g
 run.<token>.<k>      the k-th start: a symlink -> the scheduler's id
 term.<token>.<k>     that start was told to end (TERM): its exit status is not its fate
 flag.<token>.<k>     it ended: key=value lines up to a line "whole"
+                     Of a job array the claim is the array's id, and every element has its own four:
+                     claim.<token>.<index> -> its id, run.<token>.<index>.<k>, and so on
 <token>.id           JSON {"id", "held"}: ours, written by the pump
 cancel.<token>       ours: a cancel was asked for while it ran; the content says why
 """
 
 import os
+import re
 from collections import namedtuple
 
 from . import fault, files, lock
@@ -24,31 +27,38 @@ fault.register(
     }
 )
 
-Marks = namedtuple(
-    "Marks", "claim runs flag term cancel"
-)  # claim: text or ""; runs: highest k or 0; flag: dict or None
+# claim: text or ""; runs: highest k or 0; flag: dict or None, and None of an array; term: of any start; elements: of an
+# array, index -> Element of what has begun, {} of any other job
+Marks = namedtuple("Marks", "claim runs flag term cancel elements")
+Element = namedtuple("Element", "runs flags term")  # the highest k of each, 0 where there is none
+
+_MARK = re.compile(r"(run|flag|term)\.([^.]+)(?:\.([0-9]+))?\.([0-9]+)$")
 
 
 def read(meta: str, token: str) -> Marks:
     """The marks of one token; empty ones where the folder is gone."""
-    runs, flags, terms, cancel = 0, 0, set(), False
+    highest: "Dict[Optional[int], Dict[str, int]]" = {}
+    cancel = False
     for name in files.names(meta):
-        kind, _, rest = name.partition(".")
-        owner, _, number = rest.partition(".")
-        if owner != token:
-            continue
-        if number.isdigit():
-            if kind == "run":
-                runs = max(runs, int(number))
-            elif kind == "flag":
-                flags = max(flags, int(number))
-            elif kind == "term":
-                terms.add(int(number))
-        elif kind == "cancel":
-            cancel = True
+        found = _MARK.match(name)
+        if found and found.group(2) == token:
+            kind, _, index, k = found.groups()
+            one = highest.setdefault(int(index) if index else None, {})
+            one[kind] = max(one.get(kind, 0), int(k))
+        cancel = cancel or name == "cancel." + token
+    every = {
+        index: Element(one.get("run", 0), one.get("flag", 0), one.get("term", 0)) for index, one in highest.items()
+    }
+    own = every.pop(None, Element(0, 0, 0))
     claim = lock.read_link(os.path.join(meta, "claim." + token)) or ""
-    flag = read_flag(os.path.join(meta, "flag.%s.%d" % (token, flags))) if flags else None
-    return Marks(claim, runs, flag, bool(terms), cancel)
+    flag = read_flag(flag_path(meta, token, own.flags)) if own.flags else None
+    runs = max([own.runs] + [one.runs for one in every.values()])
+    return Marks(claim, runs, flag, bool(own.term or any(one.term for one in every.values())), cancel, every)
+
+
+def flag_path(meta: str, token: str, k: int) -> str:
+    """Where the k-th flag stands of a token, or of an element as <token>.<index>."""
+    return os.path.join(meta, "flag.%s.%d" % (token, k))
 
 
 def read_flag(path: str) -> "Optional[Dict[str, str]]":
@@ -65,16 +75,19 @@ def read_flag(path: str) -> "Optional[Dict[str, str]]":
     return dict(line.partition("=")[::2] for line in body.split("\n"))
 
 
-def started_at(meta: str, token: str, k: int) -> float:
-    """When the k-th start was, in seconds since 1970 by the file server's clock; 0 where unknown."""
+def started_at(meta: str, token: str, found: Marks) -> float:
+    """When the last start was, of an array the first element's, in seconds since 1970 by the file server's clock; 0
+    where unknown."""
+    names = ["run.%s.%d.%d" % (token, index, one.runs) for index, one in found.elements.items() if one.runs]
     try:
-        return os.lstat(os.path.join(meta, "run.%s.%d" % (token, k))).st_mtime
+        return min(os.lstat(os.path.join(meta, name)).st_mtime for name in names or ["run.%s.%d" % (token, found.runs)])
     except OSError:
         return 0.0
 
 
 def close(meta: str, token: str, generation: int) -> str:
-    """Take the claim of a token so that nothing can start under it: "" if it is closed now, else the id that started.
+    """Take the claim of a token so that nothing can start under it: "" if it is closed now, else the id that started,
+    of an array the whole one's.
 
     A closed token stays closed; a job of the scheduler that comes up with it later refuses to run.
     """
@@ -92,7 +105,12 @@ def close(meta: str, token: str, generation: int) -> str:
     # The runner looks at its claim once more behind its run mark, and we for that mark behind our claim: one of the
     # two sees the other, also where a second start of the same id came between a claim and its taking back.
     runs = [name for name in files.names(meta) if name.startswith("run.%s." % token)]
-    return (lock.read_link(os.path.join(meta, runs[0])) or "") if runs else ""
+    return array_of(lock.read_link(os.path.join(meta, runs[0])) or "") if runs else ""
+
+
+def array_of(job_id: str) -> str:
+    """`37[].server` of the element `37[5].server`; any other id as it is."""
+    return re.sub(r"\[[0-9]+\]", "[]", job_id)
 
 
 def is_closed(claim: str) -> bool:

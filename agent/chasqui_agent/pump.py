@@ -9,6 +9,7 @@ import time
 
 from . import (
     caps,
+    directives,
     ending,
     fault,
     files,
@@ -191,7 +192,7 @@ class Round:
         if cached is not None and (self.scheduler.asks_a_server or not doubt):
             return cached, False
         # Those whose flag says how they ended need only be seen to be gone.
-        asked = [job for job in standing if job.id and (job.marks.flag is None or job.marks.term)]
+        asked = [job for job in standing if job.id and (job.flagged < job.size or job.marks.term)]
         ids = [job.id for job in asked] + [beat.id for beat in heartbeat.beats(self.spool) if beat.id]
         sought = [submit.sought(self, entry) for entry in in_flight] + heartbeat.sought(self.spool)
         try:
@@ -240,39 +241,51 @@ class Round:
 
     def _act(self, standing: "List[live.Standing]", snapshot: "Snapshot") -> None:
         limits = caps.Caps(self.settings.max_running, self.settings.max_queued, self.settings.max_total)
-        submitting = len(self.spool.entries("submitting"))
-        todo = self._first_waiting(int(limits.max_queued))
+        in_flight = [directives.asked_in(entry.path) for entry in self.spool.entries("submitting")]
+        submitting = sum(self._size(asked) for asked in in_flight)
         has_beat = heartbeat.enabled(self.settings, self.scheduler)
+        todo = self._first_waiting(int(limits.max_queued), limits, int(has_beat))
         beats = [beat.id for beat in heartbeat.beats(self.spool)] if has_beat else None
-        counts = live.count(standing, submitting, snapshot, len(todo), beats)
-        plan = caps.plan(counts, limits)
-        for job in [job for job in standing if job.held and not job.marks.runs][: plan.release]:
-            try:
-                self._release(job)
-            except NotNow:
-                continue  # the next good query shows that it is still held
+        counts = live.count(standing, submitting, snapshot, beats)
+        plan = caps.plan(counts, limits, self.state.value.get("turns"))
+        for job in [job for job in standing if job.held and not job.marks.runs]:
+            if plan.payloads.take(_name(job.entry), job.size):
+                try:
+                    self._release(job)
+                except NotNow:
+                    continue  # the next good query shows that it is still held
         refused = self._submit(todo, plan)
-        if refused in ("limit", "temporary") and any(job.marks.flag for job in standing):
+        self.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
+        if refused in ("limit", "temporary") and any(job.flagged for job in standing):
             heartbeat.hurry(self)  # PBS counts an ending job until it is quite gone: 32 s were seen
 
-    def _submit(self, todo: "List[Entry]", plan: caps.Plan) -> str:
+    def _size(self, asked: "Dict[str, str]") -> int:
+        """How many jobs a script counts as."""
+        return max(1, len(directives.elements(asked))) if self.scheduler.has_arrays else 1
+
+    def _submit(self, todo: "List[Tuple[Entry, int]]", plan: caps.Plan) -> str:
         """Submit until the room is used or the scheduler says stop; the kind of refusal that was its last word, or "".
 
         A script refused for good goes to rejected/. One that is refused in the very words of the last one is doubted
         first: where a queue is closed, every script is refused, and a batch must not be emptied for that. The next ones
         are tried; when one is accepted it was the scripts after all, else they all stay.
         """
-        used, last = 0, ""
+        last = ""
         doubted: "List[Entry]" = []
-        for entry in todo:
-            if used == plan.submit_free + plan.submit_held or len(doubted) == MAX_DOUBTED:
+        for entry, size in todo:
+            if not plan.queue.left or len(doubted) == MAX_DOUBTED:
                 break
+            if not plan.queue.take(_name(entry), size):
+                continue
             if self.lock.time_left() < self.settings.lease / 50:
                 self.report["unfinished"] = True  # give the lock back and take it again
                 break
-            answer = submit.submit(self, entry, hold=used >= plan.submit_free)
+            free = plan.payloads.take(_name(entry), size)
+            answer = submit.submit(self, entry, hold=not free)
+            if answer.kind != "accepted":
+                plan.queue.give_back(size)
+                plan.payloads.give_back(size if free else 0)
             if answer.kind == "accepted":
-                used += 1
                 self.report["submitted"] += 1
                 self._reject(doubted, self.state.last_rejected())
                 doubted = []
@@ -296,9 +309,10 @@ class Round:
             self.report["rejected"] += 1
             self.report["refused"] = ""
 
-    def _first_waiting(self, most: int) -> "List[Entry]":
-        """The next scripts to submit. One that asks for `#PBS -h` goes to held/ on the way; empty shards go."""
-        found: "List[Entry]" = []
+    def _first_waiting(self, most: int, limits: caps.Caps, beats: int) -> "List[Tuple[Entry, int]]":
+        """The next scripts to submit, each with how many elements it is. One that asks for `#PBS -h` goes to held/ on
+        the way, an array that no cap has room for to rejected/; empty shards go."""
+        found: "List[Tuple[Entry, int]]" = []
         for shard in list(self.spool.shards()):
             entries = self.spool.shard_entries(shard)
             if not entries:
@@ -306,18 +320,19 @@ class Round:
             for entry in entries:
                 if len(found) >= most:
                     return found
-                if self._wants_hold(entry):
+                asked = directives.asked_in(entry.path)
+                size = self._size(asked)
+                why = caps.too_large(size, beats, limits)
+                if self._wants_hold(entry, asked):
                     self.journal.append({"ev": "held", "job": entry.job, "attempt": entry.attempt, "why": "#PBS -h"})
                     files.move(entry.path, self.spool.entry_path("held", entry.job, entry.attempt))
+                elif why:
+                    self._reject([entry], why)
                 else:
-                    found.append(entry)
+                    found.append((entry, size))
         return found
 
-    def _wants_hold(self, entry: "Entry") -> bool:
-        from . import directives
-
-        with open(entry.path, "rb") as stream:
-            asked = directives.asked(stream.read())
+    def _wants_hold(self, entry: "Entry", asked: "Dict[str, str]") -> bool:
         mark = os.path.join(self.spool.meta_dir(entry.job, entry.attempt), "released")
         return "h" in asked and not os.path.exists(mark)
 
@@ -365,6 +380,10 @@ class Round:
         """The priority folder an attempt belongs to."""
         priority = self.spool.job_record(entry.job, entry.attempt).get("priority", 0)
         return min(999, max(0, MIDDLE_PRIORITY - priority)) if isinstance(priority, int) else MIDDLE_PRIORITY
+
+
+def _name(entry: "Entry") -> str:
+    return "%s.%d" % (entry.job, entry.attempt)
 
 
 def _read_text(path: str) -> str:

@@ -8,7 +8,7 @@ claim made is never submitted again by the relay: a retry is the user's decision
 
 import os
 
-from . import ending, files, marks, submit
+from . import arrays, ending, files, marks, submit
 from .schedulers.base import DELETED, NotNow
 
 MYPY = False
@@ -76,16 +76,25 @@ def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]
         return True
     if snapshot is None or not fresh or standing.id in snapshot.live:
         return False
-    if found.flag and not found.term:
-        return end(pump, standing, _by_flag(found.flag))
+    certain = _by_marks(standing)
+    if certain:
+        return end(pump, standing, certain)
     if not snapshot.knows(standing.id):
         return False
     return _gone(pump, standing, snapshot.ended.get(standing.id))
 
 
+def _by_marks(standing: "Standing") -> "Optional[Dict[str, Any]]":
+    """How an attempt ended where its flags say so for certain, else None."""
+    if standing.indices:
+        return arrays.by_flags(standing)
+    found = standing.marks
+    return _by_flag(found.flag) if found.flag and not found.term else None
+
+
 def _journal_start(pump: "Round", standing: "Standing") -> None:
     entry = standing.entry
-    when = marks.started_at(standing.meta, entry.token, standing.marks.runs)
+    when = marks.started_at(standing.meta, entry.token, standing.marks)
     record = {"ev": "started", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id, "when": int(when)}
     pump.journal.later(record)
     pump.state.started.append(entry.token)
@@ -105,8 +114,11 @@ def _gone(pump: "Round", standing: "Standing", ended: "Optional[Ended]") -> bool
         return cancelled(pump, standing, "cancelled" if found.cancel else "deleted in the scheduler", ended.exit)
     if not started:
         return _never_ran(pump, standing, ended)
-    if pump.scheduler.stages_output and not found.flag and not _given_up(pump, standing.entry.token):
+    missing = standing.flagged < max(1, standing.begun)
+    if pump.scheduler.stages_output and missing and not _given_up(pump, standing.entry.token):
         return False  # a flag may still be on its way through the file server's caches
+    if standing.indices:
+        return end(pump, standing, arrays.by_scheduler(standing, ended.why))
     return end(pump, standing, _by_scheduler(ended))
 
 
@@ -127,6 +139,8 @@ def _never_ran(pump: "Round", standing: "Standing", ended: "Ended") -> bool:
 
 def _vanished(pump: "Round", standing: "Standing", why: str) -> bool:
     found = standing.marks
+    if standing.indices and found.runs:
+        return end(pump, standing, arrays.by_scheduler(standing, why, lost=True))
     if found.term:
         return end(pump, standing, {"state": "FAIL", "exit": None, "why": "terminated"})
     if not found.claim and not found.runs:

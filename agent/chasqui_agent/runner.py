@@ -35,13 +35,26 @@ python=@python@
 agent=@agent@
 record=@record@
 id=${PBS_JOBID:-none.$$}
+host=$(uname -n)
 k=0
 term=
 
-# An event for the next pump, whole or absent, in plain shell: python may be missing on this node.
+# An element of an array, 37[5].server: the token's claim names the array, 37[].server, and all else is its own.
+base=$id
+own=$token
+case $id in
+*\[*\]*)
+    own=${id#*\[}
+    own=$token.${own%%\]*}
+    base="${id%%\[*}[]${id#*\]}"
+    ;;
+esac
+
+# An event for the next pump, whole or absent, in plain shell: python may be missing on this node. Elements of one array
+# leave theirs on many hosts at once.
 event() {
-    printf '%s\n' "$id" >"$root/wake/.$1.$token.$$" 2>/dev/null &&
-        mv -f "$root/wake/.$1.$token.$$" "$root/wake/ev.$1.$job.$attempt.$token.$$" 2>/dev/null
+    printf '%s\n' "$id" >"$root/wake/.$1.$own.$host.$$" 2>/dev/null &&
+        mv -f "$root/wake/.$1.$own.$host.$$" "$root/wake/ev.$1.$job.$attempt.$own.$host.$$" 2>/dev/null
 }
 
 # wake REASON [COMMAND]: one pump, at once; COMMAND (setsid) is put in front.
@@ -60,21 +73,27 @@ refuse() {
 }
 
 # 1. Room for the flag, before anything else: a full quota at the end must not eat the truth.
-room=$meta/flag.$token.$$.new
+room=$meta/flag.$own.$host.$$.new
 printf '%4096s\n' '' 2>/dev/null >"$room" || exit 97
 
 # 2. The claim: one id may run this token, and none once the relay has closed it.
 claimed=1
-if ! ln -s "$id" "$meta/claim.$token" 2>/dev/null; then
+if ! ln -s "$base" "$meta/claim.$token" 2>/dev/null; then
     claimed=
-    [ "$(readlink "$meta/claim.$token" 2>/dev/null)" = "$id" ] || refuse duplicate
+    [ "$(readlink "$meta/claim.$token" 2>/dev/null)" = "$base" ] || refuse duplicate
+fi
+# An element also makes one of its own, and never takes the array's back: the other elements stand on that.
+if [ "$own" != "$token" ]; then
+    claimed=
+    ln -s "$id" "$meta/claim.$own" 2>/dev/null ||
+        [ "$(readlink "$meta/claim.$own" 2>/dev/null)" = "$id" ] || refuse duplicate
 fi
 
 # 3. This start. A second one of the same id is PBS's own rerun: only where the job asked for it. A symlink, because a
 # file would stay behind empty on a full disk, and look like an earlier start.
 k=1
-until ln -s "$id" "$meta/run.$token.$k" 2>/dev/null; do
-    if [ ! -L "$meta/run.$token.$k" ]; then
+until ln -s "$id" "$meta/run.$own.$k" 2>/dev/null; do
+    if [ ! -L "$meta/run.$own.$k" ]; then
         # Nothing ran: without our claim the relay can close the token and queue the job again.
         [ -z "$claimed" ] || rm -f "$meta/claim.$token"
         refuse norun
@@ -85,8 +104,8 @@ if [ "$k" -gt 1 ] && [ "$rerun" = 0 ]; then
     refuse rerun
 fi
 # The claim once more: it may have been taken back by an earlier start of this id, and closed since.
-if [ "$(readlink "$meta/claim.$token" 2>/dev/null)" != "$id" ]; then
-    rm -f "$meta/run.$token.$k"
+if [ "$(readlink "$meta/claim.$token" 2>/dev/null)" != "$base" ]; then
+    rm -f "$meta/run.$own.$k"
     refuse duplicate
 fi
 
@@ -94,7 +113,7 @@ fi
 on_term() {
     [ -z "$term" ] || return 0
     term=1
-    : >"$meta/term.$token.$k"
+    : >"$meta/term.$own.$k"
     event term
 }
 trap on_term TERM INT HUP
@@ -129,10 +148,10 @@ if [ "$code" -gt 128 ]; then
 fi
 
 # 5. The flag: the room is overwritten in place and renamed. A later start of the same id has the word.
-if [ ! -L "$meta/run.$token.$((k + 1))" ]; then
+if [ ! -L "$meta/run.$own.$((k + 1))" ]; then
     printf 'exit=%s\nid=%s\nk=%s\nterm=%s\nhost=%s\nended=%s\nwhole\n' \
-        "$code" "$id" "$k" "${term:-0}" "$(uname -n)" "$(date +%s)" 1<>"$room"
-    mv -f "$room" "$meta/flag.$token.$k"
+        "$code" "$id" "$k" "${term:-0}" "$host" "$(date +%s)" 1<>"$room"
+    mv -f "$room" "$meta/flag.$own.$k"
 fi
 
 [ -z "$record" ] || rm -f "$record"

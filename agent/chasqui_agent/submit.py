@@ -30,6 +30,7 @@ fault.register(
 )
 
 CALL_SECONDS = 120.0
+EACH = "^array_index^"  # what PBS replaces by an element's index in a path
 
 
 def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
@@ -46,7 +47,7 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     files.move(entry.path, in_flight.path)
     pump.lock.check()
     fault.point("submit.call.before")
-    answer = _no_array(request) or pump.scheduler.submit(request, CALL_SECONDS)
+    answer = _no_array(pump, request) or pump.scheduler.submit(request, CALL_SECONDS)
     fault.point("submit.call.after")
     if answer.kind == "accepted":
         record_id(pump, in_flight, answer.id, hold, "submitted")
@@ -64,11 +65,11 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     return answer
 
 
-def _no_array(request: Request) -> "Optional[Submission]":
-    """The refusal of a job array: its elements would share one claim, and all but the first refuse to run."""
-    if "J" not in request.directives:
+def _no_array(pump: "Round", request: Request) -> "Optional[Submission]":
+    """The refusal of a job array where the scheduler has none."""
+    if pump.scheduler.has_arrays or "J" not in request.directives:
         return None
-    return Submission("permanent", "", "job arrays (#PBS -J) are not supported yet")
+    return Submission("permanent", "", "the %s scheduler has no job arrays (#PBS -J)" % pump.scheduler.name)
 
 
 def record_id(pump: "Round", entry: Entry, job_id: str, held: bool, event: str) -> None:
@@ -132,7 +133,8 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
         error=error,
         join=join,
         hold=hold,
-        rerun=rerun,
+        # PBS refuses an array that must not be rerun ("cannot submit non-rerunable Array Job"): its runner sees to it.
+        rerun=rerun or bool(directives.elements(asked)),
         directives=asked,
     )
 
@@ -170,10 +172,12 @@ def queue_name(name: str, token: str, limit: int) -> str:
 
 
 def output_paths(asked: "Dict[str, str]", folder: str, ours: str, name: str, token: str) -> "Tuple[str, str, bool]":
-    """(stdout, stderr, joined): her -o and -e below the work folder, ours in .chasqui/ where she gave none."""
+    """(stdout, stderr, joined): her -o and -e below the work folder, ours in .chasqui/ where she gave none; of an
+    array, one for each element."""
     join = asked.get("j", "n")[:1]
-    output = _output_path(asked.get("o", ""), folder, "%s.o%s" % (name, token)) or ours + ".out"
-    error = _output_path(asked.get("e", ""), folder, "%s.e%s" % (name, token)) or ours + ".err"
+    each = "." + EACH if directives.elements(asked) else ""
+    output = _output_path(asked.get("o", ""), folder, "%s.o%s%s" % (name, token, each)) or ours + each + ".out"
+    error = _output_path(asked.get("e", ""), folder, "%s.e%s%s" % (name, token, each)) or ours + each + ".err"
     if join == "e":
         output = error
     elif join == "o":
@@ -182,7 +186,8 @@ def output_paths(asked: "Dict[str, str]", folder: str, ours: str, name: str, tok
 
 
 def final_outputs(spool: "Spool", entry: Entry) -> "Tuple[str, str]":
-    """(stdout, stderr) of a submission as paths below its work folder; "" for one that is elsewhere or joined."""
+    """(stdout, stderr) of a submission as paths below its work folder; "" for one that is elsewhere or joined, and for
+    an array's many."""
     folder = spool.work_dir(entry.job, entry.attempt)
     meta = spool.meta_dir(entry.job, entry.attempt)
     try:
@@ -192,6 +197,7 @@ def final_outputs(spool: "Spool", entry: Entry) -> "Tuple[str, str]":
         return "", ""
     output, error, _ = output_paths(asked, folder, os.path.join(meta, entry.token), entry.job, entry.token)
     inside = [path[len(folder) + 1 :] if path.startswith(folder + "/") else "" for path in (output, error)]
+    inside = ["" if EACH in path else path for path in inside]
     return inside[0], "" if error == output else inside[1]
 
 

@@ -383,7 +383,7 @@ def test_arrays_are_refused_with_the_reason(root):
     root.drop("job", directives="#PBS -J 1-4")
     assert root.pump()["rejected"] == 1
     with open(root.spool.entry_path("rejected", "job", 1, suffix="err")) as stream:
-        assert "job arrays (#PBS -J) are not supported yet" in stream.read()
+        assert "the shell scheduler has no job arrays (#PBS -J)" in stream.read()
     assert root.events("job", "rejected")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import tempfile
 
 from hypothesis import given
@@ -10,42 +11,80 @@ from hypothesis import strategies as st
 from chasqui_agent import journal, wire
 from chasqui_agent.caps import Caps, Counts, plan
 
-small = st.integers(0, 200)
+small = st.integers(0, 60)
+sizes = st.lists(st.one_of(st.just(1), st.integers(2, 80)), max_size=30)
 
 
 @st.composite
 def queues(draw):
     """A queue as it can be: held jobs are queued and no payloads; everything queued or running is live."""
-    held, free, running, ended = draw(small), draw(small), draw(small), draw(small)
-    counts = Counts(running + free, held + free, running + held + free + ended, held, draw(small))
-    return counts, Caps(
-        draw(st.integers(1, 200)), draw(st.integers(1, 200)), draw(st.one_of(st.just(0), st.integers(1, 400)))
-    )
+    held, free, running, ended = draw(sizes), draw(small), draw(small), draw(small)
+    others = draw(small), draw(small)
+    queued = sum(held) + free
+    counts = Counts(running + free + others[0], queued + others[1], running + queued + ended + sum(others),
+                    *others, sum(others))  # fmt: skip
+    most = st.integers(1, 200)
+    return counts, Caps(draw(most), draw(most), draw(st.one_of(st.just(0), st.integers(1, 400)))), held, draw(sizes)
+
+
+def carried_out(places, held, waiting):
+    """What a pump makes of the places: (sizes released, submitted free, submitted with a hold)."""
+    released = [size for number, size in enumerate(held) if places.payloads.take("h%d" % number, size)]
+    free, kept = [], []
+    for number, size in enumerate(waiting):
+        if places.queue.take("w%d" % number, size):
+            (free if places.payloads.take("w%d" % number, size) else kept).append(size)
+    return released, free, kept
 
 
 @given(queues())
 def test_caps_hold_and_excess_is_not_added_to(queue):
-    counts, caps = queue
-    done = plan(counts, caps)
-    assert min(done) >= 0 and done.release <= counts.held and done.submit_free + done.submit_held <= counts.waiting
-    submitted = done.submit_free + done.submit_held
-    assert counts.payloads + done.release + done.submit_free <= max(counts.payloads, caps.max_running)
-    assert counts.queued + submitted <= max(counts.queued, caps.max_queued)
+    counts, caps, held, waiting = queue
+    released, free, kept = (sum(sizes) for sizes in carried_out(plan(counts, caps), held, waiting))
+    assert counts.payloads + released + free <= max(counts.payloads, caps.max_running)
+    assert counts.queued + free + kept <= max(counts.queued, caps.max_queued)
     if caps.max_total:
-        assert counts.live + submitted <= max(counts.live, caps.max_total)
+        assert counts.live + free + kept <= max(counts.live, caps.max_total)
 
 
 @given(queues())
 def test_no_place_is_left_empty(queue):
-    counts, caps = queue
-    done = plan(counts, caps)
-    submitted = done.submit_free + done.submit_held
-    full = counts.queued + submitted >= caps.max_queued or (
-        caps.max_total and counts.live + submitted >= caps.max_total
+    """But for an array in front, that has them kept."""
+    counts, caps, held, waiting = queue
+    places = plan(counts, caps)
+    released, free, kept = carried_out(places, held, waiting)
+    submitted = free + kept
+    full = counts.queued + sum(submitted) >= caps.max_queued or (
+        caps.max_total and counts.live + sum(submitted) >= caps.max_total
     )
-    assert submitted == counts.waiting or full
-    running = counts.payloads + done.release + done.submit_free
-    assert running >= caps.max_running or (done.release == counts.held and done.submit_held == 0)
+    assert len(submitted) == len(waiting) or full or places.queue.turn[0] or 1 not in waiting[len(submitted):]
+    running = counts.payloads + sum(released) + sum(free)
+    assert running >= caps.max_running or places.payloads.turn[0] or 1 not in held[len(released):] + kept
+
+
+@given(st.integers(2, 12), st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(1, 30), st.integers(0, 3),
+       st.integers(0, 1000))  # fmt: skip
+def test_neither_arrays_nor_those_behind_them_wait_for_ever(most, arrays, life, foreign, seed):
+    """Single jobs without end, arrays among them; each round some of what runs ends. Every array has its turn, and no
+    array keeps places from the single ones for more rounds than it may."""
+    caps, turns, running, held, blocked, chance = Caps(most, 1000, 0), None, [], [], 0, random.Random(seed)
+    for number, size in enumerate(arrays):
+        held += [("one%d" % number, 1), ("array%d" % number, min(size, most - min(foreign, most - 1)))]
+    beside = min(foreign, most - 1)
+    for count in range(3000):
+        held += [("more%d.%d" % (count, number), 1) for number in range(2 * most - len(held))]
+        payloads = sum(size for _, size in running) + beside
+        places = plan(Counts(payloads, 0, 0, beside, 0, 0), caps, turns)
+        room = places.payloads.left
+        started = [job for job in held if places.payloads.take(*job)]
+        turns = {"payloads": places.payloads.turn}
+        held = [job for job in held if job not in started]
+        blocked = 0 if started or not room else blocked + 1
+        assert blocked <= turns["payloads"][2]
+        running = [job for job in running + started if chance.random() > 1 / life]
+        if not [name for name, _ in held if name.startswith("array")]:
+            return
+    raise AssertionError("an array waits for ever: %s %s" % (held[:3], turns))
 
 
 records = st.dictionaries(st.text(max_size=8), st.one_of(st.text(max_size=20), st.integers(), st.none()), max_size=4)

@@ -129,6 +129,7 @@ class Scheduler:
     name = ""
     name_limit = 15  # longest job name it takes
     stages_output = True  # output files appear only some time after the payload ended
+    has_arrays = False  # takes #PBS -J
     asks_a_server = True  # a query costs somebody else something: never more than one in query_interval
     query_seconds = 30.0  # how long one query may take; a caller in a hurry lowers it
 

@@ -57,6 +57,7 @@ class OpenPBS(Scheduler):
     """The PBS server of this host, as this user sees it."""
 
     name = "openpbs"
+    has_arrays = True
 
     def __init__(self, spool: "Spool", settings: "Settings") -> None:
         self.commands = Commands(getattr(settings, "pbs_bin", "") or "")
@@ -248,11 +249,13 @@ class Round:
         if not every:
             return
         arrays = any("[" in job_id for job_id in every)
-        # Of a running array only its elements are R, and only -T shows them.
+        # Of a running array only its elements are R, and only -T shows them. Those that wait are listed first: one that
+        # starts in between is seen twice, not missed.
+        queued = self._pbs.select("-u", self._pbs.user, "-T", "-s", "QHW") if arrays else []
         running = self._pbs.select("-u", self._pbs.user, *(["-T"] if arrays else []), "-s", "RESUB")
         waits = arrays or set(every) - set(running)
         held = set(self._pbs.select("-u", self._pbs.user, "-s", "H")) if waits else set()
-        elements = self._elements(running) if arrays else {}
+        elements = self._elements(queued, running)
         started = {job_id for job_id in running if not _parent(job_id)}
         for job_id in every + sorted(started - set(every)):
             if _parent(job_id):
@@ -262,9 +265,9 @@ class Round:
             else:
                 self._live[job_id] = Live(job_id, "R" if job_id in started else "H" if job_id in held else "Q")
 
-    def _elements(self, running: "List[str]") -> "Dict[str, _Elements]":
+    @staticmethod
+    def _elements(queued: "List[str]", running: "List[str]") -> "Dict[str, _Elements]":
         """How many elements of each array wait and run. Those of a held array report Q."""
-        queued = self._pbs.select("-u", self._pbs.user, "-T", "-s", "QHW")
         counted: "Dict[str, _Elements]" = {}
         begun = {job_id for job_id in running if _parent(job_id)}
         for job_id in begun | set(queued):
@@ -383,7 +386,7 @@ def ending(job: "qstat_text.Job", token: str) -> Ended:
     if job.exit is None:
         # 91: terminated; 92 without a status: nobody ran it and nobody deleted it.
         return Ended(job.id, None, DEPENDENCY if job.substate == 92 else DELETED_EARLY, token, False)
-    if " terminated by " in job.comment:
+    if " terminated by " in job.comment or (job.substate == 91 and "[]" in job.id):  # an array's comment names nobody
         return Ended(job.id, job.exit, DELETED, token, False)
     if job.exit in _ENDINGS:
         return Ended(job.id, job.exit, _ENDINGS[job.exit], token, False)

@@ -1,0 +1,65 @@
+"""What has become of a job array: the marks of its elements, summed up as one outcome."""
+
+from . import marks
+
+MYPY = False
+if MYPY:
+    from typing import Any, Dict, List, Optional, Tuple
+
+    from .live import Standing
+
+MOST_NAMED = 10  # elements named in one line
+
+
+def by_flags(standing: "Standing") -> "Optional[Dict[str, Any]]":
+    """The outcome where every element's flag says for certain how it ended, else None."""
+    if standing.flagged < standing.size or standing.marks.term:
+        return None
+    ends = _ends(standing)
+    return None if any(code is None for _, code, _ in ends) else _sum(ends)
+
+
+def by_scheduler(standing: "Standing", why: str, lost: bool = False) -> "Dict[str, Any]":
+    """The outcome of an array that is gone from the scheduler. An element without a flag did not finish, nor did one
+    that was told to end (TERM) and says 0. why: the scheduler's word, about the whole; lost: it has none."""
+    outcome = _sum(_ends(standing))
+    if lost and not outcome["elements"]["failed"] and not standing.marks.term:
+        outcome["state"] = "LOST"
+    outcome["why"] += " (%s)" % why if why else ""
+    return outcome
+
+
+def _ends(standing: "Standing") -> "List[Tuple[int, Optional[int], int]]":
+    """(index, exit code, when) of each element; the code is None where nobody knows, or where TERM makes it doubtful
+    and it is 0."""
+    found = []
+    for index in standing.indices:
+        element = standing.marks.elements.get(index, marks.Element(0, 0, 0))
+        own = "%s.%d" % (standing.entry.token, index)
+        flag = marks.read_flag(marks.flag_path(standing.meta, own, element.flags)) if element.flags else None
+        code = int(flag["exit"]) if flag and flag.get("exit", "").isdigit() else None
+        when = int(flag["ended"]) if flag and flag.get("ended", "").isdigit() else 0
+        found.append((index, (code or None) if element.term else code, when))
+    return found
+
+
+def _sum(ends: "List[Tuple[int, Optional[int], int]]") -> "Dict[str, Any]":
+    failed = [(index, code) for index, code, _ in ends if code]
+    unfinished = [index for index, code, _ in ends if code is None]
+    words = []
+    if failed:
+        words.append("%d of %d elements failed: %s" % (len(failed), len(ends), _named([index for index, _ in failed])))
+    if unfinished:
+        words.append("%d of %d did not finish: %s" % (len(unfinished), len(ends), _named(unfinished)))
+    done = len(ends) - len(failed) - len(unfinished)
+    return {
+        "state": "FAIL" if words else "DONE",
+        "exit": failed[0][1] if failed else None if unfinished else 0,
+        "why": "; ".join(words),
+        "when": max(when for _, _, when in ends),
+        "elements": {"done": done, "failed": len(failed), "unfinished": len(unfinished)},
+    }
+
+
+def _named(indices: "List[int]") -> str:
+    return ", ".join(str(index) for index in indices[:MOST_NAMED]) + (", ..." if len(indices) > MOST_NAMED else "")
