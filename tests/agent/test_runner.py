@@ -256,3 +256,83 @@ def test_no_room_for_the_mark_of_a_start_means_no_start(work):
     found = job.marks()
     assert found.claim == "" and found.runs == 0 and job.events() == ["norun"]
     assert marks.close(job.meta, "abcdefgh", 1) == ""
+
+
+# -- arrays: elements of one token on many hosts -----------------------------------------------------------------------
+
+
+def element(index):
+    return "7[%d].host" % index
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_element_of_an_array_runs_once_under_one_claim(work, shell):
+    job = work("echo $PBS_JOBID >> ran; case $PBS_JOBID in *3*) exit 3 ;; esac")
+    assert [job.run(shell, element(index)) for index in (1, 2, 3)] == [0, 0, 3]
+    assert sorted(job.ran().split()) == [element(1), element(2), element(3)]
+    found = job.marks()
+    assert found.claim == "7[].host" and found.runs == 1 and found.flag is None
+    assert found.elements == {index: marks.Element(1, 1, 0) for index in (1, 2, 3)}
+    flags = [marks.read_flag(marks.flag_path(job.meta, "abcdefgh.%d" % index, 1)) for index in (1, 2, 3)]
+    assert [flag["exit"] for flag in flags] == ["0", "0", "3"] and flags[1]["id"] == element(2)
+    assert job.events() == ["tail"] * 3
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_element_of_another_array_runs_nothing(work, shell):
+    job = work("echo x >> ran")
+    assert job.run(shell, element(1)) == 0
+    assert job.run(shell, "8[2].host") == job.run(shell, "7.host") == runner.EXIT_REFUSED
+    assert job.ran() == "x\n" and job.events() == ["duplicate", "duplicate", "tail"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_no_element_starts_under_a_closed_token(work, shell):
+    job = work("echo x >> ran")
+    assert marks.close(job.meta, "abcdefgh", 4) == ""
+    assert [job.run(shell, element(index)) for index in (1, 2)] == [runner.EXIT_REFUSED] * 2
+    assert job.ran() == "" and marks.close(job.meta, "abcdefgh", 5) == ""
+
+
+def test_closing_after_one_element_began_names_the_array(work):
+    job = work("true")
+    job.run(pbs_id=element(2))
+    assert marks.close(job.meta, "abcdefgh", 4) == "7[].host"
+    os.unlink(job.meta + "/claim.abcdefgh")  # what no runner of an array does
+    assert marks.close(job.meta, "abcdefgh", 4) == "7[].host"
+
+
+@pytest.mark.parametrize("rerun, runs", [(False, "x\n"), (True, "x\nx\n")])
+def test_a_rerun_of_an_element(work, rerun, runs):
+    job = work("echo x >> ran", rerun=rerun)
+    assert job.run(pbs_id=element(4)) == 0
+    assert job.run(pbs_id=element(4)) == (0 if rerun else runner.EXIT_REFUSED)
+    assert job.ran() == runs and job.marks().elements[4] == marks.Element(2, 2 if rerun else 1, 0)
+    assert job.run(pbs_id=element(5)) == 0
+
+
+def test_an_element_that_cannot_begin_leaves_the_array_its_claim(work):
+    job = work("echo x >> ran")
+    os.mkdir(job.root + "/bin")
+    with open(job.root + "/bin/ln", "w") as stream:
+        stream.write('#!/bin/sh\ncase "$*" in *run.*.1.1) exit 1 ;; esac\nexec /bin/ln "$@"\n')
+    os.chmod(job.root + "/bin/ln", 0o700)
+    job.path_first = job.root + "/bin:"
+    assert job.run(pbs_id=element(1)) == runner.EXIT_REFUSED and job.events() == ["norun"]
+    assert job.marks().claim == "7[].host"
+    assert job.run(pbs_id=element(2)) == 0 and job.ran() == "x\n"
+
+
+def test_elements_at_once_with_one_process_number_lose_no_word(work):
+    """As on many hosts at once."""
+    job = work("echo x >> ran; sleep 0.3")
+    with open(job.path) as stream:
+        text = stream.read()
+    with open(job.path, "w") as stream:
+        stream.write(text.replace("$$", "4711"))
+    running = [job.start(pbs_id=element(index)) for index in range(8)]
+    assert [process.wait(60) for process in running] == [0] * 8
+    for process in running:
+        process.communicate()
+    assert job.ran() == "x\n" * 8 and job.events() == ["tail"] * 8
+    assert set(job.marks().elements.values()) == {marks.Element(1, 1, 0)} and len(job.marks().elements) == 8

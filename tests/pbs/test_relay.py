@@ -66,7 +66,7 @@ class Sampler(threading.Thread):
 
     def run(self) -> None:
         while not self.ended.wait(EVERY):
-            jobs = [job for job in self.root.cluster.table() if job["state"] != "F"]
+            jobs = [job for job in self.root.cluster.table() if job["state"] not in "FX" and not job["array"]]
             self.samples += 1
             self.live = max(self.live, len(jobs))
             self.waiting = max(self.waiting, sum(job["state"] in "QHW" for job in jobs))
