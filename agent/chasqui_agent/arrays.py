@@ -1,12 +1,15 @@
 """What has become of a job array: the marks of its elements, summed up as one outcome."""
 
-from . import marks
+import os
+
+from . import directives, live, marks
+from .spool import Entry
 
 MYPY = False
 if MYPY:
     from typing import Any, Dict, List, Optional, Tuple
 
-    from .live import Standing
+    Standing = live.Standing
 
 MOST_NAMED = 10  # elements named in one line
 
@@ -17,6 +20,14 @@ def by_flags(standing: "Standing") -> "Optional[Dict[str, Any]]":
         return None
     ends = _ends(standing)
     return None if any(code is None for _, code, _ in ends) else _sum(ends)
+
+
+def late(meta: str, job: str, attempt: int, token: str, found: "marks.Marks") -> "Optional[Dict[str, Any]]":
+    """As `by_flags`, of an array that was given up; None of any other job, too."""
+    script = os.path.join(meta, "script")
+    indices = directives.elements(directives.asked_in(script)) if found.elements else ()
+    standing = live.Standing(Entry(script, job, attempt, token), meta, "", False, found, indices)
+    return by_flags(standing) if indices else None
 
 
 def by_scheduler(standing: "Standing", why: str, lost: bool = False) -> "Dict[str, Any]":

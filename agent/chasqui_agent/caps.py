@@ -37,17 +37,18 @@ class Places:
             return True
         if self.left and 1 < size <= self.most and not self._met:
             self._met = True
-            self._keep(name)
+            if self.keeps(name):
+                self.left = 0
         return False
 
-    def _keep(self, name: str) -> None:
+    def keeps(self, name: str) -> bool:
+        """Whether an array that can't go yet holds up those behind it this round. Counts the round."""
         who, rounds, patience = self.turn
         if who != name:
             rounds, patience = 0, PATIENCE
-        if rounds < patience:
-            self.turn, self.left = [name, rounds + 1, patience], 0
-        else:
-            self.turn = [name, 0, 2 * patience]
+        kept: bool = rounds < patience
+        self.turn = [name, rounds + 1, patience] if kept else [name, 0, 2 * patience]
+        return kept
 
     def give_back(self, size: int) -> None:
         """It did not use them after all."""

@@ -75,7 +75,7 @@ def count(
     for job in standing:
         waiting = max(0, job.size - max(job.begun, job.flagged))
         queued += waiting
-        payloads += max(0, job.size - job.flagged - (waiting if job.held else 0))
+        payloads += max(0, job.size - job.flagged - (waiting if job.held and not job.begun else 0))
         live += max(job.size - job.flagged, _in_scheduler(job, snapshot))
     beat = int(beats is not None)
     running, foreign = _foreign(standing, snapshot, beats or ())

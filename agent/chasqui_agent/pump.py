@@ -295,6 +295,8 @@ class Round:
                 self.state.value["rejected"] = answer.text
             else:
                 self.report["refused"], last = answer.text, answer.kind
+                if answer.kind == "limit" and size > 1 and not plan.queue.keeps(_name(entry)):
+                    continue  # the site may have room for single jobs, and perhaps never for this one
                 if answer.kind != "doubted":
                     break
                 doubted.append(entry)

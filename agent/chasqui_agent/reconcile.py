@@ -225,10 +225,12 @@ def late_flag(pump: "Round", job: str, attempt: int, token: str) -> None:
     except FileNotFoundError:
         return
     meta = pump.spool.meta_dir(job, attempt)
-    found = marks.read(meta, token)
-    if not lost or not found.flag or os.path.isdir(pump.spool.work_dir(job, attempt + 1)):
+    if not lost or os.path.isdir(pump.spool.work_dir(job, attempt + 1)):
         return
-    outcome = _by_flag(found.flag)
+    found = marks.read(meta, token)
+    outcome = _by_flag(found.flag) if found.flag else arrays.late(meta, job, attempt, token, found)
+    if outcome is None:
+        return
     job_id = marks.read_id(meta, token).get("id", "")
     record = dict(outcome, ev="repaired", job=job, attempt=attempt, pbs=job_id)
     pump.journal.append(record)

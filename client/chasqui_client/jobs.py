@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chasqui_agent import spool, wire
+from chasqui_agent import caps, directives, spool, wire
 
 from . import errors, inputs, tables, templates
 from .config import Config, Home, JobDefaults, Remote
@@ -100,9 +100,20 @@ class Planner:
         if template and template.patterns.get("inputs") and said.inputs is None and not files:
             raise errors.BadJob("none of %s is here" % " ".join(template.patterns["inputs"]))
         script = self._generated(template, said) if template else self._script(folder, said.script)
+        self._check_array(folder, script)
         files = _with_script(files, script)
         options = self._options(asked, said, template)
         return Plan(folder, _name(folder, said.name), self._priority(said), script.path, options, files)
+
+    def _check_array(self, folder: bytes, script: InputFile) -> None:
+        """Raises BadJob for a job array that the remote's agent would reject under its caps."""
+        inside = os.path.join(folder, script.path)
+        content = _read_script(inside) if script.content is None else script.content
+        size, beats = len(directives.elements(directives.asked(content))), int(self.remote.settings.heartbeat > 0)
+        most = self.remote.caps
+        why = caps.too_large(size, beats, caps.Caps(most.max_running, most.max_queued, most.max_total or 0))
+        if why and self.remote.scheduler == "openpbs":
+            raise errors.BadJob(why)
 
     def _scan(self, said: Asked, template: templates.Template | None) -> inputs.Scan:
         return inputs.Scan(self._patterns("inputs", said, template), self._patterns("exclude", said, template),

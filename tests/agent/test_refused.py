@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from chasqui_agent import files, journal, pump, quiet, schedulers, settings
+from chasqui_agent import caps, files, journal, pump, quiet, schedulers, settings
 from chasqui_agent.lock import Lock
 from chasqui_agent.schedulers.base import Scheduler, Snapshot, Submission
 
@@ -131,6 +131,16 @@ def test_an_unknown_outcome_stays_in_submitting_until_it_is_looked_into(desk):
     desk.add("bad", "good")
     desk.pump()
     assert desk.everything() == (1, 0, 0, 1)
+
+
+def test_an_array_the_site_has_no_room_for_holds_up_the_others_only_so_long(desk):
+    desk.scheduler.kind, desk.scheduler.has_arrays = "limit", True
+    desk.add("#PBS -J 1-4\nbad", "good")
+    for _ in range(caps.PATIENCE):
+        assert desk.pump()["refused"] == WORDS
+        assert desk.everything() == (2, 0, 0, 0)
+    desk.pump()
+    assert desk.everything() == (1, 1, 0, 0)
 
 
 def test_an_array_is_refused_before_any_scheduler_is_asked(desk):

@@ -1,4 +1,4 @@
-"""Job arrays over PBS: each element once, caps by element, one outcome for the whole, whatever becomes of an element."""
+"""Job arrays over PBS: each element once, caps by element, one outcome for the whole whatever becomes of an element."""
 
 import re
 import sys
@@ -26,8 +26,8 @@ class ArrayRoot(PbsRoot):
 
     def array(self, name: str, indices: str, text: str = "", seconds: float = 0.2, directives: str = "") -> None:
         note = "note() { echo \"$1 $(date +%%s.%%N)\" >> '%s/%s'.$PBS_ARRAY_INDEX; }" % (self.ran, name)
-        body = ["#!/bin/sh", "#PBS -J " + indices, directives, note, "note start", "sleep %s" % seconds, text, "note end"]
-        self.drop_text(name + ".sh", "\n".join([*body, ""]))
+        body = [note, "note start", "sleep %s" % seconds, text, "note end", ""]
+        self.drop_text(name + ".sh", "\n".join(["#!/bin/sh", "#PBS -J " + indices, directives, *body]))
 
     def began(self, name: str, *indices: int) -> list[int]:
         return [self.starts("%s.%d" % (name, index)) for index in indices]
@@ -39,7 +39,7 @@ class ArrayRoot(PbsRoot):
               "%s settled" % (names,), 120)
 
     def end_of(self, name: str) -> dict:
-        return next(record for record in self.log() if record.get("job") == name and record["ev"] in ("ended", "cancelled"))
+        return self.events(name, "ended", "cancelled")[0]
 
     def parent(self) -> str:
         """The id of the one array there is."""
@@ -64,7 +64,8 @@ def test_arrays_and_single_jobs_run_once_under_the_caps(
             root.array("job%dsix" % number, "1-6", directives="#PBS -l select=1:ncpus=1")
         if number == 6:  # in the order of their names
             root.array("job6four", "0-6:2%2", seconds=0.4)
-    runs = [(name, index) for name in ("job1six", "job4six") for index in range(1, 7)] + [("job6four", i) for i in (0, 2, 4, 6)]
+    runs = [(name, index) for name in ("job1six", "job4six") for index in range(1, 7)]
+    runs += [("job6four", index) for index in (0, 2, 4, 6)]
     with Sampler(root) as sampler:
         root.pump()
         until(lambda: all(root.began(*run) == [1] for run in runs) and all(map(root.starts, singles)),
@@ -96,6 +97,8 @@ def test_elements_claim_apart_and_have_their_own_output(tmp_path: Path, cluster:
         assert said == "I am %d of %s, %s\n" % (index, parent, parent.replace("[]", "[%d]" % index))
         assert "No such file" in (meta / ("%s.%d.err" % (token, index))).read_text()
     assert root.outcomes()["duplicate"] == 0
+    submitted = next(call[4] for call in cluster.calls("qsub") if "%s/runner.%s" % (meta, token) in call[4])
+    assert submitted[submitted.index("-r") + 1] == "y"  # PBS: "cannot submit non-rerunable Array Job"
 
 
 def test_a_folder_for_output_gets_a_file_an_element(tmp_path: Path, cluster: Cluster) -> None:
@@ -125,7 +128,7 @@ def test_elements_of_a_held_array_report_q_and_count_as_held(tmp_path: Path, clu
     root.settle("arr", "a_long")
 
 
-def test_an_array_larger_than_a_cap_is_rejected_with_the_cap_and_what_it_needs(tmp_path: Path, cluster: Cluster) -> None:
+def test_an_array_larger_than_a_cap_is_rejected_with_what_it_needs(tmp_path: Path, cluster: Cluster) -> None:
     root = ArrayRoot(tmp_path / "root", cluster, max_queued=8, max_running=6)
     root.array("six", "1-6")
     root.array("five", "1-9:2")

@@ -54,6 +54,18 @@ def test_the_only_script_is_found(home: Home, tmp_path: Path, name: str) -> None
     assert sorted(_files(home, added.jobs[0])) == sorted([os.fsencode(name), b"data"])
 
 
+def test_an_array_larger_than_a_cap_is_refused_at_once(home: Home, tmp_path: Path) -> None:
+    path = home.path / "config.toml"
+    path.write_text(path.read_text().replace("[remotes.here]\n", '[remotes.here]\nscheduler = "openpbs"\n'))
+    fits = _folder(tmp_path / "fits", **{"job.sh": "#PBS -J 1-58:2\necho\n"})
+    large = _folder(tmp_path / "large", **{"job.sh": "#PBS -J 0-29\necho\n"})
+    with pytest.raises(errors.BadFolders, match="an array of 30 elements goes whole, and needs max_running = 31, 1 of"):
+        _add(home, fits, large)
+    assert _add(home, fits).jobs
+    with pytest.raises(errors.BadFolders, match="an array of 30 elements"):
+        _add(home, tmp_path, asked=Asked(script=str(large / "job.sh")))
+
+
 def test_no_script_and_two_scripts_are_errors_that_name_them(home: Home, tmp_path: Path) -> None:
     with pytest.raises(errors.BadFolders, match="no job script: none of job.sh") as caught:
         _add(home, _folder(tmp_path / "none", data="x"), _folder(tmp_path / "two", **{"job.sh": "x", "a.pbs": "y"}))
