@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from chasqui_agent import arrays, directives, files, live, marks, submit
-from chasqui_agent.schedulers.base import Live, Snapshot
+from agent.test_reconcile import Desk
+from chasqui_agent import arrays, directives, files, journal, live, marks, submit
+from chasqui_agent.schedulers.base import Ended, Live, Snapshot
 from chasqui_agent.spool import Entry
 
 TOKEN, PBS_ID = "abcdefgh", "7[].server"
@@ -147,3 +148,52 @@ def test_the_start_of_an_array_is_its_first_elements(array):
     array.leave(1)
     assert marks.started_at(array.meta, TOKEN, marks.read(array.meta, TOKEN)) == 5000
     assert marks.started_at(array.meta, TOKEN, marks.read(array.meta, "nosuchto")) == 0
+
+
+@pytest.fixture
+def desk(root, monkeypatch):
+    """A root with an array of two in submitted/, one element begun, and a scheduler that knows nothing of it."""
+    made = Desk(root, monkeypatch)
+    marks.write_id(made.meta, TOKEN, PBS_ID, False)
+    for path in (os.path.join(made.meta, "script"), root.spool.entry_path("submitted", "job", 1, TOKEN)):
+        files.write_file(path, b"#PBS -J 1-2\n")
+    made.claim(PBS_ID)
+    os.symlink("7[1].server", os.path.join(made.meta, "run.%s.1.1" % TOKEN))
+    return made
+
+
+def test_an_array_without_a_trace_is_lost_and_repaired_by_its_flags(desk):
+    desk.pump()
+    assert desk.outcome() == []
+    desk.pump(400)
+    why = "2 of 2 did not finish: 1, 2 (gone from the scheduler without a trace)"
+    assert desk.outcome() == [("ended", "LOST", why)]
+    for index, expected in ((1, []), (2, [("repaired", "DONE")])):
+        flag = marks.flag_path(desk.meta, "%s.%d" % (TOKEN, index), 1)
+        files.write_file(flag, b"exit=0\nended=1\nwhole\n", durable=False)
+        event = "ev.tail.job.1.%s.%d.host.4711" % (TOKEN, index)
+        files.write_file(os.path.join(desk.spool.wake, event), b"7[%d].server\n" % index, durable=False)
+        desk.pump(1, handled=[event])
+        told = [r for _, r in journal.records(desk.spool.log) if r["ev"] == "repaired"]
+        assert [(r["ev"], r["state"]) for r in told] == expected
+
+
+def test_an_array_that_ends_by_its_flags_waits_for_the_scheduler_to_let_go(desk):
+    for index in (1, 2):
+        flag = marks.flag_path(desk.meta, "%s.%d" % (TOKEN, index), 1)
+        files.write_file(flag, b"exit=%d\nended=1\nwhole\n" % (index - 1), durable=False)
+    desk.scheduler.answer = Snapshot({PBS_ID: Live(PBS_ID, "B", TOKEN, 0, 1)}, {}, [])
+    desk.pump()
+    assert desk.outcome() == []
+    desk.scheduler.answer = Snapshot({}, {}, [])  # nobody asks what became of it
+    desk.pump(1)
+    assert desk.outcome() == [("ended", "FAIL", "1 of 2 elements failed: 2")]
+
+
+def test_an_array_of_which_nothing_started_waits_again_under_a_new_token(desk):
+    for name in ("run.%s.1.1" % TOKEN, "claim." + TOKEN):
+        os.unlink(os.path.join(desk.meta, name))
+    desk.scheduler.answer = Snapshot({}, {PBS_ID: Ended(PBS_ID, 1, "", TOKEN, False)})
+    desk.pump()
+    assert desk.outcome() == [("closed", None, "its runner could not start (exit 1)")]
+    assert marks.is_closed(marks.read(desk.meta, TOKEN).claim)

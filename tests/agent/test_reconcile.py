@@ -46,7 +46,7 @@ class Desk:
     def put(self, state):
         files.write_file(self.spool.entry_path(state, "job", 1, "abcdefgh"), b"true\n")
 
-    def pump(self, seconds=0.0, claim=""):
+    def pump(self, seconds=0.0, claim="", handled=()):
         """One round `seconds` later; a runner makes its claim while it is under way."""
         self.clock += seconds
         lock = Lock(self.spool.lock)
@@ -57,7 +57,7 @@ class Desk:
         if claim:
             real = one.close_token
             one.close_token = lambda *rest: os.symlink(claim, os.path.join(self.meta, "claim.abcdefgh")) or real(*rest)
-        one.run([])
+        one.run(list(handled))
         writer.close()
         lock.release()
 
