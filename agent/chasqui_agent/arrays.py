@@ -45,7 +45,7 @@ def _ends(standing: "Standing") -> "List[Tuple[int, Optional[int], int]]":
     and it is 0."""
     found = []
     for index in standing.indices:
-        element = standing.marks.elements.get(index, marks.Element(0, 0, 0))
+        element = standing.marks.elements.get(index, marks.Element(0, 0, False))
         own = "%s.%d" % (standing.entry.token, index)
         flag = marks.read_flag(marks.flag_path(standing.meta, own, element.flags)) if element.flags else None
         code = int(flag["exit"]) if flag and flag.get("exit", "").isdigit() else None

@@ -18,7 +18,7 @@ from . import fault, files, lock
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, Optional
+    from typing import Any, Dict, Optional, Set
 
 fault.register(
     {
@@ -27,33 +27,37 @@ fault.register(
     }
 )
 
-# claim: text or ""; runs: highest k or 0; flag: dict or None, and None of an array; term: of any start; elements: of an
+# claim: text or ""; runs: highest k or 0; flag: dict or None, and None of an array; term: of the last start; elements: of an
 # array, index -> Element of what has begun, {} of any other job
 Marks = namedtuple("Marks", "claim runs flag term cancel elements")
-Element = namedtuple("Element", "runs flags term")  # the highest k of each, 0 where there is none
+Element = namedtuple("Element", "runs flags term")  # highest k; k of its flag, or 0; whether it was told to end
 
 _MARK = re.compile(r"(run|flag|term)\.([^.]+)(?:\.([0-9]+))?\.([0-9]+)$")
 
 
 def read(meta: str, token: str) -> Marks:
     """The marks of one token; empty ones where the folder is gone."""
-    highest: "Dict[Optional[int], Dict[str, int]]" = {}
+    highest: "Dict[Optional[int], Dict[str, Set[int]]]" = {}
     cancel = False
     for name in files.names(meta):
         found = _MARK.match(name)
         if found and found.group(2) == token:
             kind, _, index, k = found.groups()
-            one = highest.setdefault(int(index) if index else None, {})
-            one[kind] = max(one.get(kind, 0), int(k))
+            starts = highest.setdefault(int(index) if index else None, {"run": {0}, "flag": set(), "term": set()})
+            starts[kind].add(int(k))
         cancel = cancel or name == "cancel." + token
-    every = {
-        index: Element(one.get("run", 0), one.get("flag", 0), one.get("term", 0)) for index, one in highest.items()
-    }
-    own = every.pop(None, Element(0, 0, 0))
+    every = {index: _element(**starts) for index, starts in highest.items()}
+    own = every.pop(None, Element(0, 0, False))
     claim = lock.read_link(os.path.join(meta, "claim." + token)) or ""
     flag = read_flag(flag_path(meta, token, own.flags)) if own.flags else None
     runs = max([own.runs] + [one.runs for one in every.values()])
-    return Marks(claim, runs, flag, bool(own.term or any(one.term for one in every.values())), cancel, every)
+    return Marks(claim, runs, flag, own.term or any(one.term for one in every.values()), cancel, every)
+
+
+def _element(run: "Set[int]", flag: "Set[int]", term: "Set[int]") -> Element:
+    # What an earlier start left says nothing of the one that PBS began after it.
+    last = max(run)
+    return Element(last, last if last in flag else 0, last in term)
 
 
 def flag_path(meta: str, token: str, k: int) -> str:

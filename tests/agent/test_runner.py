@@ -193,6 +193,30 @@ def test_a_rerun_of_the_same_id(work, rerun, runs):
     assert ("rerun" in job.events()) == (not rerun)
 
 
+def test_a_rerun_that_is_refused_does_not_silence_the_start_that_lives_on(work):
+    """As after the loss of a node: PBS starts the id elsewhere while the old processes go on."""
+    job = work("echo x >> ran; while [ ! -e go ]; do sleep 0.05; done; exit 3")
+    first = job.start()
+    until(lambda: job.ran() == "x\n", "the payload began")
+    assert job.run() == runner.EXIT_REFUSED
+    open(os.path.join(job.dir, "go"), "w").close()
+    first.communicate(timeout=60)
+    assert job.ran() == "x\n" and job.marks().flag["exit"] == "3"
+
+
+def test_what_an_earlier_start_left_says_nothing_of_the_later_one(work):
+    job = work("echo x >> ran; [ -e second ] || exit 4", rerun=True)
+    assert job.run() == 4
+    open(os.path.join(job.meta, "term.abcdefgh.1"), "w").close()
+    assert job.marks().term and job.marks().flag["exit"] == "4"
+    os.symlink("7.host", os.path.join(job.meta, "run.abcdefgh.2"))
+    assert not job.marks().term and job.marks().flag is None
+    os.unlink(os.path.join(job.meta, "run.abcdefgh.2"))
+    open(os.path.join(job.dir, "second"), "w").close()
+    assert job.run() == 0
+    assert not job.marks().term and job.marks().flag["exit"] == "0"
+
+
 def test_no_folder_no_payload(work):
     job = work("echo x >> ran")
     shutil.copy(job.path, job.root + "/r")
