@@ -154,6 +154,9 @@ class Round:
         done = operations.apply(self)
         if done:
             standing = live.standings(self.spool)
+        if snapshot is not None:
+            # What is gone, and only its flag still waited for, takes no place and wakes nobody.
+            standing = [job for job in standing if not snapshot.gone(job.id)]
         self._note_stall(standing)
         try:
             if snapshot is not None:
@@ -212,7 +215,7 @@ class Round:
                 alive.append(self._corrected(standing, snapshot) if fresh and snapshot else standing)
         tokens = {standing.entry.token for standing in alive}
         in_flight = {entry.token for entry in self.spool.entries("submitting")}
-        self.state.started[:] = [token for token in self.state.started if token in tokens]
+        self.state.started[:] = [start for start in self.state.started if start.split(".")[0] in tokens]
         for token in set(self.state.doubt) - tokens - in_flight:
             del self.state.doubt[token]
         return alive

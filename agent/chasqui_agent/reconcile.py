@@ -8,7 +8,7 @@ claim made is never submitted again by the relay: a retry is the user's decision
 
 import os
 
-from . import arrays, ending, files, marks, submit
+from . import arrays, ending, files, marks, runner, submit
 from .schedulers.base import DELETED, NotNow
 
 MYPY = False
@@ -21,6 +21,7 @@ if MYPY:
     from .spool import Entry
 
 SECOND_ROUND = 2  # good query rounds without a trace before something is given up
+REFUSED_RERUN = "started again without rerun = true, which was refused; how its first start ended is not known"
 MAX_STARTS = 5  # submissions of one attempt that never got to their payload
 
 
@@ -34,6 +35,8 @@ def submitting(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> No
             submit.record_id(pump, entry, known["id"], bool(known.get("held")), "submitted")
         elif claim and not marks.is_closed(claim):
             submit.record_id(pump, entry, claim, False, "adopted")
+        elif claim:
+            _take_back(pump, entry, meta)  # closed by a pump that died before the next line
         elif snapshot is not None and fresh:
             _look_for(pump, entry, meta, snapshot)
 
@@ -44,12 +47,18 @@ def _look_for(pump: "Round", entry: "Entry", meta: str, snapshot: "Snapshot") ->
             submit.record_id(pump, entry, job.id, getattr(job, "state", "") == "H", "adopted")
             return
     if snapshot.knows(entry.token) and _given_up(pump, entry.token):
-        started = pump.close_token(meta, entry.token)
-        if started:
-            submit.record_id(pump, entry, started, False, "adopted")
-        else:
-            pump.state.keep_closed(submit.sought(pump, entry), pump.now)
-            back_to_waiting(pump, entry, "the scheduler never got it")
+        _take_back(pump, entry, meta)
+
+
+def _take_back(pump: "Round", entry: "Entry", meta: str) -> None:
+    """Close the token of a submission without a trace and queue its script again; adopt it where it has started. Not
+    adopted under a closed token: what the scheduler has of it will end unrun, and without a history look lost."""
+    started = pump.close_token(meta, entry.token)
+    if started:
+        submit.record_id(pump, entry, started, False, "adopted")
+    else:
+        pump.state.keep_closed(submit.sought(pump, entry), pump.now)
+        back_to_waiting(pump, entry, "the scheduler never got it")
 
 
 def _given_up(pump: "Round", token: str) -> bool:
@@ -69,7 +78,7 @@ def back_to_waiting(pump: "Round", entry: "Entry", why: str) -> None:
 def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]", fresh: bool) -> bool:
     """Settle one submitted attempt if its end is certain; whether it is settled."""
     entry, found = standing.entry, standing.marks
-    if found.runs and entry.token not in pump.state.started:
+    if found.runs and _start(standing) not in pump.state.started:
         _journal_start(pump, standing)
     if found.flag and not found.term and not pump.scheduler.stages_output:
         end(pump, standing, _by_flag(found.flag))
@@ -92,12 +101,26 @@ def _by_marks(standing: "Standing") -> "Optional[Dict[str, Any]]":
     return _by_flag(found.flag) if found.flag and not found.term else None
 
 
+def _start(standing: "Standing") -> str:
+    runs = standing.marks.runs
+    return standing.entry.token + (".%d" % runs if runs > 1 else "")
+
+
 def _journal_start(pump: "Round", standing: "Standing") -> None:
     entry = standing.entry
+    if standing.marks.runs > 1:
+        why = "started again by " + pump.scheduler.called
+        record = {"ev": "requeued", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id, "why": why}
+        pump.journal.later(record)
     when = marks.started_at(standing.meta, entry.token, standing.marks)
     record = {"ev": "started", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id, "when": int(when)}
     pump.journal.later(record)
-    pump.state.started.append(entry.token)
+    pump.state.started.append(_start(standing))
+
+
+def _started(standing: "Standing") -> bool:
+    found = standing.marks
+    return bool(found.runs or (found.claim and not marks.is_closed(found.claim)))
 
 
 def _gone(pump: "Round", standing: "Standing", ended: "Optional[Ended]") -> bool:
@@ -107,11 +130,12 @@ def _gone(pump: "Round", standing: "Standing", ended: "Optional[Ended]") -> bool
         if ended is None and not _given_up(pump, standing.entry.token):
             return False
         return _vanished(pump, standing, ended.why if ended else "gone from the scheduler without a trace")
-    started = found.runs or (found.claim and not marks.is_closed(found.claim))
+    started = _started(standing)
     if ended.why == DELETED or found.cancel:
         if not started and pump.close_token(standing.meta, standing.entry.token):
             return False  # PBS forgot it (qdel -W force) while its runner was on the way to the claim
-        return cancelled(pump, standing, "cancelled" if found.cancel else "deleted in the scheduler", ended.exit)
+        why = "cancelled" if found.cancel else "deleted in " + pump.scheduler.called
+        return cancelled(pump, standing, why, ended.exit)
     if not started:
         return _never_ran(pump, standing, ended)
     missing = standing.flagged < max(1, standing.begun)
@@ -128,7 +152,7 @@ def _never_ran(pump: "Round", standing: "Standing", ended: "Ended") -> bool:
     if pump.close_token(standing.meta, entry.token):
         return False  # it started after all: its marks say more next time
     if ended.exit is None:
-        return cancelled(pump, standing, ended.why or "deleted in the scheduler before it started", None)
+        return cancelled(pump, standing, ended.why or "deleted in %s before it started" % pump.scheduler.called, None)
     starts = sum(1 for name in files.names(standing.meta) if name.startswith("runner."))
     if starts >= MAX_STARTS:
         why = "the runner could not start %d times (exit %d): disk full or folder gone?" % (starts, ended.exit)
@@ -138,15 +162,16 @@ def _never_ran(pump: "Round", standing: "Standing", ended: "Ended") -> bool:
 
 
 def _vanished(pump: "Round", standing: "Standing", why: str) -> bool:
-    found = standing.marks
+    found, started = standing.marks, _started(standing)
+    if not started and pump.close_token(standing.meta, standing.entry.token):
+        return False  # it started this very moment: its marks say more next time
+    if found.cancel:
+        return cancelled(pump, standing, "cancelled", None)
     if standing.indices and found.runs:
         return end(pump, standing, arrays.by_scheduler(standing, why, lost=True))
     if found.term:
         return end(pump, standing, {"state": "FAIL", "exit": None, "why": "terminated"})
-    if not found.claim and not found.runs:
-        if pump.close_token(standing.meta, standing.entry.token):
-            return False  # it started this very moment: its marks say more next time
-        why += ", before it started"
+    why += "" if started else ", before it started"
     return end(pump, standing, {"state": "LOST", "exit": None, "why": why})
 
 
@@ -160,6 +185,8 @@ def _by_scheduler(ended: "Ended") -> "Dict[str, Any]":
     code = ended.exit
     if code is None:  # it started, and the scheduler does not say how it ended
         return {"state": "LOST", "exit": None, "why": ended.why or "ended without an exit status in the scheduler"}
+    if code == runner.EXIT_REFUSED:  # the end of a second start; the first may live on, and its flag repair this
+        return {"state": "LOST", "exit": None, "why": REFUSED_RERUN}
     if code >= 256:
         return {"state": "FAIL", "exit": code, "why": ended.why or "killed (%d)" % code}
     return {"state": "FAIL" if code else "DONE", "exit": code, "why": ended.why or ("exit %s" % code if code else "")}

@@ -28,7 +28,7 @@ class State:
             stored = {}
         self.value: "Dict[str, Any]" = stored if isinstance(stored, dict) else {}
         self.doubt: "Dict[str, List[float]]" = self.value.setdefault("doubt", {})  # token -> [first good round, rounds]
-        self.started: "List[str]" = self.value.setdefault("started", [])  # live tokens journalled as started
+        self.started: "List[str]" = self.value.setdefault("started", [])  # starts of live tokens, journalled
         self.operations: "List[str]" = self.value.setdefault("operations", [])  # ids applied, newest last
         self.delete: "List[str]" = self.value.setdefault("delete", [])  # scheduler ids to be deleted when it answers
         self.closed: "List[str]" = self.value.setdefault("closed", [])  # tokens closed, newest last

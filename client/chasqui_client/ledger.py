@@ -315,7 +315,7 @@ class Ledger:
         facts: dict[str, Any] = {"why": why}
         if event in ("submitted", "adopted"):
             facts["pbs"] = _text(record, "pbs")
-        elif event in ("closed", "requeued"):
+        elif event == "closed":
             facts["pbs"] = ""
         elif event in ("ended", "repaired", "cancelled"):
             facts.update(exit=_number(record, "exit"), signal=_number(record, "signal"))

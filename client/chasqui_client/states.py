@@ -49,7 +49,7 @@ RESULTS_MOVES: dict[str, frozenset[str]] = {
 _ENDS = {"DONE": COMPLETED, "FAIL": FAILED, "LOST": LOST}
 _EVENTS = {
     "accepted": UPLOADED, "submitted": SUBMITTED, "adopted": SUBMITTED, "started": RUNNING, "held": HELD,
-    "released": UPLOADED, "closed": UPLOADED, "requeued": UPLOADED, "lost": LOST, "rejected": REJECTED,
+    "released": UPLOADED, "closed": UPLOADED, "requeued": SUBMITTED, "lost": LOST, "rejected": REJECTED,
     "cancelled": CANCELLED,
 }
 

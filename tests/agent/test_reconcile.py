@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from chasqui_agent import files, journal, lock, marks, pump, quiet, schedulers, settings
+from chasqui_agent import files, journal, lock, marks, pump, quiet, reconcile, schedulers, settings
 from chasqui_agent.lock import Lock
 from chasqui_agent.schedulers.base import Ended, Live, Scheduler, Snapshot, Submission
 
@@ -115,6 +115,7 @@ def test_a_job_that_starts_while_it_is_given_up_is_not(desk):
         (Ended("7.server", 265, "", "abcdefgh", False), ("ended", "FAIL", "killed (265)")),
         (Ended("7.server", 271, "deleted", "abcdefgh", False), ("cancelled", None, "deleted in the scheduler")),
         (Ended("7.server", 3, "", "abcdefgh", False), ("ended", "FAIL", "exit 3")),
+        (Ended("7.server", 97, "", "abcdefgh", False), ("ended", "LOST", reconcile.REFUSED_RERUN)),
     ],
 )
 def test_the_schedulers_word_where_there_is_no_flag(desk, ended, expected):
@@ -138,6 +139,62 @@ def test_a_flag_after_term_is_only_provisional(desk):
     desk.pump()
     desk.pump(301)
     assert desk.outcome() == [("ended", "FAIL", "terminated")]
+
+
+@pytest.mark.parametrize("term", [False, True])
+def test_without_a_history_the_mark_of_a_cancel_decides(desk, term):
+    desk.claim()
+    os.symlink("7.server", os.path.join(desk.meta, "run.abcdefgh.1"))
+    files.write_file(os.path.join(desk.meta, "cancel.abcdefgh"), b"")
+    if term:
+        files.write_file(os.path.join(desk.meta, "term.abcdefgh.1"), b"")
+    desk.pump()
+    desk.pump(301)
+    assert desk.outcome() == [("cancelled", None, "cancelled")]
+
+
+def test_a_submission_whose_token_is_closed_is_queued_again_and_never_adopted(desk):
+    """A pump died between the closing and the rename, and the request was accepted after all: PBS has a job that will
+    never run. Adopted, and with no history to tell how it ended, it would be LOST."""
+    desk.put("submitting")
+    os.unlink(desk.spool.entry_path("submitted", "job", 1, "abcdefgh"))
+    os.unlink(os.path.join(desk.meta, "abcdefgh.id"))
+    desk.claim("closed:1")
+    desk.scheduler.answer = Snapshot({"9.server": Live("9.server", "Q", "abcdefgh")}, {}, ["9.server"])
+    desk.pump()
+    assert desk.outcome() == [("closed", None, "the scheduler never got it")]
+    assert desk.scheduler.deleted == ("9.server",) and not desk.spool.entries("submitting")
+
+
+def test_a_job_that_is_gone_takes_no_place_while_its_flag_is_waited_for(desk, monkeypatch):
+    """All live jobs killed at once, no heartbeat: the one sync that comes by must start the next ones."""
+    desk.claim()
+    os.symlink("7.server", os.path.join(desk.meta, "run.abcdefgh.1"))
+    shard = os.path.join(desk.spool.waiting, "500", "a")
+    os.makedirs(shard)
+    os.makedirs(desk.spool.meta_dir("next", 1))
+    files.write_file(os.path.join(shard, "000.next.1.sh"), b"true\n")
+    holds = []
+    full = Submission("limit", "", "full")
+    monkeypatch.setattr(desk.scheduler, "submit", lambda request, _: holds.append(request.hold) or full)
+    for answer in (Snapshot({"7.server": Live("7.server", "R")}, {}, ["7.server"]), Snapshot({}, {}, [])):
+        desk.scheduler.answer = answer  # alive, or not asked for
+        desk.pump()
+        assert holds.pop() is True
+    desk.scheduler.answer = Snapshot({}, {}, ["7.server"])
+    desk.pump()
+    assert holds == [False] and desk.outcome() == []
+
+
+def test_a_start_by_pbs_itself_is_told(desk):
+    desk.claim()
+    desk.scheduler.answer = Snapshot({"7.server": Live("7.server", "R")}, {})
+    for k in (1, 2):
+        os.symlink("7.server", os.path.join(desk.meta, "run.abcdefgh.%d" % k))
+        desk.pump()
+        desk.pump()
+    told = [r["ev"] for _, r in journal.records(desk.spool.log) if r["ev"] in ("started", "requeued")]
+    assert told == ["started", "requeued", "started"]
 
 
 def test_a_late_flag_repairs_a_loss(desk):

@@ -296,7 +296,7 @@ def test_each_element_of_an_array_runs_once_under_one_claim(work, shell):
     assert sorted(job.ran().split()) == [element(1), element(2), element(3)]
     found = job.marks()
     assert found.claim == "7[].host" and found.runs == 1 and found.flag is None
-    assert found.elements == {index: marks.Element(1, 1, 0) for index in (1, 2, 3)}
+    assert found.elements == {index: marks.Element(1, 1, False) for index in (1, 2, 3)}
     flags = [marks.read_flag(marks.flag_path(job.meta, "abcdefgh.%d" % index, 1)) for index in (1, 2, 3)]
     assert [flag["exit"] for flag in flags] == ["0", "0", "3"] and flags[1]["id"] == element(2)
     assert job.events() == ["tail"] * 3
@@ -331,7 +331,7 @@ def test_a_rerun_of_an_element(work, rerun, runs):
     job = work("echo x >> ran", rerun=rerun)
     assert job.run(pbs_id=element(4)) == 0
     assert job.run(pbs_id=element(4)) == (0 if rerun else runner.EXIT_REFUSED)
-    assert job.ran() == runs and job.marks().elements[4] == marks.Element(2, 2 if rerun else 1, 0)
+    assert job.ran() == runs and job.marks().elements[4] == (marks.Element(2, 2, False) if rerun else marks.Element(1, 1, False))
     assert job.run(pbs_id=element(5)) == 0
 
 
@@ -359,4 +359,4 @@ def test_elements_at_once_with_one_process_number_lose_no_word(work):
     for process in running:
         process.communicate()
     assert job.ran() == "x\n" * 8 and job.events() == ["tail"] * 8
-    assert set(job.marks().elements.values()) == {marks.Element(1, 1, 0)} and len(job.marks().elements) == 8
+    assert set(job.marks().elements.values()) == {marks.Element(1, 1, False)} and len(job.marks().elements) == 8

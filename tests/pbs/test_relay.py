@@ -125,7 +125,7 @@ def test_a_job_deleted_by_hand_is_cancelled(tmp_path: Path, cluster: Cluster) ->
     assert cluster.run("qdel", job["id"]).returncode == 0
     until(lambda: (time.sleep(1.1), root.pump(), root.outcomes()["cancelled"])[-1], "it is cancelled", 120)
     told = [record for record in root.log() if record["ev"] == "cancelled"]
-    assert told[0]["why"] == "deleted in the scheduler" and told[0]["exit"] == 271
+    assert told[0]["why"] == "deleted in PBS" and told[0]["exit"] == 271
 
 
 def test_a_server_that_is_down_changes_nothing(tmp_path: Path, cluster: Cluster) -> None:

@@ -22,7 +22,7 @@ from collections import Counter, deque, namedtuple
 World = namedtuple("World", "script flag told tokens jobs starts late op retry pump zombie")
 
 # The marks of one token (marks.py). claim: None, "closed", or the number of a job; id: the job in <token>.id;
-# run: the highest k, 2 for more; intent: journalled; final: the end that has begun
+# run: the highest k, 1 without rerun = true; intent: journalled; final: the end that has begun
 Token = namedtuple("Token", "claim id run flag term cancel intent final")
 
 # One call of the scheduler and what came of it. state: new (not sent), wire, never, Q, R, then what Ended says:
@@ -159,10 +159,10 @@ def runner_claims(world, rules, number, which, process, token):
 
 
 def runner_marks_its_start(world, rules, number, which, process, token):
-    """runner.py 3 and 4: the first start of an id runs the payload, a second one exits 97 (-r n)."""
+    """runner.py 3 and 4: the first start of an id runs the payload, a second one leaves no mark and exits 97 (-r n)."""
     if process in ("claimed", "passed"):
         to = "" if token.run else "marked" if rules.start_looks_again else "payload"
-        after = process_moves(world, number, which, to, run=min(2, token.run + 1))
+        after = process_moves(world, number, which, to, run=1)
         yield _payload_starts(after, rules) if to == "payload" else after
 
 
@@ -194,9 +194,9 @@ def runner_is_told_to_end(world, rules, number, which, process, token):
 
 
 def runner_writes_flag(world, rules, number, which, process, token):
-    """runner.py 5: where a later start has left its mark, that one has the word."""
+    """runner.py 5."""
     if process == "payload":
-        yield process_moves(world, number, which, "flagged", flag=token.flag or token.run == 1)
+        yield process_moves(world, number, which, "flagged", flag=True)
 
 
 def runner_exits(world, rules, number, which, process, token):
@@ -240,7 +240,7 @@ def ask(world, pump, holds, rules):
 
 
 def reconcile_submitting(world, pump, holds, rules):
-    """reconcile.submitting and _look_for."""
+    """reconcile.submitting, _look_for and _take_back."""
     place, number = world.script
     pump = pump._replace(path=world.script, then="settle")
     if place == "ending":  # an end begun by one who got no further
@@ -253,6 +253,9 @@ def reconcile_submitting(world, pump, holds, rules):
     if token.id is not None or isinstance(token.claim, int):
         job = token.claim if token.id is None else token.id
         yield world, pump._replace(step="write_id", job=job)
+        return
+    if token.claim == "closed":  # by a pump that got no further
+        yield world, pump._replace(step="close_link", then="submitting")
         return
     if pump.views is None:
         yield world, pump._replace(step="settle")
@@ -350,17 +353,19 @@ def fates(token, view, rules):
         return [("end_begins", "DONE")]
     if view == "not asked":
         return [later]
-    if view == "absent":
-        if token.term:
-            return [later, ("end_begins", "FAIL")]
-        return [later, ("end_begins", "LOST") if token.claim is not None else ("close_link", "vanished")]
     unclaimed = token.claim in (None, "closed") and not (rules.start_looks_again and token.run)
+    if view == "absent":
+        if unclaimed:
+            return [later, ("close_link", "deleted" if token.cancel else "vanished")]
+        return [later, ("end_begins", "cancelled" if token.cancel else "FAIL" if token.term else "LOST")]
     if view == "deleted" or token.cancel:
         closes = rules.deleted_closes and unclaimed
         return [("close_link", "deleted") if closes else ("end_begins", "cancelled")]
     if unclaimed:
         return [("close_link", view)]
-    return [later, ("end_begins", "FAIL" if view == "exited" else "LOST")]
+    if view == "exited":  # by its own exit status; 97 is that of a second start
+        return [later, ("end_begins", "FAIL"), ("end_begins", "LOST")]
+    return [later, ("end_begins", "LOST")]
 
 
 def end_begins(world, pump, holds, rules):

@@ -29,7 +29,7 @@ def whole():
 
 
 def test_no_bad_end(whole, capsys):
-    for found, floor in zip(whole, (150000, 100000), strict=True):
+    for found, floor in zip(whole, (100000, 100000), strict=True):
         with capsys.disabled():
             print("\n%d worlds, %d moves" % (found.states, sum(found.taken.values())))
         assert found.traces == {}
@@ -72,7 +72,7 @@ PLAIN = ONE & TWO  # found sooner in a simpler world
         ("deleted_closes", PLAIN, {LATE: "runner_claims"}),
         ("start_looks_again", ONE, {LATE: "runner_claims", RUNS: "tell_end", BOTH: "user_retries"}),
         ("ends_by_rename", PLAIN, {LATE: "runner_claims", RUNS: "runner_claims"}),
-        ("ends_by_rename", TWO, {TWO_STATES: "frozen back_to_waiting"}),
+        ("ends_by_rename", TWO, {TWO_STATES: "frozen move_to_rest"}),
     ],
 )
 def test_without_a_rule_there_are_bad_ends(rule, scope, expected, capsys):

@@ -104,6 +104,10 @@ class Snapshot:
         the scheduler. Where False it was not asked for, and its absence means nothing."""
         return self.asked is None or name in self.asked or name in self.live or name in self.ended
 
+    def gone(self, name: str) -> bool:
+        """Whether a job was asked for in particular in this round, and is over or unknown."""
+        return self.asked is not None and name in self.asked and name not in self.live
+
     def to_json(self) -> "Dict[str, Any]":
         """Plain lists, to be kept until the next round is allowed."""
         return {
@@ -127,6 +131,7 @@ class Scheduler:
     """One batch system, seen by one user."""
 
     name = ""
+    called = "the scheduler"  # in what users are told
     name_limit = 15  # longest job name it takes
     stages_output = True  # output files appear only some time after the payload ended
     has_arrays = False  # takes #PBS -J

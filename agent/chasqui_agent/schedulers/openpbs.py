@@ -46,7 +46,7 @@ _ENDINGS = {
     -28: "cpu time",
     -29: "walltime",
 }
-DELETED_EARLY = "deleted before it started"
+DELETED_EARLY = "deleted in PBS before it started"
 DEPENDENCY = "deleted by PBS: what it depended on can never be"
 
 # what an array counts as
@@ -57,6 +57,7 @@ class OpenPBS(Scheduler):
     """The PBS server of this host, as this user sees it."""
 
     name = "openpbs"
+    called = "PBS"
     has_arrays = True
 
     def __init__(self, spool: "Spool", settings: "Settings") -> None:
