@@ -106,6 +106,16 @@ def test_a_lost_nodes_jobs_run_elsewhere_while_the_old_processes_go_on():
         assert cluster.wait_for(number)["exit_status"] == 0
 
 
+def test_a_lost_nodes_job_runs_again_on_the_same_node_once_that_is_back(cluster):
+    cluster.set_server("node_fail_requeue", 0.5)
+    number = begin(cluster)
+    cluster.vanish(1.5)
+    cluster.until(lambda: len(runs(cluster, number)) == 2, "the second run")
+    assert not alive(runs(cluster, number)[0])
+    let_go(cluster)
+    assert cluster.wait_for(number)["exit_status"] == 0
+
+
 def test_a_lost_nodes_job_that_may_not_run_again_ends(cluster):
     cluster.set_server("node_fail_requeue", 0.5)
     number = begin(cluster, "-r", "n")

@@ -78,6 +78,8 @@ class Run(threading.Thread):
             self.clean()
             with self.mom.lock:
                 self.mom.runs.pop((self.number, self.hop), None)
+            if self.abandoned:
+                self.post("discarded")
 
     def launch(self):
         self.save()

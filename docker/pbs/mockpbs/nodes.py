@@ -96,11 +96,11 @@ class Nodes:
 
     def event(self, node, event):
         kind, number, hop = event["event"], event["id"], event["hop"]
-        if kind in ("done", "lost"):
+        if kind in ("done", "lost", "discarded"):
             node.running.discard((number, hop))
             self.kept.discard((number, hop))
         job = self.table.jobs.get(number)
-        if job is None or job.run_count != hop or job.node != node.name:
+        if job is None or kind == "discarded" or job.run_count != hop or job.node != node.name:
             self.table.changed.notify_all()
             return  # "job not running, may have been requeued on node failure"
         getattr(self, "on_" + kind)(job, event)
