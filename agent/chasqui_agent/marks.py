@@ -30,7 +30,8 @@ fault.register(
 # claim: text or ""; runs: highest k or 0; flag: dict or None, and None of an array; term: of the last start; elements: of an
 # array, index -> Element of what has begun, {} of any other job
 Marks = namedtuple("Marks", "claim runs flag term cancel elements")
-Element = namedtuple("Element", "runs flags term")  # highest k; k of its flag, or 0; whether it was told to end
+# runs: highest k; flags: the same, or 0 where that start has left no flag; term: whether it was told to end
+Element = namedtuple("Element", "runs flags term")
 
 _MARK = re.compile(r"(run|flag|term)\.([^.]+)(?:\.([0-9]+))?\.([0-9]+)$")
 

@@ -77,7 +77,7 @@ def back_to_waiting(pump: "Round", entry: "Entry", why: str) -> None:
 
 def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]", fresh: bool) -> bool:
     """Settle one submitted attempt if its end is certain; whether it is settled."""
-    entry, found = standing.entry, standing.marks
+    found = standing.marks
     if found.runs and _start(standing) not in pump.state.started:
         _journal_start(pump, standing)
     if found.flag and not found.term and not pump.scheduler.stages_output:

@@ -89,9 +89,9 @@ if [ "$own" != "$token" ]; then
         [ "$(readlink "$meta/claim.$own" 2>/dev/null)" = "$id" ] || refuse duplicate
 fi
 
-# 3. This start. A second one of the same id is PBS's own rerun: only where the job asked for it, else it leaves no mark,
-# because the first start may live on (lost node, restarted server) and would take it for one that has the word. A
-# symlink, because a file would stay behind empty on a full disk, and look like an earlier start.
+# 3. This start. A second one of the same id is PBS's own rerun: only where the job asked for it, else it leaves no
+# mark, because the first start may live on (lost node, restarted server) and would take it for one that has the word.
+# A symlink, because a file would stay behind empty on a full disk, and look like an earlier start.
 k=1
 until ln -s "$id" "$meta/run.$own.$k" 2>/dev/null; do
     if [ ! -L "$meta/run.$own.$k" ]; then

@@ -36,8 +36,8 @@ Job = namedtuple("Job", "token state runner orphan")
 # what the step was for
 Pump = namedtuple("Pump", "step path job views then")
 
-# What the protocol's safety rests on. Each rule can be left out, to see what it is there for. The last three were not in
-# the code before this search asked for them.
+# What the protocol's safety rests on. Each rule can be left out, to see what it is there for. The last three were not
+# in the code before this search asked for them.
 #   closing            marks.close makes the claim of what is given up, cancelled or held
 #   new_token          submit.submit: no token is used for a second call
 #   claim              runner.py 2: only the id in the claim runs
