@@ -27,8 +27,8 @@ fault.register(
     }
 )
 
-# claim: text or ""; runs: highest k or 0; flag: dict or None, and None of an array; term: of the last start; elements: of an
-# array, index -> Element of what has begun, {} of any other job
+# claim: text or ""; runs: highest k or 0; flag: dict or None, and None of an array; term: of the last start; elements:
+# of an array, index -> Element of what has begun, {} of any other job
 Marks = namedtuple("Marks", "claim runs flag term cancel elements")
 # runs: highest k; flags: the same, or 0 where that start has left no flag; term: whether it was told to end
 Element = namedtuple("Element", "runs flags term")
@@ -57,7 +57,7 @@ def read(meta: str, token: str) -> Marks:
 
 def _element(run: "Set[int]", flag: "Set[int]", term: "Set[int]") -> Element:
     # What an earlier start left says nothing of the one that PBS began after it.
-    last = max(run)
+    last = max(run | flag)
     return Element(last, last if last in flag else 0, last in term)
 
 
