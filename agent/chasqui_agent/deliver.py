@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 
-from . import beneath, files, globs, journal, offers, wire
+from . import beneath, directives, files, globs, journal, offers, wire
 
 MYPY = False
 if MYPY:
@@ -162,7 +162,15 @@ def _add_logs(found: Listing, folder: int, record: "Dict[str, Any]") -> None:
     for letter, which in (("o", "stdout"), ("e", "stderr")):
         source = final.get(which) if isinstance(final, dict) else None
         if source:
-            _add_log(found, folder, source, _log_name(record.get("name") or found.key[0], letter, final), limit)
+            name = _log_name(record.get("name") or found.key[0], letter, final)
+            for each in _elements(found) if directives.EACH in source else [""]:
+                _add_log(found, folder, source.replace(directives.EACH, each), name + (each and "." + each), limit)
+
+
+def _elements(found: Listing) -> "List[str]":
+    """The indices of an array's elements, no more than can be listed."""
+    asked = directives.asked_in(os.path.join(found.folder, ".chasqui", "script"))
+    return [str(index) for index in directives.elements(asked)[: MAX_LISTED // 4]]
 
 
 def _log_name(name: str, letter: str, final: "Dict[str, Any]") -> str:

@@ -10,6 +10,7 @@ if MYPY:
 # Flags without a value; every other letter takes one.
 _SWITCHES = "hfIVXz"
 _RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})(?::([0-9]{1,9}))?(?:%[0-9]+)?$")  # first-last[:step][%at once]
+EACH = "^array_index^"  # what PBS replaces by an element's index in an output's path
 _NAME = re.compile(r"[^A-Za-z0-9_.+-]")
 
 

@@ -30,7 +30,6 @@ fault.register(
 )
 
 CALL_SECONDS = 120.0
-EACH = "^array_index^"  # what PBS replaces by an element's index in a path
 
 
 def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
@@ -175,7 +174,7 @@ def output_paths(asked: "Dict[str, str]", folder: str, ours: str, name: str, tok
     """(stdout, stderr, joined): her -o and -e below the work folder, ours in .chasqui/ where she gave none; of an
     array, one for each element."""
     join = asked.get("j", "n")[:1]
-    each = "." + EACH if directives.elements(asked) else ""
+    each = "." + directives.EACH if directives.elements(asked) else ""
     output = _output_path(asked.get("o", ""), folder, "%s.o%s%s" % (name, token, each)) or ours + each + ".out"
     error = _output_path(asked.get("e", ""), folder, "%s.e%s%s" % (name, token, each)) or ours + each + ".err"
     if join == "e":
@@ -186,8 +185,8 @@ def output_paths(asked: "Dict[str, str]", folder: str, ours: str, name: str, tok
 
 
 def final_outputs(spool: "Spool", entry: Entry) -> "Tuple[str, str]":
-    """(stdout, stderr) of a submission as paths below its work folder; "" for one that is elsewhere or joined, and for
-    an array's many."""
+    """(stdout, stderr) of a submission as paths below its work folder, an array's with the place for the index in them;
+    "" for one that is elsewhere or joined."""
     folder = spool.work_dir(entry.job, entry.attempt)
     meta = spool.meta_dir(entry.job, entry.attempt)
     try:
@@ -197,7 +196,6 @@ def final_outputs(spool: "Spool", entry: Entry) -> "Tuple[str, str]":
         return "", ""
     output, error, _ = output_paths(asked, folder, os.path.join(meta, entry.token), entry.job, entry.token)
     inside = [path[len(folder) + 1 :] if path.startswith(folder + "/") else "" for path in (output, error)]
-    inside = ["" if EACH in path else path for path in inside]
     return inside[0], "" if error == output else inside[1]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import needs
 from agent.agentroot import until
-from chasqui_agent import marks
+from chasqui_agent import deliver, marks
 from pbs.cluster import Cluster
 from pbs.test_relay import PbsRoot, Sampler
 
@@ -97,6 +97,9 @@ def test_elements_claim_apart_and_have_their_own_output(tmp_path: Path, cluster:
         assert said == "I am %d of %s, %s\n" % (index, parent, parent.replace("[]", "[%d]" % index))
         assert "No such file" in (meta / ("%s.%d.err" % (token, index))).read_text()
     assert root.outcomes()["duplicate"] == 0
+    listing = deliver.listing(root.spool, ("arr", 1), root.spool.job_record("arr", 1).get("ledger"))
+    names = ["arr.%s%s.%d" % (letter, parent.partition("[")[0], index) for letter in "oe" for index in (1, 2, 3)]
+    assert listing and [(item["path"], item["kind"]) for item in listing.files] == [(name, "log") for name in names]
     submitted = next(call[4] for call in cluster.calls("qsub") if "%s/runner.%s" % (meta, token) in call[4])
     assert submitted[submitted.index("-r") + 1] == "y"  # PBS: "cannot submit non-rerunable Array Job"
 
