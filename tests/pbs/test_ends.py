@@ -179,7 +179,7 @@ def test_the_only_live_job_is_gone_without_a_heartbeat_and_one_sync_restarts_the
         tmp_path: Path, cluster: Cluster, end: End) -> None:
     """Its flag may still come, and is waited for long: that keeps the next job waiting for no sync."""
     cluster.set_server("job_history_enable", end.history)
-    root = Ground(tmp_path / "root", cluster, heartbeat=0, grace=5)
+    root = Ground(tmp_path / "root", cluster, heartbeat=0, grace=4)
     root.drop("it", text=end.text)
     root.drop("next")
     root.drop("last")
@@ -213,12 +213,16 @@ def notes(root: Ground) -> dict[str, str]:
     return json.loads(Path(root.path, "snapshot.json").read_text())["notes"]
 
 
-def test_a_job_deleted_before_it_starts_is_cancelled_and_runs_never(tmp_path: Path, cluster: Cluster) -> None:
+@pytest.mark.parametrize("history, told", [
+    (True, ("CANCELLED", "deleted in PBS before it started")), (False, ("LOST", GONE + ", before it started"))])
+def test_a_job_deleted_before_it_starts_never_runs(
+        tmp_path: Path, cluster: Cluster, history: bool, told: tuple[str, str]) -> None:
+    cluster.set_server("job_history_enable", history)
     root, job_id = queued(tmp_path, cluster)
     qdel(root, job_id)
     cluster.set_queue("started", True)
-    until(lambda: (root.pump(), root.settled("it"))[-1], "it is settled")
-    assert root.told("it") == ("CANCELLED", "deleted in PBS before it started")
+    until(lambda: (time.sleep(INTERVAL), root.pump(), root.settled("it"))[-1], "it is settled")
+    assert root.told("it") == told
     assert root.starts("it") == 0
 
 
