@@ -247,11 +247,11 @@ def _selftest(root: str, argv: "List[str]") -> int:
 
 
 def _install(root: str, argv: "List[str]") -> int:
-    options = _options(argv, scheduler="", work_root="")
+    options = _options(argv, scheduler="", work_root="", default="")
     from .install import install
     from .spool import Spool
 
-    _print(_json(install(Spool(root), options["scheduler"], options["work_root"])))
+    _print(_json(install(Spool(root), options["scheduler"], options["work_root"], options["default"])))
     return 0
 
 
@@ -315,6 +315,14 @@ def _beat(root: str, argv: "List[str]") -> int:
         time.sleep(min(10.0, max(1.0, chosen.query_interval)))
 
 
+def _linger(root: str, argv: "List[str]") -> int:
+    """A process that stays for a while where the relay has no other way to go on."""
+    from . import linger
+
+    linger.stay(_spool(root))
+    return 0
+
+
 VERBS = {
     "pump": _pump,
     "wake": _wake,
@@ -331,4 +339,5 @@ VERBS = {
     "remove": _remove,
     "_supervise": _supervise,
     "_beat": _beat,
+    "_linger": _linger,
 }

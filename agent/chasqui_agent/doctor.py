@@ -3,8 +3,9 @@
 import os
 import sys
 
-from . import schedulers, selftest, settings
+from . import heartbeat, schedulers, selftest, settings
 from .schedulers.base import Unreachable
+from .state import State
 
 MYPY = False
 if MYPY:
@@ -19,7 +20,7 @@ LEAST_INODES = 1000
 def run(spool: "Spool") -> "List[Tuple[str, str, bool]]":
     """(rung, answer, whether it is good), ending at the first that is not."""
     rungs: "List[Tuple[str, str, bool]]" = []
-    for name, check in (("python", _python), ("folder", _folder), ("space", _space), ("scheduler", _scheduler)):
+    for name, check in CHECKS:
         answer, good = check(spool)
         rungs.append((name, answer, good))
         if not good:
@@ -49,3 +50,22 @@ def _scheduler(spool: "Spool") -> "Tuple[str, bool]":
         return schedulers.choose(spool, settings.load(spool)).describe(), True
     except (Unreachable, schedulers.Unknown) as error:
         return str(error), False
+
+
+def _heartbeat(spool: "Spool") -> "Tuple[str, bool]":
+    """What it costs."""
+    chosen = settings.load(spool)
+    scheduler = schedulers.choose(spool, chosen)
+    if not heartbeat.enabled(chosen, scheduler, State(spool)):
+        return "off" if scheduler.asks_a_server else "none is needed", True
+    text = "one job of 1 core for about a second every %g minutes while something waits" % chosen.heartbeat
+    return text + "; takes 1 of max_running, 2 of all", True
+
+
+CHECKS = (
+    ("python", _python),
+    ("folder", _folder),
+    ("space", _space),
+    ("scheduler", _scheduler),
+    ("heartbeat", _heartbeat),
+)

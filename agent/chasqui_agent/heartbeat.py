@@ -14,8 +14,8 @@ import shlex
 import time
 from collections import namedtuple
 
-from . import directives, fault, files, launch, runner
-from .schedulers.base import Request, Sought
+from . import directives, fault, files, launch, runner, site_limits
+from .schedulers.base import EVERYWHERE, Request, Sought
 from .spool import new_token
 from .state import State
 
@@ -47,10 +47,19 @@ COPIED = "qAP"
 Beat = namedtuple("Beat", "n token id made due")
 
 
-def enabled(chosen: "Settings", scheduler: "Scheduler") -> bool:
+def enabled(chosen: "Settings", scheduler: "Scheduler", state: State) -> bool:
     """Whether there is to be one: never where it would take the only place there is."""
-    spare = chosen.max_running > 1 and chosen.max_queued > 1 and chosen.max_total not in (1, 2)
-    return scheduler.asks_a_server and chosen.heartbeat > 0 and spare
+    running = chosen.max_running > 1 or chosen.running_cap == "site"
+    spare = running and chosen.max_queued > 1 and chosen.max_total not in (1, 2)
+    return scheduler.asks_a_server and chosen.heartbeat > 0 and spare and _has_place(state)
+
+
+def _has_place(state: State) -> bool:
+    """Whether the site's limits, as far as they are learnt, leave room for the two of a change and a job."""
+    learnt = state.value.get("site_limits", {})
+    queue = str(state.value.get("beat_options", {}).get("q", ""))
+    known = [site_limits.limit(learnt, where, time.time()) for where in (EVERYWHERE, queue)]
+    return all(number is None or number >= 3 for number in known)
 
 
 def beats(spool: "Spool") -> "List[Beat]":
@@ -77,7 +86,7 @@ def keep(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
     """Arm a beat where one is needed and none is pending; delete it where none is. Raises Unreachable."""
     spool = pump.spool
     known = beats(spool)
-    if not needed(spool) or not enabled(pump.settings, pump.scheduler):
+    if not needed(spool) or not enabled(pump.settings, pump.scheduler, pump.state):
         for beat in known:
             _end(pump, beat, snapshot)
         return
@@ -91,7 +100,8 @@ def keep(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
 def _end(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]") -> None:
     """Delete a beat that waits. One that runs is left alone: it may be the process that we are."""
     job = snapshot.live.get(beat.id) if snapshot else None
-    if job and not job.running and beat.id != os.environ.get("PBS_JOBID"):
+    waits = not job.running if job else beat.due > time.time()  # it may be younger than the last query
+    if beat.id and waits and beat.id != os.environ.get("PBS_JOBID"):
         pump.scheduler.delete(beat.id)
     _forget(pump.spool, beat)
 
@@ -133,15 +143,21 @@ def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> b
 
 def beat(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> bool:
     """What beat `n` does before it pumps; whether the next one is armed, or is not needed."""
-    return not (needed(spool) and enabled(chosen, scheduler)) or arm(spool, chosen, scheduler, n + 1)
+    return not (needed(spool) and enabled(chosen, scheduler, State(spool))) or arm(spool, chosen, scheduler, n + 1)
 
 
-def hurry(pump: "Round") -> None:
-    """Have the pending beat come soon: a place in the queue is about to be free, and no job may end to tell us."""
+def hurry(pump: "Round") -> bool:
+    """Have the pending beat come soon: a place in the queue is about to be free, and no job may end to tell us. False
+    where none is pending. Raises Unreachable."""
     known = beats(pump.spool)
     when = time.time() + HURRY * max(1.0, pump.settings.query_interval)
-    if known and known[-1].id and known[-1].due > when + 1 and pump.scheduler.move_start(known[-1].id, when):
+    if not known or not known[-1].id or known[-1].due < time.time() - LATE_SECONDS:
+        return False
+    if known[-1].due > when + 1:
+        if not pump.scheduler.move_start(known[-1].id, when):
+            return False
         _write(pump.spool, known[-1]._replace(due=when))
+    return True
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import os
 
-from . import files, launch, settings
+from . import files, launch, schedulers, settings
 from .lock import ensure_ballast
 from .spool import FOLDERS, SpoolError, random_name
 
@@ -13,15 +13,18 @@ if MYPY:
     from .spool import Spool
 
 
-def install(spool: "Spool", scheduler: str = "", work_root: str = "") -> "Dict[str, Any]":
-    """Create what is missing of a root: folders, its uuid, config.json, the ballast. Safe to repeat. Raises
-    SpoolError, OSError."""
+def install(spool: "Spool", scheduler: str = "", work_root: str = "", default: str = "") -> "Dict[str, Any]":
+    """Create what is missing of a root: folders, its uuid, config.json, the ballast. Safe to repeat. scheduler: its
+    name; "" keeps what the root has. One that has none gets `default`, or what this host has. Raises SpoolError,
+    OSError, schedulers.Unknown: then nothing is made."""
+    if not scheduler and not os.path.exists(os.path.join(spool.root, "config.json")):
+        scheduler = default or schedulers.detect()
     spool.create(work_root)
     uuid_path = os.path.join(spool.root, "uuid")
     if not os.path.exists(uuid_path):
         files.replace_file(uuid_path, random_name(24).encode("ascii") + b"\n")
-    if scheduler or not os.path.exists(os.path.join(spool.root, "config.json")):
-        settings.change(spool, scheduler=scheduler or "shell")
+    if scheduler:
+        settings.change(spool, scheduler=scheduler)
     ensure_ballast(spool.lock)
     compile_beside(launch.own_path())
     return {"root": spool.root, "uuid": uuid(spool)}
@@ -84,7 +87,7 @@ def remove(spool: "Spool", purge: bool) -> "List[str]":
     busy = status.busy_jobs(spool)
     if busy:
         return busy
-    for name in FOLDERS + ("shell",):
+    for name in FOLDERS + ("shell", "heartbeat", "linger"):
         if name != "work":
             shutil.rmtree(os.path.join(spool.root, name), ignore_errors=True)
     if purge:

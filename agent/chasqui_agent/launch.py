@@ -57,16 +57,22 @@ def _redirect(output: str, error: str) -> None:
 def detached(argv: "List[str]", errors: str) -> None:
     """Begin `argv` in a session of its own, as nobody's child, holding none of our descriptors.
 
-    It must outlive us and must not hold the ssh session's pipes open. errors: file its stderr is appended to.
+    It must outlive us and must not hold the ssh session's pipes open. errors: file its stderr is appended to. Returns
+    when it has left our session: what is still in a job's session when the job ends is killed.
     """
+    left, leaving = os.pipe()
     pid = os.fork()
     if pid:
+        os.close(leaving)
         os.waitpid(pid, 0)
+        os.read(left, 1)
+        os.close(left)
         return
     try:
         if os.fork():
             os._exit(0)
         os.setsid()  # last, so that our pid is the session's id: the shell scheduler finds a job's processes by it
+        os.close(leaving)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)

@@ -90,6 +90,14 @@ def started_at(meta: str, token: str, found: Marks) -> float:
         return 0.0
 
 
+def ended_at(meta: str, token: str, k: int) -> float:
+    """When the k-th start wrote its flag, by the same clock; 0 where unknown."""
+    try:
+        return os.lstat(os.path.join(meta, "flag.%s.%d" % (token, k))).st_mtime
+    except OSError:
+        return 0.0
+
+
 def close(meta: str, token: str, generation: int) -> str:
     """Take the claim of a token so that nothing can start under it: "" if it is closed now, else the id that started,
     of an array the whole one's.

@@ -16,18 +16,20 @@ from . import (
     heartbeat,
     intake,
     launch,
+    linger,
     live,
     marks,
     operations,
     reconcile,
     schedulers,
     settings,
+    site_limits,
     submit,
 )
 from .journal import JournalError, Writer
 from .lock import Lock, Lost, ensure_ballast
 from .quiet import empty_report, idle
-from .schedulers.base import NotNow, Unreachable
+from .schedulers.base import EVERYWHERE, NotNow, Unreachable
 from .spool import MIDDLE_PRIORITY, random_name
 from .state import State
 
@@ -50,6 +52,11 @@ fault.register(
 )
 
 STALL_SECONDS = 60.0
+MAX_CALLS = 300  # of the scheduler, in one minute, by all pumps of a root
+SPARE_CALLS = 20  # of those: what one round needs besides submissions and releases
+LEAST_SECONDS = 2.0  # no submission is begun with less: killed halfway, its outcome is unknown
+WHY_SECONDS = 600.0  # between two questions why jobs do not start
+LOOK_FURTHER = 200  # scripts looked at beyond those that fit, where a queue is full
 MAX_DOUBTED = 10  # scripts refused in the same words before the queue itself is taken to be closed
 LATE_SECONDS = 5.0  # how long somebody who waits for an answer goes on serving other people's wakes
 
@@ -62,14 +69,18 @@ def request(spool: "Spool", reason: str) -> None:
     fault.point("pump.request.after")
 
 
-def pump(spool: "Spool", reason: str, budget: float = 120.0, attended: bool = True) -> "Dict[str, Any]":
+def pump(
+    spool: "Spool", reason: str, budget: float = 120.0, attended: bool = True, patience: float = 0.0
+) -> "Dict[str, Any]":
     """Pump until no request is left or `budget` seconds are gone; what was done, as one flat dictionary:
 
     accepted submitted released ended rejected queries rounds (counts), settling (scripts too young), operations
     (id -> note), refused (the scheduler's words), stalled_since, note, busy (somebody else pumps). Raises SpoolError
     for a root that can't be used. A full disk, a lost lock and a silent scheduler end the round with a note: nothing
     is half done. Wakes that keep coming in are left to a process of their own when the budget is gone, or, attended (so
-    that somebody waits for the report), after a few seconds.
+    that somebody waits for the report), after a few seconds. patience: seconds a query may take where the caller has
+    other things to do; a silent scheduler is then left to a process that stays a little longer. No call of the
+    scheduler outlasts the budget.
     """
     deadline = time.monotonic() + budget
     late = time.monotonic() + LATE_SECONDS
@@ -83,24 +94,33 @@ def pump(spool: "Spool", reason: str, budget: float = 120.0, attended: bool = Tr
         if not lock.acquire(min(5.0, max(0.0, deadline - time.monotonic()))):
             report["busy"] = not report["rounds"]
             return report
-        handled = _round_under_lock(spool, chosen, lock, report)
+        handled = _round_under_lock(spool, chosen, lock, report, deadline, patience)
         unfinished = report.pop("unfinished", False)
+        if report.pop("debt", False) and reason != "linger":
+            linger.leave(spool)
         more = unfinished or _late_requests(spool, handled)
         if report["note"] or not more:
             return report
-        if time.monotonic() >= (late if attended and not unfinished else deadline):
+        if time.monotonic() >= (late if attended and not unfinished else deadline - LEAST_SECONDS):
             # Those who left the requests have gone home, relying on us.
             launch.detached(launch.command(spool.root) + ["wake", "--reason", "late"], os.devnull)
             return report
 
 
-def _round_under_lock(spool: "Spool", chosen: "settings.Settings", lock: Lock, report: "Dict[str, Any]") -> "List[str]":
+def _round_under_lock(
+    spool: "Spool",
+    chosen: "settings.Settings",
+    lock: Lock,
+    report: "Dict[str, Any]",
+    deadline: float,
+    patience: float,
+) -> "List[str]":
     """One round, and the lock given back whatever happens; the names in wake/ it dealt with."""
     handled = _requests(spool)
     journal = None
     try:
         journal = Writer(spool.log, lock.generation, lock.took_over)
-        Round(spool, chosen, lock, journal, report).run(handled)
+        Round(spool, chosen, lock, journal, report, deadline, patience).run(handled)
     except Lost as error:
         report["note"] = "lost the lock: %s" % error
     except JournalError as error:
@@ -129,7 +149,14 @@ class Round:
     """One round of the lock's holder. Attributes are what its steps share."""
 
     def __init__(
-        self, spool: "Spool", chosen: "settings.Settings", lock: Lock, journal: Writer, report: "Dict[str, Any]"
+        self,
+        spool: "Spool",
+        chosen: "settings.Settings",
+        lock: Lock,
+        journal: Writer,
+        report: "Dict[str, Any]",
+        deadline: float = float("inf"),
+        patience: float = 0.0,
     ) -> None:
         self.spool = spool
         self.settings = chosen
@@ -138,6 +165,7 @@ class Round:
         self.report = report
         self._before = dict(report)  # a pump may take several rounds; the journal tells of each
         self.scheduler = schedulers.choose(spool, chosen)
+        self.scheduler.deadline, self._patience = deadline, patience
         self.state = State(spool)
         self.now = files.server_time(spool.wake)
 
@@ -162,10 +190,10 @@ class Round:
             if snapshot is not None:
                 heartbeat.keep(self, snapshot, fresh)
                 reconcile.closed_jobs(self, snapshot)
-                self._act(standing, snapshot)
+                self._act(standing, snapshot, fresh)
         except Unreachable as error:
             self.report["note"] = "the scheduler does not answer: %s" % error
-        self._finish(handled, done, events)
+        self._finish(handled, done, events, snapshot is not None)
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -198,14 +226,37 @@ class Round:
         asked = [job for job in standing if job.id and (job.flagged < job.size or job.marks.term)]
         ids = [job.id for job in asked] + [beat.id for beat in heartbeat.beats(self.spool) if beat.id]
         sought = [submit.sought(self, entry) for entry in in_flight] + heartbeat.sought(self.spool)
+        budget = self.scheduler.deadline
         try:
+            if self._patience:
+                self.scheduler.deadline = min(budget, time.monotonic() + self._patience)
             snapshot = self.scheduler.query(ids, sought + self.state.closed_lately(), [j.id for j in asked if j.held])
         except Unreachable as error:
             self.report["note"] = "the scheduler does not answer: %s" % error
+            if self._patience:
+                self._owe(True)
             return None, False
+        finally:
+            self.scheduler.deadline = budget
         self.report["queries"] += 1
         self.state.keep_snapshot(snapshot)
+        self._ask_why(standing, snapshot)
         return snapshot, True
+
+    def _ask_why(self, standing: "List[live.Standing]", snapshot: "Snapshot") -> None:
+        """Now and then: why those do not start that have been queued longest. Not while jobs end, when every call
+        counts."""
+        stuck = [job.id for job in standing if not job.held and not job.marks.runs and job.id in snapshot.live]
+        known = self.state.value.setdefault("reasons", {"asked": self.now, "why": {}})
+        known["why"] = dict({i: why for i, why in known["why"].items() if i in stuck}, **snapshot.notes)
+        if not stuck:
+            known["asked"] = self.now
+        elif self.now - known["asked"] >= WHY_SECONDS and not any(job.marks.flag for job in standing):
+            known["asked"] = self.now
+            try:
+                known["why"].update(self.scheduler.waiting_reasons(stuck))
+            except Unreachable:
+                pass
 
     def _settle(self, snapshot: "Optional[Snapshot]", fresh: bool) -> "List[live.Standing]":
         """Settle what has ended; what is still alive."""
@@ -242,31 +293,67 @@ class Round:
     def _had_waiting(self) -> bool:
         return bool(self.state.value.get("waiting")) and self.spool.has_waiting()
 
-    def _act(self, standing: "List[live.Standing]", snapshot: "Snapshot") -> None:
-        limits = caps.Caps(self.settings.max_running, self.settings.max_queued, self.settings.max_total)
+    def _act(self, standing: "List[live.Standing]", snapshot: "Snapshot", fresh: bool) -> None:
+        # Left to the site, max_running is no cap of ours: nothing is held, and what is held is released.
+        most_running = self.settings.max_running if self.settings.running_cap == "hold" else 10**9
+        limits = caps.Caps(most_running, self.settings.max_queued, self.settings.max_total)
         in_flight = [directives.asked_in(entry.path) for entry in self.spool.entries("submitting")]
         submitting = sum(self._size(asked) for asked in in_flight)
-        has_beat = heartbeat.enabled(self.settings, self.scheduler)
-        todo = self._first_waiting(int(limits.max_queued), limits, int(has_beat))
-        beats = [beat.id for beat in heartbeat.beats(self.spool)] if has_beat else None
-        counts = live.count(standing, submitting, snapshot, beats)
+        known = [beat.id for beat in heartbeat.beats(self.spool)]
+        learnt = self.state.value.setdefault("site_limits", {})
+        site = site_limits.Site(learnt, self.now, standing, submitting, snapshot, fresh, known)
+        has_beat = heartbeat.enabled(self.settings, self.scheduler, self.state)
+        todo = self._first_waiting(int(limits.max_queued), limits, int(has_beat), site)
+        counts = live.count(standing, submitting, snapshot, known if has_beat else None)
         plan = caps.plan(counts, limits, self.state.value.get("turns"))
-        for job in [job for job in standing if job.held and not job.marks.runs]:
-            if plan.payloads.take(_name(job.entry), job.size):
-                try:
-                    self._release(job)
-                except NotNow:
-                    continue  # the next good query shows that it is still held
-        refused = self._submit(todo, plan)
+        self._release_first([job for job in standing if job.held and not job.marks.runs], plan)
+        refused = self._submit(todo, plan, site)
         self.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
-        if refused in ("limit", "temporary") and any(job.flagged for job in standing):
-            heartbeat.hurry(self)  # PBS counts an ending job until it is quite gone: 32 s were seen
+        ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
+        # PBS counts an ending job until it is quite gone: 32 s were seen.
+        waits = ends and (refused in ("limit", "temporary") or site.held_back)
+        self._owe((waits or bool(self.report["note"])) and not heartbeat.hurry(self))
+        if has_beat and known and not heartbeat.enabled(self.settings, self.scheduler, self.state):
+            self.report["unfinished"] = True  # only now it is known that the site has no place for a heartbeat
 
     def _size(self, asked: "Dict[str, str]") -> int:
         """How many jobs a script counts as."""
         return max(1, len(directives.elements(asked))) if self.scheduler.has_arrays else 1
 
-    def _submit(self, todo: "List[Tuple[Entry, int]]", plan: caps.Plan) -> str:
+    def _owe(self, debt: bool) -> None:
+        """Remember whether places are left that a process of its own has to fill, for want of a heartbeat."""
+        self.report["debt"] = self.state.value["debt"] = debt and self.scheduler.asks_a_server
+
+    def _may_call(self) -> bool:
+        """Whether the scheduler may be called for one more job in this minute. Says so where it may not."""
+        if self.calls() < MAX_CALLS - SPARE_CALLS:
+            return True
+        self.report["note"] = "%d calls of the scheduler in this minute: the rest follows" % self.calls()
+        return False
+
+    def calls(self) -> int:
+        """Calls of the scheduler in this minute, by all pumps."""
+        minute, count = self.state.value.get("calls", [0, 0])
+        return int(self.scheduler.calls + (count if minute == int(self.now // 60) else 0))
+
+    def _has_time(self) -> bool:
+        """Whether the budget has room for a submission; else there will be another round."""
+        enough = self.scheduler.deadline - time.monotonic() >= LEAST_SECONDS
+        self.report["unfinished"] = self.report.get("unfinished", False) or not enough
+        return enough
+
+    def _release_first(self, held: "List[live.Standing]", plan: caps.Plan) -> None:
+        for job in held:
+            if not plan.payloads.take(_name(job.entry), job.size):
+                continue
+            if not self._may_call():
+                return
+            try:
+                self._release(job)
+            except NotNow:
+                continue  # the next good query shows that it is still held
+
+    def _submit(self, todo: "List[Tuple[Entry, int]]", plan: caps.Plan, site: site_limits.Site) -> str:
         """Submit until the room is used or the scheduler says stop; the kind of refusal that was its last word, or "".
 
         A script refused for good goes to rejected/. One that is refused in the very words of the last one is doubted
@@ -274,14 +361,22 @@ class Round:
         are tried; when one is accepted it was the scripts after all, else they all stay.
         """
         last = ""
+        self.report["refused"] = ""
         doubted: "List[Entry]" = []
         for entry, size in todo:
             if not plan.queue.left or len(doubted) == MAX_DOUBTED:
                 break
+            queue = site.queue_of(entry)
+            if not site.room(queue, size):
+                if size > 1 and plan.queue.keeps(_name(entry)):
+                    break
+                continue
             if not plan.queue.take(_name(entry), size):
                 continue
             if self.lock.time_left() < self.settings.lease / 50:
                 self.report["unfinished"] = True  # give the lock back and take it again
+                break
+            if not (self._may_call() and self._has_time()):
                 break
             free = plan.payloads.take(_name(entry), size)
             answer = submit.submit(self, entry, hold=not free)
@@ -289,6 +384,7 @@ class Round:
                 plan.queue.give_back(size)
                 plan.payloads.give_back(size if free else 0)
             if answer.kind == "accepted":
+                site.took(queue, size)
                 self.report["submitted"] += 1
                 self._reject(doubted, self.state.last_rejected())
                 doubted = []
@@ -298,11 +394,14 @@ class Round:
                 self.state.value["rejected"] = answer.text
             else:
                 self.report["refused"], last = answer.text, answer.kind
+                if answer.learn is not None:
+                    site.refused(answer.learn)
                 if answer.kind == "limit" and size > 1 and not plan.queue.keeps(_name(entry)):
                     continue  # the site may have room for single jobs, and perhaps never for this one
-                if answer.kind != "doubted":
+                if answer.kind == "doubted":
+                    doubted.append(entry)
+                elif answer.learn in (None, EVERYWHERE):
                     break
-                doubted.append(entry)
         if len(doubted) == len(todo) == 1:
             self._reject(doubted, self.state.last_rejected())  # nothing else waits that could be spoilt
         return last
@@ -314,16 +413,19 @@ class Round:
             self.report["rejected"] += 1
             self.report["refused"] = ""
 
-    def _first_waiting(self, most: int, limits: caps.Caps, beats: int) -> "List[Tuple[Entry, int]]":
+    def _first_waiting(
+        self, most: int, limits: caps.Caps, beats: int, site: site_limits.Site
+    ) -> "List[Tuple[Entry, int]]":
         """The next scripts to submit, each with how many elements it is. One that asks for `#PBS -h` goes to held/ on
         the way, an array that no cap has room for to rejected/; empty shards go."""
         found: "List[Tuple[Entry, int]]" = []
+        further = LOOK_FURTHER
         for shard in list(self.spool.shards()):
             entries = self.spool.shard_entries(shard)
             if not entries:
                 _remove_folder(shard)
             for entry in entries:
-                if len(found) >= most:
+                if len(found) >= most or not further:
                     return found
                 asked = directives.asked_in(entry.path)
                 size = self._size(asked)
@@ -333,6 +435,8 @@ class Round:
                     files.move(entry.path, self.spool.entry_path("held", entry.job, entry.attempt))
                 elif why:
                     self._reject([entry], why)
+                elif site.by_queue and not site.room(site.queue_of(entry), size):
+                    further -= 1  # its queue is full: others' may not be
                 else:
                     found.append((entry, size))
         return found
@@ -351,7 +455,7 @@ class Round:
         self.journal.append({"ev": "released", "job": job.entry.job, "attempt": job.entry.attempt, "pbs": job.id})
         self.report["released"] += 1
 
-    def _finish(self, handled: "List[str]", done: "List[str]", events: int) -> None:
+    def _finish(self, handled: "List[str]", done: "List[str]", events: int, answered: bool) -> None:
         """Record the round where it did something, remember it, and drop the requests it dealt with."""
         counted = ("accepted", "submitted", "released", "ended", "rejected")
         news = {key: self.report[key] - self._before[key] for key in counted if self.report[key] > self._before[key]}
@@ -361,8 +465,12 @@ class Round:
         # Never skipped: the stall detector lives by it.
         self.state.value["pumped"] = self.now
         self.state.value["waiting"] = self.spool.has_waiting()
+        if self.scheduler.calls:
+            self.state.value["calls"] = [int(self.now // 60), self.calls()]
         self.state.save()
         fault.point("pump.drain.before")
+        if not answered:
+            handled = [name for name in handled if not name.startswith("kick.")]  # for the next pump
         for path in [os.path.join(self.spool.wake, name) for name in handled] + done:
             files.remove(path)
 

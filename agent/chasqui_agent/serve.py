@@ -37,6 +37,7 @@ fault.register({
 
 MAX_JOBS, MAX_OPS, MAX_WANTED = 100000, 100000, 100000
 PUMP_BUDGET = 120.0
+PATIENCE = 10.0  # seconds a query may take while the client waits for journal and results
 CAPABILITIES = ["zlib", "log-pieces"]
 
 
@@ -232,7 +233,7 @@ class Session:
             return quiet.empty_report("sync")
         from . import pump
         try:
-            return pump.pump(self.spool, "sync", PUMP_BUDGET)
+            return pump.pump(self.spool, "sync", PUMP_BUDGET, patience=PATIENCE)
         except Exception as error:
             from .cli import explain
 
@@ -247,7 +248,12 @@ class Session:
     def _status(self, report: "Dict[str, Any]") -> "Dict[str, Any]":
         counts = {state: len(self.spool.entries(state)) for state in ("held", "submitting", "submitted")}
         stalled = report.get("stalled_since") or ""
-        return dict(counts, waiting=self.spool.count_waiting(), stalled_since=stalled)
+        found = dict(counts, waiting=self.spool.count_waiting(), stalled_since=stalled, notes="")
+        if not quiet.idle(self.spool):
+            from . import status
+
+            found["notes"] = "; ".join(status.notes(self.spool, settings.load(self.spool)))
+        return found
 
     def _send_log(self) -> None:
         for start, to, lines, ended in deliver.log_pieces(self.spool.log, self.cursor):

@@ -24,15 +24,19 @@ DEFAULTS = {
     "heartbeat": (15.0, "minutes after which the relay is woken where none of its jobs is alive; 0: never"),
     "settle": (5.0, "age at which a script dropped into waiting/ is taken in"),
 }
-TEXTS = {"pbs_bin": "folder of qsub and its like; \"\": looked for"}
+TEXTS = {
+    "pbs_bin": "folder of qsub and its like; \"\": looked for",
+    "running_cap": "who keeps max_running: \"hold\", we do, by user holds; \"site\": the site's own limit does",
+}
+RUNNING_CAPS = ("hold", "site")
 COUNTS = ("max_running", "max_queued", "max_total", "slots")
 
 
 # The settings of one root, checked. owner, revision: the ledger that sent them, and its count of changes.
 Settings = namedtuple(
     "Settings",
-    "max_running max_queued max_total slots query_interval grace lease heartbeat settle pbs_bin scheduler owner"
-    " revision",
+    "max_running max_queued max_total slots query_interval grace lease heartbeat settle pbs_bin running_cap"
+    " scheduler owner revision",
 )
 
 
@@ -51,6 +55,8 @@ def check(values: "Dict[str, Any]") -> str:
         value = values.get(key, "")
         if not isinstance(value, str) or not (value + "x").isprintable() or len(value) > 1000:
             return "%s must be a short text" % key
+    if values.get("running_cap", "hold") not in RUNNING_CAPS:
+        return 'running_cap must be "hold" or "site"'
     return ""
 
 
@@ -72,6 +78,7 @@ def load(spool: "Spool") -> Settings:
     return Settings(
         scheduler=str(stored.get("scheduler", "shell")),
         pbs_bin=stored.get("pbs_bin", ""),
+        running_cap=stored.get("running_cap", "hold"),
         owner=str(stored.get("owner", "")),
         revision=stored.get("revision", 0),
         **values,

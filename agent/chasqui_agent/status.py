@@ -3,14 +3,19 @@
 import os
 import time
 
-from . import files, settings
+from . import files, heartbeat, live, schedulers, settings, site_limits
+from .schedulers.base import EVERYWHERE
 from .spool import JOB, ON_THEIR_WAY
+from .state import State
 
 MYPY = False
 if MYPY:
     from typing import Any, Dict, List
 
+    from .schedulers.base import Scheduler
     from .spool import Spool
+
+MOST_STUCK = 5  # told by name
 
 
 def gather(spool: "Spool") -> "Dict[str, Any]":
@@ -30,7 +35,42 @@ def gather(spool: "Spool") -> "Dict[str, Any]":
         pumped=_stamp(pumped),
         stalled_since=_stamp(pumped) if still and pumped else "",
         caps={"max_running": chosen.max_running, "max_queued": chosen.max_queued, "max_total": chosen.max_total},
+        notes=notes(spool, chosen),
     )
+
+
+def notes(spool: "Spool", chosen: "settings.Settings") -> "List[str]":
+    """What the site lets us do, and what stands still for its reasons: one line each."""
+    scheduler = schedulers.choose(spool, chosen)
+    if not scheduler.asks_a_server:
+        return []
+    state = State(spool)
+    return _limits(state) + [_beat(spool, chosen, scheduler, state)] + _stuck(spool, state)
+
+
+def _limits(state: State) -> "List[str]":
+    found, now = [], time.time()
+    for where, (_, when) in sorted(state.value.get("site_limits", {}).items()):
+        place = "" if where == EVERYWHERE else " in queue %s" % where if where else " in the default queue"
+        learnt = time.strftime("%H:%MZ", time.gmtime(when))
+        number = site_limits.limit(state.value["site_limits"], where, now)
+        found.append("site limit%s %s (learnt %s)" % (place, number, learnt))
+    return found
+
+
+def _beat(spool: "Spool", chosen: "settings.Settings", scheduler: "Scheduler", state: State) -> str:
+    if not chosen.heartbeat:
+        return "heartbeat: off"
+    if not heartbeat.enabled(chosen, scheduler, state):
+        return "heartbeat: off, a limit leaves no place for it; a job's end leaves a process for a minute instead"
+    known = heartbeat.beats(spool)
+    return "heartbeat: next %s" % _stamp(known[-1].due) if known else "heartbeat: none pending"
+
+
+def _stuck(spool: "Spool", state: State) -> "List[str]":
+    why = state.value.get("reasons", {}).get("why", {})
+    jobs = [(job.entry.job, why[job.id]) for job in live.standings(spool) if why.get(job.id)]
+    return ["%s does not start: %s" % one for one in jobs[:MOST_STUCK]]
 
 
 def _stamp(seconds: float) -> str:
@@ -53,6 +93,7 @@ def text(status: "Dict[str, Any]") -> str:
     )
     caps = status["caps"]
     lines.append("caps: %(max_running)d running, %(max_queued)d queued" % caps)
+    lines.extend(status["notes"])
     lines.append("last pump: %s" % (status["pumped"] or "never"))
     if status["stalled_since"]:
         lines.append("STALLED since %s: nothing is alive to wake the relay. Next: pump" % status["stalled_since"])

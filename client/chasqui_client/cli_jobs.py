@@ -101,6 +101,9 @@ def _status_notes(command: Command, remote: dict[str, Any]) -> None:
                       ("note", "the pump says:")):
         if pump.get(key):
             command.say("  %s %s" % (text, pump[key]))
+    site = (remote["agent"] or {}).get("status", {}).get("notes", "")
+    for text in site.split("; ") if isinstance(site, str) and site else ():
+        command.say("  " + text)
     news = [count(remote[key], noun) + after for key, noun, after in (
         ("to_upload", "job", " to upload"), ("operations", "request", " to send"),
         ("results_wanted", "job", "'s results to fetch")) if remote[key]]

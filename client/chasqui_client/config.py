@@ -4,7 +4,7 @@
     [jobs]                       defaults for every job: inputs, exclude, outputs, priority, max_file
     [remotes.NAME]               host, root, work_root, python, ssh_config, ssh_options, scheduler,
                                  pbs_bin
-    [remotes.NAME.caps]          max_queued, max_running, max_total
+    [remotes.NAME.caps]          max_queued, max_running, max_total, running_cap
     [remotes.NAME.settings]      query_interval, grace, lease (seconds), heartbeat (minutes)
     [remotes.NAME.templates.T]   values for the placeholders of template T
 
@@ -37,6 +37,7 @@ class Caps:
     max_queued: int = 40
     max_running: int = 30
     max_total: int | None = None
+    running_cap: str = "hold"
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,11 @@ def _pbs_bin(table: Table) -> str:
 
 
 def _caps(table: Table) -> Caps:
-    caps = Caps(table.whole("max_queued", 40) or 0, table.whole("max_running", 30) or 0, table.whole("max_total", None))
-    table.done("max_queued, max_running, max_total")
+    caps = Caps(table.whole("max_queued", 40) or 0, table.whole("max_running", 30) or 0, table.whole("max_total", None),
+                table.text("running_cap", "hold"))
+    if caps.running_cap not in ("hold", "site"):
+        raise table.bad("running_cap", 'must be "hold" or "site"')
+    table.done("max_queued, max_running, max_total, running_cap")
     return caps
 
 
@@ -311,6 +315,7 @@ host = "{host}"
 max_queued = 40           # jobs waiting in the scheduler's queue, at most
 max_running = 30          # jobs running, at most
 #max_total = 70           # both together, at most (no limit of its own by default)
+#running_cap = "hold"     # max_running is kept by holding jobs in the queue; "site": by the site's own limit, not by us
 
 [remotes.{name}.settings]
 #query_interval = 30      # seconds; the scheduler is never asked more often

@@ -264,7 +264,7 @@ def _upload(transport: Transport, remote: Remote, found: Probe, pyz: bytes) -> N
         raise errors.RemoteDiskFull(remote=remote.name, root=remote.root)
     from . import build
     sha = build.digest(pyz)
-    options = "" if remote.scheduler == "auto" else " --scheduler " + remote.scheduler
+    options = _scheduler(remote)
     options += " --work-root " + remote.work_root if remote.work_root else ""
     line = launcher.wrapped(_RECEIVE.format(
         root=remote.root, part=".up-" + os.urandom(4).hex(), python=_quoted(found.python), sha=sha, name=sha[:12],
@@ -274,6 +274,14 @@ def _upload(transport: Transport, remote: Remote, found: Probe, pyz: bytes) -> N
         raise ssh.failure(remote, said)
     if status:
         raise _upload_failure(remote, status, said)
+
+
+def _scheduler(remote: Remote) -> str:
+    """What `install` is told: the scheduler asked for; with "auto" that of a root which has none yet."""
+    if remote.scheduler != "auto":
+        return " --scheduler " + remote.scheduler
+    # Who says where qsub is has a PBS; on one's own computer nobody expects one.
+    return " --default openpbs" if remote.pbs_bin else " --default shell" if remote.is_local else ""
 
 
 def _quoted(python: str) -> str:
@@ -287,6 +295,8 @@ def _upload_failure(remote: Remote, status: int | None, said: str) -> errors.Cha
     full = "space" in said.lower() or "quota" in said.lower()
     if full:
         return errors.RemoteDiskFull(remote=remote.name, root=remote.root)
+    if "not supported yet" in said:
+        return errors.UnsupportedScheduler(ssh.last_line(said).removeprefix("chasqui-agent: "), remote=remote.name)
     if status == 93:
         return errors.ConnectionLost("the agent arrived damaged", remote=remote.name)
     return errors.RootUnusable(ssh.last_line(said) or "installing ended with status %s" % status,

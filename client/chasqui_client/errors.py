@@ -307,6 +307,12 @@ class RootUnusable(RemoteRefused):
     hint = "set another root for this remote in config.toml"
 
 
+class UnsupportedScheduler(RemoteRefused):
+    """{remote}: {message}"""
+
+    hint = "set scheduler in [remotes.{remote}] of config.toml"
+
+
 class RemoteDiskFull(RemoteRefused):
     """{remote}: no space left (or quota used up) in {root}."""
 

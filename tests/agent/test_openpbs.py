@@ -10,6 +10,7 @@ from collections import namedtuple
 import pytest
 
 from agent.agentroot import until
+from chasqui_agent.runner import shell_path
 from chasqui_agent.schedulers import choose, openpbs, pbs_commands
 from chasqui_agent.schedulers.base import (
     DELETED,
@@ -489,7 +490,7 @@ def test_the_call(site):
     site.scheduler.submit(request(site, join=True, hold=True, rerun=True, error=site.work + "/o", start=0), 20)
     o, e, runner = [os.path.join(site.work, name) for name in ("o", "e", "runner")]
     plain, rich = site.calls()
-    begin = ["qsub", "-f", "-N", "relax.abcdefgh", "-S", "/bin/sh", "-r"]
+    begin = ["qsub", "-f", "-N", "relax.abcdefgh", "-S", shell_path(), "-r"]
     variables = ["-v", "CHASQUI_TOKEN=abcdefgh", runner]
     assert plain == begin + ["n", "-o", o, "-e", e] + variables
     start = time.strftime("%Y%m%d%H%M.%S", time.localtime(0))

@@ -170,7 +170,7 @@ def test_an_array_deleted_by_hand_is_cancelled(tmp_path: Path, cluster: Cluster)
     until(lambda: root.began("arr", 1, 2) == [1, 1], "two run")
     assert cluster.run("qdel", root.parent()).returncode == 0
     root.settle("arr")
-    assert (root.end_of("arr")["ev"], root.end_of("arr")["why"]) == ("cancelled", "deleted in the scheduler")
+    assert (root.end_of("arr")["ev"], root.end_of("arr")["why"]) == ("cancelled", "deleted in PBS")
     assert root.began("arr", 3) == [0]
 
 

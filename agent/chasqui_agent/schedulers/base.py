@@ -4,6 +4,7 @@ Every call can fail to reach the batch system: it then raises Unreachable, and t
 ask" is never "the job is gone".
 """
 
+import time
 from collections import namedtuple
 
 MYPY = False
@@ -136,7 +137,9 @@ class Scheduler:
     stages_output = True  # output files appear only some time after the payload ended
     has_arrays = False  # takes #PBS -J
     asks_a_server = True  # a query costs somebody else something: never more than one in query_interval
-    query_seconds = 30.0  # how long one query may take; a caller in a hurry lowers it
+    query_seconds = 30.0  # how long one query may take
+    deadline = float("inf")  # when every call has to be over, by time.monotonic(); set by the caller
+    calls = 0  # how often the batch system was called
 
     def query(self, ids: "Iterable[str]", sought: "Iterable[Sought]" = (), held: "Iterable[str]" = ()) -> Snapshot:
         """One query round. Raises Unreachable.
@@ -164,6 +167,14 @@ class Scheduler:
         """Have a job that waits for its time start at `when` (seconds since 1970); False where it waits no longer.
         Raises Unreachable."""
         raise NotImplementedError
+
+    def waiting_reasons(self, ids: "Iterable[str]") -> "Dict[str, str]":
+        """Why queued jobs can never start, where the scheduler knows: of the first few of `ids`. Raises Unreachable."""
+        return {}
+
+    def within(self, seconds: float) -> float:
+        """`seconds`, or what is left of them."""
+        return max(0.1, min(seconds, self.deadline - time.monotonic()))
 
     def describe(self) -> str:
         """One line for `doctor`: which batch system, where, and whether it answers. Raises Unreachable."""

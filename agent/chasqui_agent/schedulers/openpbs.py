@@ -11,6 +11,7 @@ import re
 import time
 from collections import namedtuple
 
+from ..runner import shell_path
 from . import qstat_text, refusals
 from .base import DELETED, Ended, Live, NotNow, Request, Scheduler, Snapshot, Submission, Unreachable
 from .pbs_commands import Commands, NotStarted
@@ -65,6 +66,10 @@ class OpenPBS(Scheduler):
         self.user = _user()
         self._version: "Optional[str]" = None
 
+    @property
+    def calls(self) -> int:  # type: ignore[override]
+        return self.commands.calls
+
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def query(self, ids: "Iterable[str]", sought: "Iterable[Sought]" = (), held: "Iterable[str]" = ()) -> Snapshot:
@@ -84,9 +89,10 @@ class OpenPBS(Scheduler):
 
     def ask(self, *words: str) -> "Result":
         """One query whose answer is believed only if it ends well and is whole. Raises Unreachable."""
-        result = self.commands.run(list(words), self.query_seconds)
+        seconds = self.within(self.query_seconds)
+        result = self.commands.run(list(words), seconds)
         if result.code != 0:
-            raise Unreachable(_words(words[0], result, self.query_seconds))
+            raise Unreachable(_words(words[0], result, seconds))
         if not result.whole:
             raise Unreachable("%s: the answer is too long" % words[0])
         return result
@@ -100,12 +106,13 @@ class OpenPBS(Scheduler):
         """One qstat of some ids: (what it says of them, those it does not know, whether there is a history). Raises
         Unreachable."""
         words = ["qstat", "-x", "-f", "-w"] if history else ["qstat", "-f", "-w"]
-        result = self.commands.run(words + ids, self.query_seconds)
+        seconds = self.within(self.query_seconds)
+        result = self.commands.run(words + ids, seconds)
         if history and _NO_HISTORY in result.err:
             return self.look_at(ids, False)
         # The exit code is the last id's: 153 where that one is unknown, 35 where it has ended.
         if result.code not in (0, UNKNOWN, FINISHED):
-            raise Unreachable(_words("qstat", result, self.query_seconds))
+            raise Unreachable(_words("qstat", result, seconds))
         if not result.whole:
             raise Unreachable("qstat: the answer is too long")
         found = qstat_text.parse(result.out)
@@ -126,6 +133,7 @@ class OpenPBS(Scheduler):
             # PBS refuses this too, in words that do not say which, and with an exit code (1) that would stop the pump.
             text = "#PBS -v %s: not set where the relay runs; write -v %s=VALUE" % (unset[0], unset[0])
             return Submission("permanent", "", text)
+        timeout = self.within(timeout)
         try:
             result = self.commands.run(arguments(request), timeout, request.folder)
         except NotStarted as error:
@@ -151,11 +159,9 @@ class OpenPBS(Scheduler):
         """What `qsub --version` says, "" where it does not know that; the server is not asked."""
         if self._version is None:
             try:
-                result = self.commands.run(["qsub", "--version"], HURRY_SECONDS)
+                self._version = pbs_version(self.commands, self.within(HURRY_SECONDS))
             except NotStarted:
                 return ""
-            found = re.search(r"pbs_version\s*=\s*(\S+)", result.out + result.err)
-            self._version = found.group(1) if found else ""
         return self._version
 
     # -- changing --------------------------------------------------------------------------------------------------
@@ -168,11 +174,12 @@ class OpenPBS(Scheduler):
         self._change(["qdel", job_id], (UNKNOWN, FINISHED, BAD_STATE))
 
     def _change(self, words: "List[str]", harmless: "Iterable[int]") -> None:
-        result = self.commands.run(words, self._hurry())
+        seconds = self.within(min(HURRY_SECONDS, self.query_seconds))
+        result = self.commands.run(words, seconds)
         if result.code == 0 or result.code in harmless:
             return
         down = result.code is None or result.code < 0 or result.code in _DOWN
-        raise (Unreachable if down else NotNow)(_words(words[0], result, self._hurry()))
+        raise (Unreachable if down else NotNow)(_words(words[0], result, seconds))
 
     def move_start(self, job_id: str, when: float) -> bool:
         # qalter takes local time. A time past starts the job at once.
@@ -182,9 +189,6 @@ class OpenPBS(Scheduler):
         except NotNow:
             return False
         return True
-
-    def _hurry(self) -> float:
-        return min(HURRY_SECONDS, self.query_seconds)
 
     # -- telling ---------------------------------------------------------------------------------------------------
 
@@ -321,6 +325,13 @@ class Round:
 # -- pure ------------------------------------------------------------------------------------------------------------
 
 
+def pbs_version(commands: Commands, seconds: float) -> str:
+    """What `qsub --version` says, "" where it is not a PBS that has qselect, too. Raises NotStarted without a qsub."""
+    result = commands.run(["qsub", "--version"], seconds)
+    found = re.search(r"pbs_version\s*=\s*(\S+)", result.out + result.err)
+    return found.group(1) if found else ""
+
+
 def _user() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_name
@@ -412,7 +423,7 @@ def _words(command: str, result: "Result", seconds: float) -> str:
 def arguments(request: Request) -> "List[str]":
     """The words of the qsub call. -f: no background qsub that could submit minutes after we gave up. The script's own
     #PBS lines stand in the runner; what is said here beats them."""
-    words = ["qsub", "-f", "-N", request.name, "-S", "/bin/sh", "-r", "y" if request.rerun else "n"]
+    words = ["qsub", "-f", "-N", request.name, "-S", shell_path(), "-r", "y" if request.rerun else "n"]
     words += ["-j", "oe", "-o", request.output] if request.join else ["-o", request.output, "-e", request.error]
     if request.hold:
         words.append("-h")

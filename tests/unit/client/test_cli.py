@@ -312,3 +312,14 @@ def test_status_repeats_what_the_scheduler_said(work: Path, capsys: pytest.Captu
     text = capsys.readouterr().out
     assert "here: as of the last sync, " in text and "ago" in text
     assert "refused, in the scheduler's words: qsub: no \\x1b quota" in text
+
+
+def test_status_tells_what_the_site_allows(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _init_and_add()
+    for notes, lines in (("site limit 6 (learnt 14:03Z); heartbeat: off", 2), ("", 0), (None, 0), (7, 0)):
+        with api.open_ledger(Home()) as ledger:
+            ledger.set_remote("here", synced="2026-01-01T00:00:00Z", report={"status": {"notes": notes}})
+        capsys.readouterr()
+        assert _run("status") == 0
+        text = capsys.readouterr().out
+        assert sum(line in ("  site limit 6 (learnt 14:03Z)", "  heartbeat: off") for line in text.split("\n")) == lines

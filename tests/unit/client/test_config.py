@@ -25,7 +25,7 @@ def test_init_writes_every_default_and_keeps_the_folder_private(home: Home) -> N
     assert stat.S_IMODE(home.config_path.stat().st_mode) == 0o600
     text = home.config_path.read_text()
     for key in ("work_root", "python", "ssh_config", "ssh_options", "scheduler", "pbs_bin", "max_queued", "max_running",
-                "max_total", "query_interval", "grace", "lease", "heartbeat", "default_remote",
+                "max_total", "running_cap", "query_interval", "grace", "lease", "heartbeat", "default_remote",
                 "inputs", "exclude", "outputs",
                 "priority"):
         assert key + " = " in text
@@ -94,6 +94,7 @@ def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
     ('[remotes.x]\nhost = "a"\n[remotes.x.caps]\nmax_running = true\n', "whole number"),
     ('[remotes.x]\nhost = "a"\nssh_options = ["a b"]\n', "line 3: .*Key=value"),
     ('[remotes.x]\nhost = "a"\nscheduler = "pbs"\n', 'must be "auto", "openpbs" or "shell"'),
+    ('[remotes.x]\nhost = "a"\ncaps = { running_cap = "pbs" }\n', 'must be "hold" or "site"'),
     ('[remotes.x]\nhost = "a"\n[remotes.x.settings]\nheartbeat = "no"\n',
      "heartbeat: must be .auto., .off. or a number of minutes"),
     ('[remotes.x]\nhost = "a"\npbs_bin = "bin"\n', "line 3: .*whole path"),
@@ -129,7 +130,7 @@ def test_everything_is_read() -> None:
         ssh_options = ["Port=2222"]
         scheduler = "openpbs"
         pbs_bin = "/opt/pbs/bin"
-        caps = { max_queued = 8, max_running = 4, max_total = 9 }
+        caps = { max_queued = 8, max_running = 4, max_total = 9, running_cap = "site" }
         settings = { query_interval = 0.5, grace = 2, heartbeat = "off" }
         [remotes.b.templates.vasp]
         cpus = 4
@@ -137,7 +138,8 @@ def test_everything_is_read() -> None:
     remote = read.remote()
     assert remote.name == "b" and remote.templates == {"vasp": {"cpus": "4"}} and remote.ssh_options == ("Port=2222",)
     assert remote.agent_config() == {"max_queued": 8, "max_running": 4, "max_total": 9, "query_interval": 0.5,
-                                     "grace": 2, "lease": 600, "heartbeat": 0, "pbs_bin": "/opt/pbs/bin"}
+                                     "grace": 2, "lease": 600, "heartbeat": 0, "pbs_bin": "/opt/pbs/bin",
+                                     "running_cap": "site"}
     assert remote.scheduler == "openpbs"
     assert read.jobs.exclude == ("*.tmp",) and read.jobs.max_file == 5
 
