@@ -139,9 +139,9 @@ def _wake(root: str, argv: "List[str]") -> int:
     """Leave a request, pump if the lock is free, print nothing, succeed: the end of a job is no place for errors."""
     try:
         options = _options(argv, reason="wake", budget="15")
-        from .pump import pump
+        from .way import wake
 
-        pump(_spool(root), options["reason"], float(options["budget"]), attended=False)
+        wake(_spool(root), options["reason"], float(options["budget"]))
     except Exception as error:
         _note_failure(root, error)
     return 0

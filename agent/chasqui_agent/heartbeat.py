@@ -14,14 +14,14 @@ import shlex
 import time
 from collections import namedtuple
 
-from . import directives, fault, files, launch, runner, site_limits
-from .schedulers.base import EVERYWHERE, Request, Sought
+from . import directives, fault, files, launch, runner, site_limits, way
+from .schedulers.base import EVERYWHERE, Request, Sought, Submission
 from .spool import new_token
 from .state import State
 
 MYPY = False
 if MYPY:
-    from typing import Dict, List, Optional
+    from typing import Any, Dict, List, Optional
 
     from .pump import Round
     from .schedulers.base import Scheduler, Snapshot
@@ -47,17 +47,19 @@ COPIED = "qAP"
 Beat = namedtuple("Beat", "n token id made due")
 
 
-def enabled(chosen: "Settings", scheduler: "Scheduler", state: State) -> bool:
-    """Whether there is to be one: never where it would take the only place there is."""
+def enabled(chosen: "Settings", scheduler: "Scheduler", state: "Dict[str, Any]") -> bool:
+    """Whether there is to be one: never where it would take the only place there is, or could not submit anything."""
+    if way.contact_only(chosen, state):
+        return False
     running = chosen.max_running > 1 or chosen.running_cap == "site"
     spare = running and chosen.max_queued > 1 and chosen.max_total not in (1, 2)
     return scheduler.asks_a_server and chosen.heartbeat > 0 and spare and _has_place(state)
 
 
-def _has_place(state: State) -> bool:
+def _has_place(state: "Dict[str, Any]") -> bool:
     """Whether the site's limits, as far as they are learnt, leave room for the two of a change and a job."""
-    learnt = state.value.get("site_limits", {})
-    queue = str(state.value.get("beat_options", {}).get("q", ""))
+    learnt = state.get("site_limits", {})
+    queue = str(state.get("beat_options", {}).get("q", ""))
     known = [site_limits.limit(learnt, where, time.time()) for where in (EVERYWHERE, queue)]
     return all(number is None or number >= 3 for number in known)
 
@@ -86,13 +88,15 @@ def keep(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
     """Arm a beat where one is needed and none is pending; delete it where none is. Raises Unreachable."""
     spool = pump.spool
     known = beats(spool)
-    if not needed(spool) or not enabled(pump.settings, pump.scheduler, pump.state):
+    if not needed(spool) or not enabled(pump.settings, pump.scheduler, pump.state.value):
         for beat in known:
             _end(pump, beat, snapshot)
         return
     if known and _pending(pump, known[-1], snapshot, fresh):
         return
-    arm(spool, pump.settings, pump.scheduler, known[-1].n + 1 if known else 1)
+    answer = arm(spool, pump.settings, pump.scheduler, known[-1].n + 1 if known else 1)
+    if answer is not None:
+        way.learn(pump, answer)
     for beat in known[:-1]:
         _forget(spool, beat)
 
@@ -121,15 +125,15 @@ def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: b
     return job.running == 0
 
 
-def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> bool:
-    """Submit beat `n`, unless somebody else has; whether it is armed. Needs no lock."""
+def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> "Optional[Submission]":
+    """Submit beat `n`; how that went, None where somebody else has done it. Needs no lock."""
     os.makedirs(_folder(spool), 0o700, exist_ok=True)
     now = time.time()
     beat = Beat(n, new_token(), "", now, now + 60 * chosen.heartbeat)
     try:
         files.write_file(_path(spool, "hb", n), _json(beat), exclusive=True, durable=False)
     except FileExistsError:
-        return True
+        return None
     files.write_file(_path(spool, "script", n), _script(spool, n), 0o700, durable=False)
     fault.point("heartbeat.arm.before")
     answer = scheduler.submit(_request(spool, beat), CALL_SECONDS)
@@ -138,12 +142,21 @@ def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> b
         _write(spool, beat._replace(id=answer.id))
     elif answer.kind != "unknown":
         _forget(spool, beat)
-    return answer.kind in ("accepted", "unknown")
+    return answer
 
 
 def beat(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> bool:
     """What beat `n` does before it pumps; whether the next one is armed, or is not needed."""
-    return not (needed(spool) and enabled(chosen, scheduler, State(spool))) or arm(spool, chosen, scheduler, n + 1)
+    state = State(spool).value
+    if not needed(spool) or not enabled(chosen, scheduler, state):
+        return True
+    if way.taken(chosen, state).startswith("ssh:"):
+        # It can't submit. The pump it wakes elsewhere arms the next one, if it does not believe this one to be pending.
+        if os.path.exists(_path(spool, "hb", n)):
+            _write(spool, _read(spool, n)._replace(due=0.0))
+        return True
+    answer = arm(spool, chosen, scheduler, n + 1)
+    return answer is None or answer.here or answer.kind in ("accepted", "unknown")
 
 
 def hurry(pump: "Round") -> bool:
@@ -215,8 +228,7 @@ def _script(spool: "Spool", n: int) -> bytes:
     lines = ["#!/bin/sh"] + ["#PBS -%s %s" % item for item in sorted(_options(spool).items())]
     lines += ["#PBS -l select=1:ncpus=1", "#PBS -l walltime=00:05:00"]
     words = launch.command(spool.root) + ["_beat", str(n)]
-    values = dict(runner.carried(), PATH=os.environ.get("PATH", os.defpath), LC_ALL="C")
-    given = " ".join("%s=%s" % (key, shlex.quote(value)) for key, value in sorted(values.items()))
+    given = "PATH=%s LC_ALL=C %s" % (shlex.quote(os.environ.get("PATH", os.defpath)), runner.carried_words())
     lines.append(
         'exec env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PBS_JOBID="${PBS_JOBID:-}" %s %s </dev/null'
         % (given, " ".join(shlex.quote(word) for word in words))

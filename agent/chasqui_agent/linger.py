@@ -9,7 +9,7 @@ that the relay stood still. There is one such process at a time.
 import os
 import time
 
-from . import launch
+from . import launch, way
 from .lock import Lock
 from .state import State
 
@@ -29,7 +29,7 @@ def leave(spool: "Spool") -> None:
 
 def stay(spool: "Spool") -> None:
     """Pump now and then until no place is left unfilled, or patience ends."""
-    os.environ.pop("PBS_JOBID", None)  # of the job we were begun in, which ends now
+    os.environ[way.LEFT_BY] = os.environ.pop("PBS_JOBID", "")  # the job we were begun in ends now
     folder = os.path.join(spool.root, "linger")
     os.makedirs(folder, 0o700, exist_ok=True)
     lock, patient = Lock(folder, LEASE), True

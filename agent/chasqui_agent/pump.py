@@ -21,10 +21,12 @@ from . import (
     marks,
     operations,
     reconcile,
+    records,
     schedulers,
     settings,
     site_limits,
     submit,
+    way,
 )
 from .journal import JournalError, Writer
 from .lock import Lock, Lost, ensure_ballast
@@ -35,7 +37,7 @@ from .state import State
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, List, Optional, Tuple
+    from typing import Any, Dict, List, Optional, Set, Tuple
 
     from .schedulers.base import Snapshot
     from .spool import Entry, Spool
@@ -63,7 +65,7 @@ LATE_SECONDS = 5.0  # how long somebody who waits for an answer goes on serving 
 
 def request(spool: "Spool", reason: str) -> None:
     """Leave a request for a pump: whoever holds the lock will see it."""
-    name = "kick.%s" % random_name(12)
+    name = "kick.%s%s" % ("ssh." if reason == "ssh" else "", random_name(12))
     files.write_file(os.path.join(spool.wake, "." + name), reason.encode("utf-8", "replace")[:200], durable=False)
     os.rename(os.path.join(spool.wake, "." + name), os.path.join(spool.wake, name))
     fault.point("pump.request.after")
@@ -98,7 +100,10 @@ def pump(
         unfinished = report.pop("unfinished", False)
         if report.pop("debt", False) and reason != "linger":
             linger.leave(spool)
-        more = unfinished or _late_requests(spool, handled)
+        late_ones = _late_requests(spool, handled)
+        more = unfinished or late_ones
+        if report["note"] == way.REFUSED:
+            way.hand_on(spool, chosen, report, any(name.startswith("kick.ssh.") for name in late_ones))
         if report["note"] or not more:
             return report
         if time.monotonic() >= (late if attended and not unfinished else deadline - LEAST_SECONDS):
@@ -139,10 +144,10 @@ def _requests(spool: "Spool") -> "List[str]":
     return [name for name in files.names(spool.wake) if name.startswith(("kick.", "ev."))]
 
 
-def _late_requests(spool: "Spool", handled: "List[str]") -> bool:
+def _late_requests(spool: "Spool", handled: "List[str]") -> "Set[str]":
     # Our own create makes an NFS client list the folder afresh.
     files.server_time(spool.wake)
-    return bool(set(_requests(spool)) - set(handled))
+    return set(_requests(spool)) - set(handled)
 
 
 class Round:
@@ -190,6 +195,8 @@ class Round:
             if snapshot is not None:
                 heartbeat.keep(self, snapshot, fresh)
                 reconcile.closed_jobs(self, snapshot)
+                if fresh:
+                    records.prune(self, snapshot)
                 self._act(standing, snapshot, fresh)
         except Unreachable as error:
             self.report["note"] = "the scheduler does not answer: %s" % error
@@ -202,6 +209,8 @@ class Round:
         count = 0
         for name in handled:
             parts = name.split(".")
+            if parts[:2] == ["kick", "ssh"]:
+                way.came_by_ssh(self)
             if parts[0] != "ev" or len(parts) < 6 or not parts[3].isdigit():
                 continue
             count += 1
@@ -302,7 +311,7 @@ class Round:
         known = [beat.id for beat in heartbeat.beats(self.spool)]
         learnt = self.state.value.setdefault("site_limits", {})
         site = site_limits.Site(learnt, self.now, standing, submitting, snapshot, fresh, known)
-        has_beat = heartbeat.enabled(self.settings, self.scheduler, self.state)
+        has_beat = heartbeat.enabled(self.settings, self.scheduler, self.state.value)
         todo = self._first_waiting(int(limits.max_queued), limits, int(has_beat), site)
         counts = live.count(standing, submitting, snapshot, known if has_beat else None)
         plan = caps.plan(counts, limits, self.state.value.get("turns"))
@@ -312,8 +321,9 @@ class Round:
         ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
         # PBS counts an ending job until it is quite gone: 32 s were seen.
         waits = ends and (refused in ("limit", "temporary") or site.held_back)
-        self._owe((waits or bool(self.report["note"])) and not heartbeat.hurry(self))
-        if has_beat and known and not heartbeat.enabled(self.settings, self.scheduler, self.state):
+        silent = bool(self.report["note"]) and self.report["note"] != way.REFUSED
+        self._owe((waits or silent) and not heartbeat.hurry(self))
+        if has_beat and known and not heartbeat.enabled(self.settings, self.scheduler, self.state.value):
             self.report["unfinished"] = True  # only now it is known that the site has no place for a heartbeat
 
     def _size(self, asked: "Dict[str, str]") -> int:

@@ -21,7 +21,7 @@ EXIT_REFUSED = 97  # duplicate, closed, rerun not asked for, no folder, no space
 _OURS = "SNhvoejr"
 
 # What tells the scheduler's commands where their server is, on sites (and in accounts) that set it.
-_SERVER = ("PBS_CONF_FILE", "PBS_EXEC", "PBS_DEFAULT", "PBS_SERVER")
+SERVER = ("PBS_CONF_FILE", "PBS_EXEC", "PBS_DEFAULT", "PBS_SERVER")
 
 _TEXT = r"""
 dir=@dir@
@@ -34,6 +34,7 @@ rerun=@rerun@
 python=@python@
 agent=@agent@
 record=@record@
+wakes=@wakes@
 id=${PBS_JOBID:-none.$$}
 host=$(uname -n)
 k=0
@@ -57,10 +58,11 @@ event() {
         mv -f "$root/wake/.$1.$own.$host.$$" "$root/wake/ev.$1.$job.$attempt.$own.$host.$$" 2>/dev/null
 }
 
-# wake REASON [COMMAND]: one pump, at once; COMMAND (setsid) is put in front.
+# wake REASON [COMMAND]: one pump, at once; COMMAND (setsid) is put in front. Nothing, where tails are not to wake.
 wake() {
     reason=$1
     shift
+    [ -n "$wakes" ] || return 0
     "$@" env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PATH=@path@ LC_ALL=C PBS_JOBID="$id" @carried@ \
         "$python" -I -S "$agent" --root "$root" wake --reason "$reason" --budget 15 </dev/null >/dev/null 2>&1
 }
@@ -120,7 +122,7 @@ trap on_term TERM INT HUP
 # For a hook that the cluster's admin installed: it knows a job's id and owner, and learns here which relay to wake.
 if [ -n "$record" ]; then
     record=$HOME/.chasqui-agent/jobs/$id
-    (umask 077 && mkdir -p "${record%/*}" && printf '%s\n' "$root" "$python" "$agent" >"$record") 2>/dev/null
+    (umask 077 && mkdir -p "${record%/*}" && printf '%s\n' "$root" "$python" "$agent" @carried@ >"$record") 2>/dev/null
 fi
 
 # 4. The user's script, in its own process group where the shell can: its `kill 0` must not end the runner.
@@ -153,7 +155,7 @@ if [ ! -L "$meta/run.$own.$((k + 1))" ]; then
     mv -f "$room" "$meta/flag.$own.$k"
 fi
 
-[ -z "$record" ] || rm -f "$record"
+[ -z "$record" ] || [ -z "$wakes" ] || rm -f "$record"
 
 # 6. The tail. After TERM the session is about to be killed: only a detached wake lives long enough.
 event tail
@@ -176,15 +178,31 @@ def shell_path() -> str:
 
 def carried() -> "Dict[str, str]":
     """The variables a wake needs of the environment the job was submitted in: which server, for one."""
-    found = {name: os.environ[name] for name in _SERVER if os.environ.get(name)}
+    found = {name: os.environ[name] for name in SERVER if os.environ.get(name)}
     return dict(found, **fault.environment())
 
 
-def build(script: bytes, values: "Dict[str, str]", command: "List[str]", rerun: bool, record: bool = False) -> bytes:
+def carried_words() -> str:
+    """`carried` as NAME=value words of a shell's command line. What the node's own environment says of the server goes
+    first: it may be there by another file."""
+    kept = [item for item in sorted(carried().items()) if not re.search("[\0-\x1f\x7f]", item[1])]
+    words = ["%s=%s" % (name, shlex.quote(value)) for name, value in kept]
+    return " ".join(words + ['${%s:+"%s=$%s"}' % (name, name, name) for name in SERVER])
+
+
+def build(
+    script: bytes,
+    values: "Dict[str, str]",
+    command: "List[str]",
+    rerun: bool,
+    record: bool = False,
+    wakes: bool = True,
+) -> bytes:
     """The runner of one submission.
 
     script: the user's, for its #PBS lines; command: the words that run it; values: dir root job attempt token python
-    agent path name, unquoted. `path` is the PATH a wake needs to find the scheduler. record: leave a note for hooks.
+    agent path name, unquoted. `path` is the PATH a wake needs to find the scheduler. record: leave a note for hooks;
+    wakes: pump at its end, or where it refuses to run.
     """
     text = "#!%s\n" % shell_path()
     for flag, value in directives.options(script):
@@ -194,6 +212,7 @@ def build(script: bytes, values: "Dict[str, str]", command: "List[str]", rerun: 
     quoted["rerun"] = "1" if rerun else "0"
     quoted["command"] = " ".join(shlex.quote(word) for word in command)
     quoted["record"] = "1" if record else ""
-    quoted["carried"] = " ".join("%s=%s" % (key, shlex.quote(value)) for key, value in sorted(carried().items()))
+    quoted["wakes"] = "1" if wakes else ""
+    quoted["carried"] = carried_words()
     # One pass, so that a folder named "@job@" stays one.
     return (text + re.sub("@([a-z]+)@", lambda match: quoted[match.group(1)], _TEXT)).encode("utf-8", "surrogateescape")

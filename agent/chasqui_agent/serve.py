@@ -250,9 +250,10 @@ class Session:
         stalled = report.get("stalled_since") or ""
         found = dict(counts, waiting=self.spool.count_waiting(), stalled_since=stalled, notes="")
         if not quiet.idle(self.spool):
-            from . import status
+            from . import outlook, status
 
             found["notes"] = "; ".join(status.notes(self.spool, settings.load(self.spool)))
+            found.update(outlook.gather(self.spool))
         return found
 
     def _send_log(self) -> None:

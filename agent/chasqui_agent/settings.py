@@ -1,6 +1,7 @@
 """config.json: caps, intervals and places, as the laptop sent them or as the defaults say."""
 
 import os
+import re
 from collections import namedtuple
 
 from . import files
@@ -25,17 +26,20 @@ DEFAULTS = {
     "settle": (5.0, "age at which a script dropped into waiting/ is taken in"),
 }
 TEXTS = {
-    "pbs_bin": "folder of qsub and its like; \"\": looked for",
-    "running_cap": "who keeps max_running: \"hold\", we do, by user holds; \"site\": the site's own limit does",
+    "pbs_bin": ("", "folder of qsub and its like; \"\": looked for"),
+    "running_cap": ("hold", "who keeps max_running: \"hold\", we do, by user holds; \"site\": its own limit does"),
+    "wake_via": ("auto", "who pumps when a job ends: auto, direct, ssh:HOST, hook or sync; see way.py"),
 }
 RUNNING_CAPS = ("hold", "site")
+# It stands on ssh's command line: nothing in front that is an option, no port, no address in brackets.
+_WAKE_VIA = re.compile(r"(auto|direct|hook|sync|ssh:([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9_.-]*)\Z")
 COUNTS = ("max_running", "max_queued", "max_total", "slots")
 
 
 # The settings of one root, checked. owner, revision: the ledger that sent them, and its count of changes.
 Settings = namedtuple(
     "Settings",
-    "max_running max_queued max_total slots query_interval grace lease heartbeat settle pbs_bin running_cap"
+    "max_running max_queued max_total slots query_interval grace lease heartbeat settle pbs_bin running_cap wake_via"
     " scheduler owner revision",
 )
 
@@ -51,13 +55,18 @@ def check(values: "Dict[str, Any]") -> str:
             return "%s must be a number from 0 to 1,000,000" % key
         if value == 0 and key in ("max_running", "max_queued", "lease"):
             return "%s must be at least 1" % key
-    for key in TEXTS:
-        value = values.get(key, "")
+    for key, (text, _) in TEXTS.items():
+        value = values.get(key, text)
         if not isinstance(value, str) or not (value + "x").isprintable() or len(value) > 1000:
             return "%s must be a short text" % key
     if values.get("running_cap", "hold") not in RUNNING_CAPS:
         return 'running_cap must be "hold" or "site"'
-    return ""
+    return check_wake_via(values.get("wake_via", "auto"))
+
+
+def check_wake_via(value: str) -> str:
+    """What is wrong with a `wake_via`, "" where nothing is."""
+    return "" if _WAKE_VIA.match(value) else 'wake_via must be "auto", "direct", "ssh:HOST", "hook" or "sync"'
 
 
 def _path(spool: "Spool") -> str:
@@ -74,11 +83,9 @@ def load(spool: "Spool") -> Settings:
     wrong = check(stored)
     if wrong:
         raise SpoolError("%s: %s" % (_path(spool), wrong))
-    values = {key: stored.get(key, default) for key, (default, _) in DEFAULTS.items()}
+    values = {key: stored.get(key, default) for table in (DEFAULTS, TEXTS) for key, (default, _) in table.items()}
     return Settings(
         scheduler=str(stored.get("scheduler", "shell")),
-        pbs_bin=stored.get("pbs_bin", ""),
-        running_cap=stored.get("running_cap", "hold"),
         owner=str(stored.get("owner", "")),
         revision=stored.get("revision", 0),
         **values,

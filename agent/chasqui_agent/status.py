@@ -3,7 +3,7 @@
 import os
 import time
 
-from . import files, heartbeat, live, schedulers, settings, site_limits
+from . import files, heartbeat, live, outlook, schedulers, settings, site_limits
 from .schedulers.base import EVERYWHERE
 from .spool import JOB, ON_THEIR_WAY
 from .state import State
@@ -29,6 +29,7 @@ def gather(spool: "Spool") -> "Dict[str, Any]":
     still = waiting and not counts["submitted"] and not counts["submitting"] and age > 2 * chosen.query_interval
     return dict(
         counts,
+        relay=outlook.gather(spool),
         waiting=waiting,
         root=spool.root,
         scheduler=chosen.scheduler,
@@ -61,7 +62,7 @@ def _limits(state: State) -> "List[str]":
 def _beat(spool: "Spool", chosen: "settings.Settings", scheduler: "Scheduler", state: State) -> str:
     if not chosen.heartbeat:
         return "heartbeat: off"
-    if not heartbeat.enabled(chosen, scheduler, state):
+    if not heartbeat.enabled(chosen, scheduler, state.value):
         return "heartbeat: off, a limit leaves no place for it; a job's end leaves a process for a minute instead"
     known = heartbeat.beats(spool)
     return "heartbeat: next %s" % _stamp(known[-1].due) if known else "heartbeat: none pending"
@@ -97,4 +98,6 @@ def text(status: "Dict[str, Any]") -> str:
     lines.append("last pump: %s" % (status["pumped"] or "never"))
     if status["stalled_since"]:
         lines.append("STALLED since %s: nothing is alive to wake the relay. Next: pump" % status["stalled_since"])
+    if outlook.words(status["relay"]):
+        lines.append(outlook.words(status["relay"]))
     return "\n".join(lines)

@@ -9,7 +9,7 @@ A crash anywhere leaves a file in submitting/ that `reconcile` resolves by looki
 import os
 import pwd
 
-from . import directives, ending, fault, files, heartbeat, launch, marks, runner
+from . import directives, ending, fault, files, heartbeat, launch, marks, runner, way
 from .schedulers.base import Request, Sought, Submission
 from .spool import Entry, new_token
 
@@ -48,6 +48,7 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     fault.point("submit.call.before")
     answer = _no_array(pump, request) or pump.scheduler.submit(request, CALL_SECONDS)
     fault.point("submit.call.after")
+    answer = way.learn(pump, answer)
     if answer.kind == "accepted":
         record_id(pump, in_flight, answer.id, hold, "submitted")
         pump.state.value["beat_options"] = heartbeat.options_of(request.directives)
@@ -56,8 +57,9 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     else:
         if answer.kind == "permanent":
             answer = answer._replace(kind="doubted")
-        refused = {"ev": "refused", "job": job, "attempt": attempt, "kind": answer.kind, "text": answer.text}
-        pump.journal.append(refused)
+        if answer.kind != "here":
+            refused = {"ev": "refused", "job": job, "attempt": attempt, "kind": answer.kind, "text": answer.text}
+            pump.journal.append(refused)
         if answer.kind != "unknown":
             files.move(in_flight.path, entry.path)
             files.remove(request.script)  # one for every refusal would pile up, and count as starts of the job
@@ -119,7 +121,8 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
     }
     command = directives.interpreter(script, login_shell()) + [os.path.join(meta, "script")]
     path = os.path.join(meta, "runner." + token)
-    text = runner.build(script, values, command, rerun, record=pump.scheduler.asks_a_server)
+    wakes = pump.settings.wake_via not in ("hook", "sync")
+    text = runner.build(script, values, command, rerun, pump.scheduler.asks_a_server, wakes)
     files.write_file(path, text, 0o700, durable=False)
     output, error, join = output_paths(asked, folder, os.path.join(meta, token), name, token)
     return Request(

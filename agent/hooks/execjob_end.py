@@ -30,8 +30,9 @@ umask 077
 cd / || exit 0
 uid=$(id -u)
 [ "$uid" != 0 ] || exit 0
-record=$3/.chasqui-agent/jobs/$1
-root=$4
+id=$1 user=$2 home=$3 root=$4
+shift 4
+record=$home/.chasqui-agent/jobs/$id
 python=
 agent=
 
@@ -42,11 +43,20 @@ mine() {
 
 # A record is taken before the wake, not after it: PBS may be starting the job again under this id, with a new record.
 if [ -f "$record" ] && [ ! -L "$record" ] && mine "$record"; then
-    { IFS= read -r root && IFS= read -r python && IFS= read -r agent; } <"$record"
+    {
+        IFS= read -r root && IFS= read -r python && IFS= read -r agent
+        # Where the server is, if the job was told; nothing else gets into the wake that way.
+        while IFS= read -r line; do
+            case $line in
+                *[[:cntrl:]]*) ;;
+                PBS_CONF_FILE=/* | PBS_EXEC=/* | PBS_DEFAULT=?* | PBS_SERVER=?*) set -- "$@" "$line" ;;
+            esac
+        done
+    } <"$record"
     rm -f "$record"
-elif [ -n "$4" ] && mine "$4" && [ -f "$4/agent/python" ]; then
-    IFS= read -r python <"$4/agent/python"
-    agent=$4/agent/current
+elif [ -n "$root" ] && mine "$root" && [ -f "$root/agent/python" ]; then
+    IFS= read -r python <"$root/agent/python"
+    agent=$root/agent/current
 fi
 for path in "$root" "$python" "$agent"; do
     case $path in
@@ -58,7 +68,7 @@ pbs=$(sed -n "s/^PBS_EXEC=//p" /etc/pbs.conf 2>/dev/null | tail -n 1)
 
 # Until PBS says F, 0.3 s after this as a rule, the job still takes a slot that the wake could fill.
 sleep 2
-exec nice env -i HOME="$3" USER="$2" LOGNAME="$2" PATH="$PATH${pbs:+:$pbs/bin}" LC_ALL=C PBS_JOBID="$1" \
+exec nice env -i HOME="$home" USER="$user" LOGNAME="$user" PATH="$PATH${pbs:+:$pbs/bin}" LC_ALL=C PBS_JOBID="$id" "$@" \
     "$python" -I -S "$agent" --root "$root" wake --reason hook --budget 15
 '''
 

@@ -104,11 +104,18 @@ def _status_notes(command: Command, remote: dict[str, Any]) -> None:
     site = (remote["agent"] or {}).get("status", {}).get("notes", "")
     for text in site.split("; ") if isinstance(site, str) and site else ():
         command.say("  " + text)
+    _say_outlook(command, (remote["agent"] or {}).get("status") or {})
     news = [count(remote[key], noun) + after for key, noun, after in (
         ("to_upload", "job", " to upload"), ("operations", "request", " to send"),
         ("results_wanted", "job", "'s results to fetch")) if remote[key]]
     if news:
         command.say("  next: chasqui sync  (%s)" % ", ".join(news))
+
+
+def _say_outlook(command: Command, status: dict[str, Any]) -> None:
+    if status.get("way"):
+        from chasqui_agent import outlook
+        command.say("  " + outlook.words(status))
 
 
 def _list(command: Command) -> int:

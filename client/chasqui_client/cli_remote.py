@@ -182,7 +182,8 @@ def _tell_next(command: Command, report: SyncReport) -> None:
     elif bad:
         command.say("next: chasqui list --state %s" % ",".join(bad))
     elif not getattr(command.args, "watch", None) and any(report.counts.get(state) for state in _ON_CLUSTER):
-        command.say("You can close the laptop; the cluster goes on alone. next: chasqui sync")
+        goes_on = "You can close the laptop; the cluster goes on alone."
+        command.say("%s next: chasqui sync" % (report.outlook + "." if report.outlook else goes_on))
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

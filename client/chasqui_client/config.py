@@ -3,7 +3,7 @@
     default_remote = "hpc"
     [jobs]                       defaults for every job: inputs, exclude, outputs, priority, max_file
     [remotes.NAME]               host, root, work_root, python, ssh_config, ssh_options, scheduler,
-                                 pbs_bin
+                                 pbs_bin, wake_via
     [remotes.NAME.caps]          max_queued, max_running, max_total, running_cap
     [remotes.NAME.settings]      query_interval, grace, lease (seconds), heartbeat (minutes)
     [remotes.NAME.templates.T]   values for the placeholders of template T
@@ -74,6 +74,7 @@ class Remote:
     ssh_options: tuple[str, ...] = ()
     scheduler: str = "auto"
     pbs_bin: str = ""
+    wake_via: str = "auto"
     caps: Caps = field(default_factory=Caps)
     settings: Settings = field(default_factory=Settings)
     templates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -84,7 +85,7 @@ class Remote:
 
     def agent_config(self) -> dict[str, float | str]:
         """Caps and settings as the session's hello carries them, without the revision; 0 is no cap of its own."""
-        places = {"pbs_bin": self.pbs_bin}
+        places = {"pbs_bin": self.pbs_bin, "wake_via": self.wake_via}
         return {**vars(self.caps), **vars(self.settings), **places, "max_total": self.caps.max_total or 0}
 
 
@@ -220,9 +221,10 @@ def _remote(remotes: Table, name: str) -> Remote:
             raise table.bad("ssh_options", 'each must look like "Key=value", not %r' % option)
     remote = Remote(
         name, host, _root(table, "root", "~/chasqui"), _root(table, "work_root", ""), table.text("python", "auto"),
-        table.text("ssh_config", ""), options, _scheduler(table), _pbs_bin(table), _caps(table.table("caps")),
-        _settings(table.table("settings")), _templates(table.table("templates")))
-    table.done("host, root, work_root, python, ssh_config, ssh_options, scheduler, pbs_bin, caps, settings, templates")
+        table.text("ssh_config", ""), options, _scheduler(table), _pbs_bin(table), _wake_via(table),
+        _caps(table.table("caps")), _settings(table.table("settings")), _templates(table.table("templates")))
+    table.done("host, root, work_root, python, ssh_config, ssh_options, scheduler, pbs_bin, wake_via, caps, settings, "
+               "templates")
     return remote
 
 
@@ -246,6 +248,15 @@ def _pbs_bin(table: Table) -> str:
     if place and not place.startswith(("/", "~/")):
         raise table.bad("pbs_bin", "must be a whole path, such as /opt/pbs/bin")
     return place
+
+
+def _wake_via(table: Table) -> str:
+    way = table.text("wake_via", "auto")
+    if way != "auto":
+        from chasqui_agent import settings
+        if settings.check_wake_via(way):
+            raise table.bad("wake_via", 'must be "auto", "direct", "ssh:HOST", "hook" or "sync"')
+    return way
 
 
 def _caps(table: Table) -> Caps:
@@ -310,6 +321,7 @@ host = "{host}"
 #ssh_options = []         # such as ["Port=2222", "ProxyJump=gate"]
 #scheduler = "auto"       # or "openpbs" (PBS Pro, too), or "shell": plain processes, no batch system
 #pbs_bin = ""             # where qsub is, if not on PATH, in /etc/pbs.conf or in its usual places
+#wake_via = "auto"        # who goes on when a job ends: "direct", "ssh:LOGINHOST", "hook" or "sync"; see agent/README
 
 [remotes.{name}.caps]
 max_queued = 40           # jobs waiting in the scheduler's queue, at most

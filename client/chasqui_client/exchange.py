@@ -42,6 +42,7 @@ class SyncReport:
     results_bytes: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     stalled_since: str = ""
+    outlook: str = ""  # what to expect of the relay where a job's end alone does not move it on
     would_upload: list[dict[str, Any]] = field(default_factory=list)  # dry run: id, name, folder, files, bytes
     changed_inputs: list[dict[str, Any]] = field(default_factory=list)  # job, name, path, why
     left_out: list[dict[str, Any]] = field(default_factory=list)  # results: job, path, size, why

@@ -265,6 +265,9 @@ class Exchange(Handler):
 
     def status(self, report: dict[str, Any]) -> None:
         self.report_of_agent["status"] = report
+        if report.get("contact"):
+            from chasqui_agent import outlook
+            self.report.outlook = outlook.words(report)
 
     def records(self, found: list[dict[str, Any]], cursor: int) -> None:
         """A piece of the journal and the cursor behind it, in one transaction."""

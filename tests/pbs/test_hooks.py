@@ -293,7 +293,8 @@ def test_the_owner_wakes_the_relay(mom: Mom, way: str) -> None:
     assert mom.called()[0][3:8] == ["-u", mom.user, "--", "/bin/sh", "-c"]
 
 
-def _assert_wake(mom: Mom, lines: list[str], root: str, python: str, agent: str, job: str = JOB) -> None:
+def _assert_wake(mom: Mom, lines: list[str], root: str, python: str, agent: str, job: str = JOB,
+                 **server: str) -> None:  # fmt: skip
     words = ["-I", "-S", agent, "--root", root, "wake", "--reason", "hook", "--budget", "15"]
     assert lines[0] == str(mom.uid)
     assert lines[1] == "/"
@@ -304,7 +305,8 @@ def _assert_wake(mom: Mom, lines: list[str], root: str, python: str, agent: str,
     for name in ("PWD", "_", "SHLVL", "OLDPWD"):  # the stub's own shell
         environment.pop(name, None)
     assert environment == {
-        "HOME": str(mom.home), "USER": mom.user, "LOGNAME": mom.user, "LC_ALL": "C", "PBS_JOBID": job
+        "HOME": str(mom.home), "USER": mom.user, "LOGNAME": mom.user, "LC_ALL": "C", "PBS_JOBID": job,
+        **server
     }  # fmt: skip
 
 
@@ -343,6 +345,19 @@ def test_a_record_is_text_and_never_a_command(mom: Mom, way: str) -> None:
     attributes = {} if way == "epilogue" else {"Variable_List": {"CHASQUI_ROOT": str(mom.root)}}
     mom.ends(way, **attributes)
     _assert_wake(mom, wait_for(mom.wakes)[0].read_text().splitlines(), str(root), str(mom.python), str(mom.agent))
+    assert not (mom.home / "made").exists()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_record_says_where_the_server_is_and_nothing_else(mom: Mom, way: str) -> None:
+    """Four names; a value that could begin another line, a relative path and every other name stay outside."""
+    good = {"PBS_CONF_FILE": "/etc/the other/pbs.conf", "PBS_SERVER": "a b$(touch made)", "PBS_DEFAULT": "é"}
+    bad = ["PBS_EXEC=relative", "LD_PRELOAD=/tmp/x.so", "PATH=/tmp", "PBS_SERVER_X=1", "PBS_EXEC=/a\tb", "PBS_EXEC", ""]
+    lines = [str(mom.root), str(mom.python), str(mom.agent), *bad, *map("=".join, good.items()), *bad]
+    mom.write_record("\n".join(lines) + "\n")
+    mom.ends(way)
+    told = wait_for(mom.wakes)[0].read_text().splitlines()
+    _assert_wake(mom, told, str(mom.root), str(mom.python), str(mom.agent), **good)
     assert not (mom.home / "made").exists()
 
 
@@ -688,3 +703,71 @@ def _job(mom: Mom, cluster: Cluster, ours: bool = True) -> Path:
     cluster.wait_for(number)
     assert cluster.attributes(number)["Exit_status"] == "0"
     return mom.record_of(number)
+
+
+# -- a relay whose jobs wake nobody ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["hook", "epilogue"])
+def test_forty_jobs_by_what_the_admin_installed_alone(real_mom: Mom, cluster: Cluster, way: str) -> None:
+    """One pump by hand; then every next job is begun by a hook's wake, in its owner's name."""
+    relay = Relay(real_mom, cluster)
+    if way == "hook":
+        _administer(cluster, [words for words in _commands() if words[0] == "qmgr"][:5])
+    else:
+        words = next(words for words in _commands() if words[0] == "install")
+        _administer(cluster, [[*words[:-1], str(cluster.home / "mom_priv" / "epilogue")]])
+    names = [f"job{number:02d}" for number in range(40)]
+    relay.drop(names)
+    relay.agent("pump")
+    relay.gate.touch()  # no job has ended before: that pump is over, and cannot see to the others
+    cluster.until(lambda: relay.ended() >= 40, "forty payloads, by hooks alone", 240)
+    assert [relay.lines(name) for name in names] == [["start", "end"]] * 40
+    wait_for(lambda: not owned_processes(real_mom.user))
+    relay.agent("pump")
+    log = [json.loads(line) for line in relay.agent("log").splitlines()]
+    submitted = [(record["reason"], record["submitted"]) for record in log if record.get("submitted")]
+    assert submitted[0] == ("by hand", 8) and {reason for reason, _ in submitted[1:]} <= {"hook", "late"}
+    assert submitted[1][0] == "hook"
+    assert [record["ev"] for record in log if record["ev"] in ("refused", "rejected", "lost")] == []
+    assert sum(record["ev"] == "ended" for record in log) == 40
+    assert not list((real_mom.home / ".chasqui-agent" / "jobs").iterdir())
+
+
+WAIT = "until [ -e {} ]; do sleep 0.1; done"
+
+
+class Relay:
+    """The account's own relay, by the real agent, with `wake_via = "hook"` and no heartbeat."""
+
+    def __init__(self, mom: Mom, cluster: Cluster) -> None:
+        self.mom, self.cluster, self.notes = mom, cluster, mom.home / "notes"
+        self.gate = mom.home / "gate"
+        package = mom.home / "packages"
+        shutil.copytree(HOOKS.parent / "chasqui_agent", package / "chasqui_agent")
+        shutil.rmtree(mom.root)
+        self.notes.mkdir()
+        mom.give(package)
+        mom.give(self.notes)
+        self.command = ["/usr/bin/python3", "-I", "-S", str(package / "chasqui_agent"), "--root", str(mom.root)]
+        self.agent("install", "--scheduler", "openpbs")
+        chosen = {"scheduler": "openpbs", "wake_via": "hook", "heartbeat": 0, "settle": 0, "query_interval": 1}
+        (mom.root / "config.json").write_text(json.dumps({**chosen, "max_running": 6, "max_queued": 8}))
+        mom.give(mom.root / "config.json")
+
+    def agent(self, *words: str) -> str:
+        done = self.cluster.run(*self.command, *words, user=self.mom.user, cwd=self.mom.home)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def drop(self, names: list[str]) -> None:
+        for name in names:
+            path = self.mom.root / "waiting" / f"{name}.sh"
+            path.write_text(f"#!/bin/sh\nexec >>{self.notes / name}\necho start\n{WAIT.format(self.gate)}\necho end\n")
+            self.mom.give(path)
+
+    def lines(self, name: str) -> list[str]:
+        return (self.notes / name).read_text().split()
+
+    def ended(self) -> int:
+        return sum("end" in path.read_text() for path in self.notes.iterdir())

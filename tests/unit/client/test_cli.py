@@ -323,3 +323,21 @@ def test_status_tells_what_the_site_allows(work: Path, capsys: pytest.CaptureFix
         assert _run("status") == 0
         text = capsys.readouterr().out
         assert sum(line in ("  site limit 6 (learnt 14:03Z)", "  heartbeat: off") for line in text.split("\n")) == lines
+
+
+def test_status_and_sync_say_where_the_relay_waits_for_the_next_sync(
+        work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Over the real agent: in the machine's own slots, with `wake_via = "sync"`, as on a cluster."""
+    _init_and_add()
+    config = Home().config_path
+    config.write_text(config.read_text().replace('#wake_via = "auto" ', 'wake_via = "sync" '))
+    assert _run("sync") == 0
+    said = "wake_via is sync: the relay goes on at each sync; "
+    assert said in capsys.readouterr().out
+    assert _run("status") == 0
+    assert said in capsys.readouterr().out
+    found = {"status": {"way": "ssh:login\x1b1", "refused_on": "node7", "contact": False}}
+    with api.open_ledger(Home()) as ledger:
+        ledger.set_remote("here", report=found)
+    assert _run("status") == 0
+    assert "jobs wake the relay by ssh to login\\x1b1: compute nodes may not submit" in capsys.readouterr().out

@@ -25,8 +25,8 @@ def test_init_writes_every_default_and_keeps_the_folder_private(home: Home) -> N
     assert stat.S_IMODE(home.config_path.stat().st_mode) == 0o600
     text = home.config_path.read_text()
     for key in ("work_root", "python", "ssh_config", "ssh_options", "scheduler", "pbs_bin", "max_queued", "max_running",
-                "max_total", "running_cap", "query_interval", "grace", "lease", "heartbeat", "default_remote",
-                "inputs", "exclude", "outputs",
+                "max_total", "running_cap", "query_interval", "grace", "lease", "heartbeat", "wake_via",
+                "default_remote", "inputs", "exclude", "outputs",
                 "priority"):
         assert key + " = " in text
 
@@ -95,6 +95,9 @@ def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
     ('[remotes.x]\nhost = "a"\nssh_options = ["a b"]\n', "line 3: .*Key=value"),
     ('[remotes.x]\nhost = "a"\nscheduler = "pbs"\n', 'must be "auto", "openpbs" or "shell"'),
     ('[remotes.x]\nhost = "a"\ncaps = { running_cap = "pbs" }\n', 'must be "hold" or "site"'),
+    ('[remotes.x]\nhost = "a"\nwake_via = "SSH"\n', "wake_via: must be .auto., .direct., .ssh:HOST., .hook. or .sync."),
+    ('[remotes.x]\nhost = "a"\nwake_via = "ssh:-oProxyCommand=id"\n', "wake_via: must be .auto."),
+    ('[remotes.x]\nhost = "a"\nwake_via = "ssh:a b"\n', "wake_via: must be .auto."),
     ('[remotes.x]\nhost = "a"\n[remotes.x.settings]\nheartbeat = "no"\n',
      "heartbeat: must be .auto., .off. or a number of minutes"),
     ('[remotes.x]\nhost = "a"\npbs_bin = "bin"\n', "line 3: .*whole path"),
@@ -130,6 +133,7 @@ def test_everything_is_read() -> None:
         ssh_options = ["Port=2222"]
         scheduler = "openpbs"
         pbs_bin = "/opt/pbs/bin"
+        wake_via = "ssh:jane@login-1.hpc"
         caps = { max_queued = 8, max_running = 4, max_total = 9, running_cap = "site" }
         settings = { query_interval = 0.5, grace = 2, heartbeat = "off" }
         [remotes.b.templates.vasp]
@@ -139,7 +143,7 @@ def test_everything_is_read() -> None:
     assert remote.name == "b" and remote.templates == {"vasp": {"cpus": "4"}} and remote.ssh_options == ("Port=2222",)
     assert remote.agent_config() == {"max_queued": 8, "max_running": 4, "max_total": 9, "query_interval": 0.5,
                                      "grace": 2, "lease": 600, "heartbeat": 0, "pbs_bin": "/opt/pbs/bin",
-                                     "running_cap": "site"}
+                                     "running_cap": "site", "wake_via": "ssh:jane@login-1.hpc"}
     assert remote.scheduler == "openpbs"
     assert read.jobs.exclude == ("*.tmp",) and read.jobs.max_file == 5
 
