@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.agentroot import until
+import needs
+from agent.agentroot import AGENT, until
 from pbs.cluster import Cluster
 from pbs.test_relay import PbsRoot
 
@@ -37,8 +38,8 @@ def cluster() -> Iterator[Cluster]:
 class Site(PbsRoot):
     """A root, and an ssh first on the PATH of its jobs. ssh_works: a file; while it is there, ssh gets through."""
 
-    def __init__(self, folder: Path, cluster: Cluster, **chosen: object) -> None:
-        super().__init__(folder / "root", cluster, sys.executable,
+    def __init__(self, folder: Path, cluster: Cluster, python: str = sys.executable, **chosen: object) -> None:
+        super().__init__(folder / "root", cluster, python,
                          **{"max_queued": 4, "max_running": 2, "heartbeat": 0, **chosen})
         self.ssh_calls, self.ssh_works, bin_ = folder / "ssh calls", folder / "ssh works", folder / "bin"
         self.gate = folder / "gate"  # jobs end once it is there: not while the pump that began them is at work
@@ -143,9 +144,11 @@ def test_status_says_how_long_the_queue_lasts(tmp_path: Path, cluster: Cluster) 
     root.quiet()
 
 
-def test_by_ssh_the_relay_goes_on_alone(tmp_path: Path, cluster: Cluster) -> None:
+@pytest.mark.parametrize("version", ["3.6", "this one"])
+def test_by_ssh_the_relay_goes_on_alone(tmp_path: Path, cluster: Cluster, version: str) -> None:
     """The first refusal tries it, the pump at its other end finds that it works, and all later ends go that way."""
-    root = Site(tmp_path, cluster, heartbeat=15)
+    python = sys.executable if version == "this one" else needs.python36() or needs.missing("Python 3.6")
+    root = Site(tmp_path, cluster, python, heartbeat=15)
     root.ssh_works.touch()
     names = root.drop_all(12)
     root.pump()
@@ -231,8 +234,8 @@ def test_a_node_that_may_submit_again_or_another_setting_is_another_try(tmp_path
     state = Path(root.path, "state.json")
     assert json.loads(state.read_text())["wake_via"]["refused"] == os.uname()[1]
     cluster.clear()
-    job = cluster.run(root.python, "-I", "-S", _agent(root), "--root", root.path, "pump", node="node1",
-                      env={"PBS_JOBID": "1.pbshost", "PATH": root.path_first})
+    words = [root.python, "-I", "-S", os.path.join(AGENT, "chasqui_agent"), "--root", root.path, "pump"]
+    job = cluster.run(*words, node="node1", env={"PBS_JOBID": "1.pbshost", "PATH": root.path_first})
     assert job.returncode == 0 and "submitted" in job.stdout, job.stdout
     assert "wake_via" not in json.loads(state.read_text())
     assert "compute nodes" not in root.agent("status")[1]
@@ -252,7 +255,3 @@ def test_a_login_host_that_is_refused_says_nothing_of_nodes(tmp_path: Path, clus
     time.sleep(1.1)
     root.finish(3)
     assert [root.starts(name) for name in names] == [1] * 3
-
-
-def _agent(root: PbsRoot) -> str:
-    return os.path.join(os.path.dirname(__file__), "..", "..", "agent", "chasqui_agent")
