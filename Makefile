@@ -7,7 +7,7 @@ FIND_PYTHON = for python in $$PYTHON python3 python3.14 python3.13 python3.12 py
 	  done
 CHASQUI = PYTHONPATH=client:agent "$$python" -m chasqui_client
 
-.PHONY: help demo test test-long check agent deploy bench clean
+.PHONY: help demo test test-long check agent deploy bench cluster-up cluster-down clean
 
 help:
 	@echo 'make demo              24 small jobs through the relay on this machine; needs Python 3.11 alone'
@@ -17,6 +17,8 @@ help:
 	@echo 'make agent             build/chasqui-agent.pyz, the one file that runs on the cluster'
 	@echo 'make deploy HOST=...   puts the agent on a remote of your configuration'
 	@echo 'make bench             what a sync costs, beside the bare ssh and tar that it cannot beat'
+	@echo 'make cluster-up        a PBS cluster of three containers to try it on, with one-time codes; says how'
+	@echo 'make cluster-down      removes it again'
 	@echo 'make clean             removes everything that make made'
 
 demo:
@@ -41,7 +43,14 @@ deploy:
 bench:
 	@$(FIND_PYTHON); PYTHONPATH=client:agent:tests "$$python" tests/bench/run.py
 
+cluster-up:
+	@$(FIND_PYTHON); exec "$$python" docker/cluster.py up
+
+cluster-down:
+	@$(FIND_PYTHON); exec "$$python" docker/cluster.py down
+
 clean:
+	@[ ! -d build/cluster ] || $(MAKE) cluster-down
 	rm -rf build dist .hypothesis .mypy_cache .ruff_cache .pytest_cache
 	find agent client tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -maxdepth 2 -name '*.egg-info' -type d -prune -exec rm -rf {} +

@@ -37,7 +37,7 @@ def test_the_root_is_as_bare_as_it_says(root: Path, folder: Path) -> None:
 def test_help_is_what_make_says(root: Path, folder: Path) -> None:
     done = run_inside(root, folder, "make", 30)
     assert done.returncode == 0, done.stdout
-    for target in "demo test test-long check agent deploy bench clean".split():
+    for target in "demo test test-long check agent deploy bench cluster-up cluster-down clean".split():
         assert f"make {target} " in done.stdout
 
 

@@ -13,6 +13,13 @@ command -v debootstrap >/dev/null || [ -x /usr/sbin/debootstrap ] || lacks deboo
 for tool in oathtool tcsh fish zsh; do
     command -v "$tool" >/dev/null || lacks "$tool"
 done
+# The Docker cluster. An engine that runs elsewhere needs no dockerd here.
+if [ -z "${DOCKER_HOST:-}" ] && ! command -v dockerd >/dev/null; then
+    docker info >/dev/null 2>&1 || lacks docker.io
+fi
+if ! docker compose version >/dev/null 2>&1; then
+    command -v docker-compose >/dev/null || lacks docker-compose
+fi
 # Accounts of the tests cannot reach an interpreter below root's home, and Debian's own comes without venv.
 if [ ! -x /usr/bin/python3 ]; then
     lacks python3
