@@ -1,12 +1,16 @@
 """`make test`: the checks, the whole suite on this Python, the agent's suite on Python 3.6, one line with the total.
 
+What waits for a PBS cluster most of its time (tests/pbs, tests/docker) runs beside the rest, in a process of its own.
+
 With CI=true whatever is missing fails the run; elsewhere it is skipped and the reason printed.
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
@@ -15,6 +19,7 @@ from pathlib import Path
 from environments import BUILD, TOP, SetupError, main_python, python36
 
 STUCK = 300  # seconds in one test, after which pytest prints where every thread stands
+CLUSTER = ["tests/pbs", "tests/docker"]
 LIMITS = {"short": 2400, "long": 6 * 3600}  # seconds a suite may take: one that hangs must still end in a report
 IN_CI = os.environ.get("CI") == "true"
 
@@ -65,8 +70,21 @@ def _run_all(size: str, tests: list[str], total: Total) -> None:
     python = main_python()
     if subprocess.run([sys.executable, str(TOP / "tests/setup/check.py")], cwd=TOP).returncode != 0:
         total.trouble.append("make check failed")
-    keep_failed = ["-o", "tmp_path_retention_policy=failed", "--durations=15"]
-    _pytest(python, "main", size, keep_failed + tests, total)
+    options = ["-o", "tmp_path_retention_policy=failed", "--durations=15"]
+    if tests:
+        _pytest(python, "main", size, options + tests, total)
+        return
+    beside = threading.Thread(target=_pytest, args=(python, "cluster", size, options + CLUSTER, total, True))
+    beside.start()
+    try:
+        _pytest(python, "main", size, options + ["--ignore=" + folder for folder in CLUSTER], total)
+        _old_python(size, total)
+    finally:
+        beside.join()
+        print((BUILD / "test-cluster.log").read_text(errors="replace"))
+
+
+def _old_python(size: str, total: Total) -> None:
     if not (TOP / "tests/agent").is_dir():
         total.trouble.append("tests/agent is missing")
     elif old := python36():
@@ -75,14 +93,18 @@ def _run_all(size: str, tests: list[str], total: Total) -> None:
         _missing(total, "the agent's suite on Python 3.6: no python3.6 on PATH or in ~/.pyenv/versions")
 
 
-def _pytest(python: Path, name: str, size: str, arguments: list[str], total: Total) -> None:
+def _pytest(python: Path, name: str, size: str, arguments: list[str], total: Total, beside: bool = False) -> None:
+    """One run of pytest; what it says goes to build/test-NAME.log where it runs beside another."""
     report = BUILD / f"test-{name}.xml"
     report.unlink(missing_ok=True)
     environment = {**os.environ, "CHASQUI_TEST_SIZE": size}
     print(f"\n=== {name}: {python.relative_to(TOP)}, size {size}", flush=True)
     command = [str(python), "-m", "pytest", f"--junitxml={report}", "-o", f"faulthandler_timeout={STUCK}", *arguments]
+    output = open(BUILD / f"test-{name}.log", "wb") if beside else None
     try:
-        done = subprocess.run(command, cwd=TOP, env=environment, stdin=subprocess.DEVNULL, timeout=LIMITS[size])
+        with output or contextlib.nullcontext():
+            done = subprocess.run(command, cwd=TOP, env=environment, stdin=subprocess.DEVNULL, stdout=output,
+                                  stderr=output, timeout=LIMITS[size])  # fmt: skip
     except subprocess.TimeoutExpired:
         total.trouble.append(f"{name}: stopped after {LIMITS[size]} s, and so not counted")
         return
