@@ -59,7 +59,7 @@ def _heartbeat(spool: "Spool") -> "Tuple[str, bool]":
     if not heartbeat.enabled(chosen, scheduler, State(spool).value):
         return "off" if scheduler.asks_a_server else "none is needed", True
     text = "one job of 1 core for about a second every %g minutes while something waits" % chosen.heartbeat
-    return text + "; takes 1 of max_running, 2 of all", True
+    return text + "; takes 1 of max_queued, 2 of all", True
 
 
 CHECKS = (

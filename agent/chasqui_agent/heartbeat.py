@@ -51,8 +51,7 @@ def enabled(chosen: "Settings", scheduler: "Scheduler", state: "Dict[str, Any]")
     """Whether there is to be one: never where it would take the only place there is, or could not submit anything."""
     if way.contact_only(chosen, state):
         return False
-    running = chosen.max_running > 1 or chosen.running_cap == "site"
-    spare = running and chosen.max_queued > 1 and chosen.max_total not in (1, 2)
+    spare = chosen.max_queued > 1 and chosen.max_total not in (1, 2)
     return scheduler.asks_a_server and chosen.heartbeat > 0 and spare and _has_place(state)
 
 

@@ -71,7 +71,7 @@ def test_who_waits_behind_an_array_has_a_round_now_and_then():
         (6, 0, (6, 8, 0), ""),
         (1, 1, (1, 1, 1), ""),
         (7, 0, (6, 8, 0), "an array of 7 elements goes whole, and needs max_running = 7; it is 6"),
-        (6, 1, (6, 8, 0), "needs max_running = 7, 1 of them for the heartbeat; it is 6"),
+        (8, 1, (8, 8, 0), "needs max_queued = 9, 1 of them for the heartbeat; it is 8"),
         (9, 0, (30, 8, 0), "needs max_queued = 9; it is 8"),
         (9, 1, (30, 40, 10), "needs max_total = 11, 2 of them for the heartbeat; it is 10"),
     ],

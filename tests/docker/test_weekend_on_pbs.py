@@ -20,7 +20,6 @@ from docker.ground import PYTHON36, Laptop, Sampler, until
 
 JOBS = 200
 MAX_QUEUED, MAX_RUNNING, SITE_LIMIT = 8, 4, 12
-SLOTS = MAX_RUNNING - 1  # one place is the heartbeat's, from the moment it is queued
 QUERY_INTERVAL = 30  # seconds, the default
 SECONDS = (0.1, 3.0, 5.0, 7.0, 4.0, 6.0)  # long enough that a loaded machine does not decide what the relay keeps
 NOTES = "/home/tcsh/notes"  # one file for all: a payload adds a line when it starts and one when it ends
@@ -134,13 +133,13 @@ class Slots:
         starts = [(float(words[2]), words[3], ends[words[1]]) for words in lines if words[0] == "start"]
         first, last = min(starts)[0], max(starts)[0]
         released = dict(map(let_go, filter(may_start, map(record_of, journal.splitlines()))))
-        self.all = SLOTS * (last - first)
+        self.all = MAX_RUNNING * (last - first)
         self.used = sum(min(end, last) - start for start, _, end in starts)
         self.starting = sum(start - max(released[pbs], first) for start, pbs, _ in starts)
 
     def __str__(self) -> str:
         return (
-            f"of {SLOTS} slots {self.used / self.all:.0%} used by payloads, {self.starting / self.all:.0%} by PBS"
+            f"of {MAX_RUNNING} slots {self.used / self.all:.0%} used by payloads, {self.starting / self.all:.0%} by PBS"
             f" starting them: {self.kept:.0%} of an ideal feeder's"
         )
 

@@ -132,12 +132,12 @@ def test_elements_of_a_held_array_report_q_and_count_as_held(tmp_path: Path, clu
 
 
 def test_an_array_larger_than_a_cap_is_rejected_with_what_it_needs(tmp_path: Path, cluster: Cluster) -> None:
-    root = ArrayRoot(tmp_path / "root", cluster, max_queued=8, max_running=6)
+    root = ArrayRoot(tmp_path / "root", cluster, max_queued=6, max_running=6)
     root.array("six", "1-6")
     root.array("five", "1-9:2")
     root.drop("single")
     root.pump()
-    words = "an array of 6 elements goes whole, and needs max_running = 7, 1 of them for the heartbeat; it is 6\n"
+    words = "an array of 6 elements goes whole, and needs max_queued = 7, 1 of them for the heartbeat; it is 6\n"
     assert root.why_rejected("six") == words
     root.settle("five", "single")
     assert root.began("five", 1, 3, 5, 7, 9) == [1] * 5 and root.starts("single") == 1

@@ -39,12 +39,11 @@ def cluster(one_cluster: Cluster) -> Iterator[Cluster]:
 
 
 class Ground(PbsRoot):
-    """A root with room for one payload, and for the heartbeat's job where there is one."""
+    """A root with room for one payload."""
 
     def __init__(self, path: Path, cluster: Cluster, heartbeat: float = 0.03, grace: float = 1) -> None:
-        room = 2 if heartbeat else 1
-        super().__init__(path, cluster, heartbeat=heartbeat, max_running=room, max_queued=room + 1, grace=grace,
-                         query_interval=INTERVAL)
+        super().__init__(path, cluster, heartbeat=heartbeat, max_running=1, max_queued=3 if heartbeat else 2,
+                         grace=grace, query_interval=INTERVAL)
 
     def hand_over(self, name: str, rerun: bool = False, **more: object) -> None:
         """A script as a session leaves it, with its record; the others are dropped in by hand."""
