@@ -190,9 +190,9 @@ def test_slots_that_ending_jobs_still_hold_are_filled_later(tmp_path: Path, clus
 
 
 def test_never_more_than_two_beats_and_none_in_the_end(tmp_path: Path, cluster: Cluster) -> None:
-    root = PbsRoot(tmp_path / "root", cluster, max_queued=4, max_running=2, heartbeat=0.02)
+    root = PbsRoot(tmp_path / "root", cluster, max_queued=4, max_running=2, heartbeat=0.1)
     for number in range(3):
-        root.drop("job%d" % number, seconds=3)
+        root.drop("job%d" % number, seconds=8)
     root.pump()
     most = 0
 

@@ -59,7 +59,8 @@ def test_an_array_larger_than_a_cap_is_refused_at_once(home: Home, tmp_path: Pat
     path.write_text(path.read_text().replace("[remotes.here]\n", '[remotes.here]\nscheduler = "openpbs"\n'))
     fits = _folder(tmp_path / "fits", **{"job.sh": "#PBS -J 1-58:2\necho\n"})
     large = _folder(tmp_path / "large", **{"job.sh": "#PBS -J 0-30\necho\n"})
-    with pytest.raises(errors.BadFolders, match="an array of 31 elements goes whole, and needs max_running = 31; it is 30"):
+    said = "an array of 31 elements goes whole, and needs max_running = 31; it is 30"
+    with pytest.raises(errors.BadFolders, match=said):
         _add(home, fits, large)
     assert _add(home, fits).jobs
     with pytest.raises(errors.BadFolders, match="an array of 31 elements"):
