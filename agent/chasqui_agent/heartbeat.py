@@ -17,7 +17,7 @@ from collections import namedtuple
 from . import directives, fault, files, launch, runner, site_limits, way
 from .schedulers.base import EVERYWHERE, Request, Sought, Submission
 from .spool import new_token
-from .state import State
+from .state import LATE, State
 
 MYPY = False
 if MYPY:
@@ -80,7 +80,8 @@ def sought(spool: "Spool") -> "List[Sought]":
 
 def needed(spool: "Spool") -> bool:
     """Whether anything is left to wait for."""
-    return spool.has_waiting() or spool.any_on_their_way()
+    late = os.path.exists(os.path.join(spool.wake, LATE))
+    return late or spool.has_waiting() or spool.any_on_their_way()
 
 
 def keep(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:

@@ -33,7 +33,7 @@ from .lock import Lock, Lost, ensure_ballast
 from .quiet import empty_report, idle
 from .schedulers.base import EVERYWHERE, NotNow, Unreachable
 from .spool import MIDDLE_PRIORITY, random_name
-from .state import State
+from .state import LATE, State
 
 MYPY = False
 if MYPY:
@@ -59,6 +59,7 @@ SPARE_CALLS = 20  # of those: what one round needs besides submissions and relea
 LEAST_SECONDS = 2.0  # no submission is begun with less: killed halfway, its outcome is unknown
 WHY_SECONDS = 600.0  # between two questions why jobs do not start
 LOOK_FURTHER = 200  # scripts looked at beyond those that fit, where a queue is full
+HOLDS_EVERY = 10  # query intervals; in between, our own notes say which of our jobs are held
 MAX_DOUBTED = 10  # scripts refused in the same words before the queue itself is taken to be closed
 LATE_SECONDS = 5.0  # how long somebody who waits for an answer goes on serving other people's wakes
 
@@ -147,7 +148,7 @@ def _requests(spool: "Spool") -> "List[str]":
 def _late_requests(spool: "Spool", handled: "List[str]") -> "Set[str]":
     # Our own create makes an NFS client list the folder afresh.
     files.server_time(spool.wake)
-    return set(_requests(spool)) - set(handled)
+    return set(_requests(spool)) - set(handled) - {LATE}
 
 
 class Round:
@@ -173,6 +174,8 @@ class Round:
         self.scheduler.deadline, self._patience = deadline, patience
         self.state = State(spool)
         self.now = files.server_time(spool.wake)
+        if lock.took_over:
+            self.state.value["holds"] = 0  # whoever died may have been releasing
 
     def run(self, handled: "List[str]") -> None:
         """Reconcile, apply what was asked for, decide, act, record; then the requests may go."""
@@ -190,11 +193,11 @@ class Round:
         if snapshot is not None:
             # What is gone, and only its flag still waited for, takes no place and wakes nobody.
             standing = [job for job in standing if not snapshot.gone(job.id)]
-        self._note_stall(standing)
+        self._note_stall([j for j in standing if not j.held and (snapshot is None or j.id in snapshot.live)])
         try:
             if snapshot is not None:
                 heartbeat.keep(self, snapshot, fresh)
-                reconcile.closed_jobs(self, snapshot)
+                reconcile.closed_jobs(self, snapshot, fresh)
                 if fresh:
                     records.prune(self, snapshot)
                 self._act(standing, snapshot, fresh)
@@ -235,11 +238,14 @@ class Round:
         asked = [job for job in standing if job.id and (job.flagged < job.size or job.marks.term)]
         ids = [job.id for job in asked] + [beat.id for beat in heartbeat.beats(self.spool) if beat.id]
         sought = [submit.sought(self, entry) for entry in in_flight] + heartbeat.sought(self.spool)
+        sought += self.state.closed_lately()
+        look = not 0 <= self.now - self.state.value.get("holds", 0) < HOLDS_EVERY * self.settings.query_interval
+        known = [job.id for job in standing if job.marks.runs or not look] + ids[len(asked) :]
         budget = self.scheduler.deadline
         try:
             if self._patience:
                 self.scheduler.deadline = min(budget, time.monotonic() + self._patience)
-            snapshot = self.scheduler.query(ids, sought + self.state.closed_lately(), [j.id for j in asked if j.held])
+            snapshot = self.scheduler.query(ids, sought, [job.id for job in asked if job.held], known)
         except Unreachable as error:
             self.report["note"] = "the scheduler does not answer: %s" % error
             if self._patience:
@@ -248,6 +254,7 @@ class Round:
         finally:
             self.scheduler.deadline = budget
         self.report["queries"] += 1
+        self.state.value["holds"] = self.now if look else self.state.value["holds"]
         self.state.keep_snapshot(snapshot)
         self._ask_why(standing, snapshot)
         return snapshot, True
@@ -284,16 +291,16 @@ class Round:
         """The scheduler's word about our hold: a release may not have reached it, somebody may have used qrls."""
         self.state.doubt.pop(standing.entry.token, None) if standing.id in snapshot.live else None
         job = snapshot.live.get(standing.id)
-        if job is None or standing.marks.runs or (job.state == "H") == standing.held:
+        if job is None or not job.state or standing.marks.runs or (job.state == "H") == standing.held:
             return standing
         marks.write_id(standing.meta, standing.entry.token, standing.id, job.state == "H")
         return standing._replace(held=job.state == "H")
 
-    def _note_stall(self, standing: "List[live.Standing]") -> None:
+    def _note_stall(self, alive: "List[live.Standing]") -> None:
         """Say so where scripts wait, nothing of ours is alive, and the last pump is long past: the relay stood
         still."""
         last = self.state.value.get("pumped", self.now)
-        idle = not standing and not self.spool.entries("submitting")
+        idle = not alive and not self.spool.entries("submitting") and not heartbeat.beats(self.spool)
         if idle and self.now - last > max(STALL_SECONDS, 2 * self.settings.query_interval) and self._had_waiting():
             since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(last))
             self.report["stalled_since"] = since
@@ -460,7 +467,11 @@ class Round:
         marks.write_id(job.meta, job.entry.token, job.id, False)
         self.lock.check()
         fault.point("pump.release.before")
-        self.scheduler.release(job.id)
+        try:
+            self.scheduler.release(job.id)
+        except Unreachable:
+            self.state.value["holds"] = 0  # the next good round shows whether it is still held
+            raise
         fault.point("pump.release.after")
         self.journal.append({"ev": "released", "job": job.entry.job, "attempt": job.entry.attempt, "pbs": job.id})
         self.report["released"] += 1
@@ -481,8 +492,18 @@ class Round:
         fault.point("pump.drain.before")
         if not answered:
             handled = [name for name in handled if not name.startswith("kick.")]  # for the next pump
-        for path in [os.path.join(self.spool.wake, name) for name in handled] + done:
+        for path in [os.path.join(self.spool.wake, name) for name in handled if name != LATE] + done:
             files.remove(path)
+        self._expect_late()
+
+    def _expect_late(self) -> None:
+        """Leave a request where a submission that was given up may still turn up: accepted late, with our hold on, it
+        would stay in the queue for ever where nothing else brings a pump."""
+        path = os.path.join(self.spool.wake, LATE)
+        if self.state.closed_lately():
+            files.write_file(path, b"", durable=False)
+        elif files.remove(path):
+            self.report["unfinished"] = True  # another round, should the heartbeat have been there for this alone
 
     # -- what the steps share --------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def _take_back(pump: "Round", entry: "Entry", meta: str) -> None:
     if started:
         submit.record_id(pump, entry, started, False, "adopted")
     else:
-        pump.state.keep_closed(submit.sought(pump, entry), pump.now)
+        pump.state.keep_closed(submit.sought(pump, entry), pump.now, entry.job, entry.attempt)
         back_to_waiting(pump, entry, "the scheduler never got it")
 
 
@@ -223,15 +223,22 @@ def _final(pump: "Round", standing: "Standing") -> "Dict[str, Any]":
     return {"token": standing.entry.token, "pbs": standing.id, "stdout": output, "stderr": error}
 
 
-def closed_jobs(pump: "Round", snapshot: "Snapshot") -> None:
+def closed_jobs(pump: "Round", snapshot: "Snapshot", fresh: bool) -> None:
     """Delete every live job whose token is closed: it can never run, it only takes a place in the queue. Raises
     Unreachable."""
+    seen = {job.token for job in snapshot.ended.values()}
     for job_id in list(pump.state.delete):
         if _deleted(pump, job_id):
             pump.state.delete.remove(job_id)
     for job in snapshot.live.values():
-        if job.token in pump.state.closed:
-            _deleted(pump, job.id)
+        if job.token in pump.state.closed and _deleted(pump, job.id):
+            seen.add(job.token)
+            late = pump.state.given_up(job.token)
+            if late:
+                record = dict(late, ev="duplicate", token=job.token, pbs=job.id, why="accepted late, deleted")
+                pump.journal.append(record)
+    if fresh:
+        pump.state.forget_closed(seen, pump.now)
 
 
 def _deleted(pump: "Round", job_id: str) -> bool:

@@ -6,12 +6,13 @@ from . import files
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, List, Optional, Set
 
     from .schedulers.base import Snapshot, Sought
     from .spool import Spool
 
 KEEP = 2000
+LATE = "kick.late"  # in wake/: a request that stays while a submission that was given up may still turn up
 MAX_LATE, LATE_SECONDS = 5, 3600.0  # submissions given up that are still looked for, and how long
 
 
@@ -42,11 +43,20 @@ class State:
             files.write_json(self._path, self.value, durable=False)
             self._before = files.dump_json(self.value)
 
-    def keep_closed(self, sought: "Sought", now: float) -> None:
+    def keep_closed(self, sought: "Sought", now: float, job: str, attempt: int) -> None:
         """Remember what a submission that was given up can be recognised by: the request may be accepted late."""
-        late = self.value.setdefault("closed_lately", [])
-        late.append(list(sought) + [now])
-        late[:] = [one for one in late[-MAX_LATE:] if now - one[-1] < LATE_SECONDS]
+        late = self.value.get("closed_lately", []) + [list(sought) + [job, attempt, now]]
+        self.value["closed_lately"] = late[-MAX_LATE:]
+
+    def forget_closed(self, seen: "Set[str]", now: float) -> None:
+        """Of those remembered by `keep_closed`, look no more for tokens seen, and for what is late by too much."""
+        late = self.value.get("closed_lately", [])
+        self.value["closed_lately"] = [one for one in late if one[0] not in seen and now - one[-1] < LATE_SECONDS]
+
+    def given_up(self, token: str) -> "Optional[Dict[str, Any]]":
+        """The job and attempt of a submission remembered by `keep_closed`; None for any other token."""
+        found = [one for one in self.value.get("closed_lately", []) if one[0] == token and len(one) == 6]
+        return {"job": found[0][3], "attempt": found[0][4]} if found else None
 
     def closed_lately(self) -> "List[Sought]":
         """Those remembered by `keep_closed`."""

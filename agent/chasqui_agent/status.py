@@ -4,7 +4,7 @@ import os
 import time
 
 from . import files, heartbeat, live, outlook, schedulers, settings, site_limits
-from .schedulers.base import EVERYWHERE
+from .schedulers.base import EVERYWHERE, Unreachable
 from .spool import JOB, ON_THEIR_WAY
 from .state import State
 
@@ -26,7 +26,7 @@ def gather(spool: "Spool") -> "Dict[str, Any]":
     waiting = spool.count_waiting()
     pumped = state.get("pumped", 0)
     age = files.server_time(spool.wake) - pumped
-    still = waiting and not counts["submitted"] and not counts["submitting"] and age > 2 * chosen.query_interval
+    still = waiting and not counts["submitting"] and age > 2 * chosen.query_interval and not _alive(spool, chosen)
     return dict(
         counts,
         relay=outlook.gather(spool),
@@ -38,6 +38,17 @@ def gather(spool: "Spool") -> "Dict[str, Any]":
         caps={"max_running": chosen.max_running, "max_queued": chosen.max_queued, "max_total": chosen.max_total},
         notes=notes(spool, chosen),
     )
+
+
+def _alive(spool: "Spool", chosen: "settings.Settings") -> bool:
+    """Whether something of ours is there to wake the relay. Asks the scheduler: killed jobs tell nobody."""
+    ours = [job.id for job in live.standings(spool) if not job.held] + [beat.id for beat in heartbeat.beats(spool)]
+    if not ours:
+        return False
+    try:
+        return bool(set(ours).intersection(schedulers.choose(spool, chosen).query([], known=ours).live))
+    except (Unreachable, schedulers.Unknown):
+        return True  # nobody knows
 
 
 def notes(spool: "Spool", chosen: "settings.Settings") -> "List[str]":

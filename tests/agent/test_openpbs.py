@@ -140,9 +140,35 @@ def test_three_calls_tell_running_held_and_queued(site):
     assert not snapshot.knows("9.pbshost")
 
 
-def test_where_all_run_nobody_asks_for_holds(site):
-    site.jobs("1.pbshost", running="1.pbshost")
-    assert site.scheduler.query(["1.pbshost"], []).calls == 2
+def test_one_call_where_all_are_ours_and_their_marks_tell_the_rest(site):
+    site.jobs("1.pbshost 2.pbshost 3.pbshost")
+    ours = ["1.pbshost", "2.pbshost", "3.pbshost"]
+    snapshot = site.scheduler.query(ours, [], ["2.pbshost"], ours)
+    assert list(snapshot.live.values()) == [Live(job_id, "", "", 1, 0) for job_id in ours]
+    assert snapshot.calls == 1
+
+
+def test_a_second_call_where_holds_of_ours_are_in_doubt(site):
+    site.jobs("1.pbshost 2.pbshost 3.pbshost", held="2.pbshost")
+    snapshot = site.scheduler.query(["1.pbshost", "2.pbshost", "3.pbshost"], [], ["2.pbshost"], ["1.pbshost"])
+    assert [(job.id, job.state) for job in snapshot.live.values()] == [
+        ("1.pbshost", ""),
+        ("2.pbshost", "H"),
+        ("3.pbshost", "Q"),
+    ]
+    assert snapshot.calls == 2
+
+
+def test_a_second_call_where_some_are_not_ours(site):
+    site.jobs("1.pbshost 7.pbshost 8.pbshost 9.pbshost", running="1.pbshost 8.pbshost", held="9.pbshost")
+    live = site.scheduler.query(["1.pbshost"], [], [], ["1.pbshost"]).live
+    assert [(job.id, job.queued, job.running) for job in live.values()] == [
+        ("1.pbshost", 0, 1),
+        ("7.pbshost", 1, 0),
+        ("8.pbshost", 0, 1),
+        ("9.pbshost", 1, 0),
+    ]
+    assert len(site.calls()) == 2
 
 
 def test_a_job_that_moves_during_the_round_counts_once_and_is_not_missed(site):
@@ -178,10 +204,10 @@ def test_arrays_count_by_element(site):
 )
 @pytest.mark.parametrize("which", ["", " -s RESUB", " -s H"])
 def test_an_answer_with_a_bad_exit_code_is_no_answer(site, code, err, which):
-    site.jobs("1.pbshost 2.pbshost", running="1.pbshost")
+    site.jobs("1.pbshost 2.pbshost 3.pbshost", running="1.pbshost")
     site.on("qselect -u %s%s" % (site.user, which), "1.pbshost\n", err, code)
     with pytest.raises(Unreachable):
-        site.scheduler.query(["1.pbshost"], [])
+        site.scheduler.query(["1.pbshost", "2.pbshost"], [])
 
 
 def test_the_server_s_words_are_kept(site):
@@ -237,10 +263,17 @@ def test_without_history_the_live_ones_are_asked_again(site):
 
 
 def test_what_qstat_says_nothing_of_was_not_asked(site):
-    site.jobs()
+    site.jobs("5.pbshost")
     site.on("qstat -x *")  # exit 0 and an empty answer
-    snapshot = site.scheduler.query(["6.pbshost"], [])
-    assert not snapshot.knows("6.pbshost")
+    snapshot = site.scheduler.query(["5.pbshost", "6.pbshost"], [])
+    assert snapshot.knows("5.pbshost") and not snapshot.knows("6.pbshost")
+
+
+def test_a_server_that_says_nothing_at_all_was_not_asked_either(site):
+    site.jobs()
+    site.on("qstat -x *")
+    with pytest.raises(Unreachable, match="says nothing of the 1 jobs"):
+        site.scheduler.query(["6.pbshost"], [])
 
 
 @pytest.mark.parametrize("code", [255, 162, 1, 183])

@@ -102,20 +102,6 @@ def test_the_relay_runs_everything_once_under_the_caps(
               (sampler.samples, sampler.payloads, sampler.waiting, sampler.live))
 
 
-def test_it_asks_sparingly_however_many_jobs_end_together(tmp_path: Path, cluster: Cluster) -> None:
-    root = PbsRoot(tmp_path / "root", cluster, max_queued=40, max_running=9, query_interval=30)
-    gate = tmp_path / "gate"
-    for number in range(16):
-        root.drop("job%02d" % number, text="while [ ! -e '%s' ]; do sleep 0.05; done" % gate, seconds=0.1)
-    root.pump()
-    until(lambda: sum(root.starts("job%02d" % n) for n in range(16)) == 8, "the first eight")
-    before = time.time()
-    gate.touch()
-    until(lambda: all(root.starts("job%02d" % n) == 1 for n in range(16)), "the others, at once")
-    asked = cluster.calls("qselect", "qstat", since=before)
-    assert len(asked) <= 8, asked  # one round: one command a letter
-
-
 def test_a_job_deleted_by_hand_is_cancelled(tmp_path: Path, cluster: Cluster) -> None:
     root = PbsRoot(tmp_path / "root", cluster)
     root.drop("long", seconds=300)
@@ -137,17 +123,6 @@ def test_a_server_that_is_down_changes_nothing(tmp_path: Path, cluster: Cluster)
     assert root.finished() == 0 and root.outcomes()["rejected"] == 0
     root.finish(1)
     assert root.starts("waits") == 1
-
-
-def test_a_reply_that_is_lost_makes_no_second_job(tmp_path: Path, cluster: Cluster) -> None:
-    root = PbsRoot(tmp_path / "root", cluster, grace=2)
-    for number in range(10):
-        root.drop("job%d" % number, seconds=0.1)
-    cluster.fault("lose_reply", every=2)
-    root.pump()
-    root.finish(10)
-    assert [root.starts("job%d" % number) for number in range(10)] == [1] * 10
-    assert root.outcomes()["adopted"] >= 1
 
 
 # -- the heartbeat -----------------------------------------------------------------------------------------------------

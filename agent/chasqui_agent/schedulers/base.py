@@ -57,8 +57,8 @@ Sought = namedtuple("Sought", "token name folder")
 
 class Live(namedtuple("Live", "id state token queued running")):
     """A live job. state: Q H W R E as in PBS, B for an array with an element that began; H only where a user hold is
-    on and it does not run. token: "" where it is not known to be ours. queued, running: how many it counts as, an array
-    by its elements."""
+    on and it does not run; "" where nobody asked (Scheduler.query). token: "" where it is not known to be ours.
+    queued, running: how many it counts as, an array by its elements."""
 
     __slots__ = ()
 
@@ -141,12 +141,19 @@ class Scheduler:
     deadline = float("inf")  # when every call has to be over, by time.monotonic(); set by the caller
     calls = 0  # how often the batch system was called
 
-    def query(self, ids: "Iterable[str]", sought: "Iterable[Sought]" = (), held: "Iterable[str]" = ()) -> Snapshot:
+    def query(
+        self,
+        ids: "Iterable[str]",
+        sought: "Iterable[Sought]" = (),
+        held: "Iterable[str]" = (),
+        known: "Iterable[str]" = (),
+    ) -> Snapshot:
         """One query round. Raises Unreachable.
 
-        ids: jobs that must be found live or ended if the scheduler knows them at all; sought: submissions whose id is
-        not known; held: those of `ids` that we believe to be under our user hold. Where more is in doubt than one round
-        may ask about, the rest is left for another one: see Snapshot.knows.
+        ids: jobs that must be found live or ended if the scheduler knows them at all; of these only H, and not whether
+        they run, need be told: their marks say that; sought: submissions whose id is not known; held: those of `ids`
+        that we believe to be under our user hold; known: ours too, whose state nobody needs. Where more is in doubt
+        than one round may ask about, the rest is left for another one: see Snapshot.knows.
         """
         raise NotImplementedError
 

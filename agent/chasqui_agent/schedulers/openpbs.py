@@ -54,6 +54,10 @@ DEPENDENCY = "deleted by PBS: what it depended on can never be"
 _Elements = namedtuple("_Elements", "queued running")
 
 
+class Silent(Unreachable):
+    """An answer that is none: every id is told of, or it is called unknown and the exit code says so."""
+
+
 class OpenPBS(Scheduler):
     """The PBS server of this host, as this user sees it."""
 
@@ -72,8 +76,14 @@ class OpenPBS(Scheduler):
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
-    def query(self, ids: "Iterable[str]", sought: "Iterable[Sought]" = (), held: "Iterable[str]" = ()) -> Snapshot:
-        return Round(self, ids, sought, held).snapshot()
+    def query(
+        self,
+        ids: "Iterable[str]",
+        sought: "Iterable[Sought]" = (),
+        held: "Iterable[str]" = (),
+        known: "Iterable[str]" = (),
+    ) -> Snapshot:
+        return Round(self, ids, sought, held, known).snapshot()
 
     def select(self, *words: str) -> "List[str]":
         """The ids one qselect prints. Raises Unreachable."""
@@ -115,6 +125,8 @@ class OpenPBS(Scheduler):
             raise Unreachable(_words("qstat", result, seconds))
         if not result.whole:
             raise Unreachable("qstat: the answer is too long")
+        if result.code == 0 and not result.out.strip():
+            raise Silent("qstat ends well, and says nothing of the %d jobs it was asked about" % len(ids))
         found = qstat_text.parse(result.out)
         unknown = {job_id for job_id in ids if job_id not in found and _is_unknown(job_id, result.err)}
         return found, unknown, history
@@ -213,17 +225,26 @@ class OpenPBS(Scheduler):
 
 
 class Round:
-    """One query round: three qselects, and a qstat where something is in doubt.
+    """One query round: the qselect of all jobs; one more for those that run where some are not ours, one for those held
+    where that is in doubt, and a qstat where something is missing.
 
     The list of all jobs comes first. Whatever moves afterwards, in any direction, is on it: a job may be told in the
     state before or after its move, but none is missed and none counts twice.
     """
 
-    def __init__(self, pbs: OpenPBS, ids: "Iterable[str]", sought: "Iterable[Sought]", held: "Iterable[str]") -> None:
+    def __init__(
+        self,
+        pbs: OpenPBS,
+        ids: "Iterable[str]",
+        sought: "Iterable[Sought]",
+        held: "Iterable[str]",
+        known: "Iterable[str]",
+    ) -> None:
         self._pbs = pbs
         self._ids = [job_id for job_id in ids if _ID.match(job_id)]
         self._sought = list(sought)[:SEEK_AT_MOST]
         self._held = set(held)
+        self._known = set(known)
         self._calls = pbs.commands.calls
         self._history = True
         self._live: "Dict[str, Live]" = {}
@@ -251,15 +272,17 @@ class Round:
 
     def _count(self) -> None:
         every = self._pbs.select("-u", self._pbs.user)
-        if not every:
-            return
         arrays = any("[" in job_id for job_id in every)
+        strangers = set(every) - set(self._ids) - self._known
         # Of a running array only its elements are R, and only -T shows them. Those that wait are listed first: one that
         # starts in between is seen twice, not missed.
         queued = self._pbs.select("-u", self._pbs.user, "-T", "-s", "QHW") if arrays else []
-        running = self._pbs.select("-u", self._pbs.user, *(["-T"] if arrays else []), "-s", "RESUB")
-        waits = arrays or set(every) - set(running)
-        held = set(self._pbs.select("-u", self._pbs.user, "-s", "H")) if waits else set()
+        running: "List[str]" = []
+        if arrays or strangers:
+            running = self._pbs.select("-u", self._pbs.user, *(["-T"] if arrays else []), "-s", "RESUB")
+        # A stranger counts as one that waits, held or not; unless it may be the submission we look for.
+        unsure = set(every) - self._known - (set() if self._sought else strangers) - set(running)
+        held = set(self._pbs.select("-u", self._pbs.user, "-s", "H")) if arrays or unsure else set()
         elements = self._elements(queued, running)
         started = {job_id for job_id in running if not _parent(job_id)}
         for job_id in every + sorted(started - set(every)):
@@ -267,6 +290,8 @@ class Round:
                 continue
             if "[]" in job_id:
                 self._live[job_id] = _array(job_id, job_id in held, elements.get(job_id))
+            elif job_id in self._known and job_id not in started:
+                self._live[job_id] = Live(job_id, "", "", 1, 0)
             else:
                 self._live[job_id] = Live(job_id, "R" if job_id in started else "H" if job_id in held else "Q")
 
@@ -297,7 +322,12 @@ class Round:
     def _look_at(self, ids: "List[str]", lost: "List[Sought]") -> None:
         if not ids:
             return
-        found, unknown, self._history = self._pbs.look_at(ids, self._history)
+        try:
+            found, unknown, self._history = self._pbs.look_at(ids, self._history)
+        except Silent:
+            if not self._live:
+                raise  # qselect said nothing either: of other people's jobs we know nothing as well
+            return
         self._asked |= unknown | set(found)
         for job_id, job in found.items():
             token = job.variables.get("CHASQUI_TOKEN", "")

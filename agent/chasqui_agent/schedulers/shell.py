@@ -137,7 +137,11 @@ class Shell(Scheduler):
         os.makedirs(os.path.join(self.folder, "lock"), 0o700, exist_ok=True)
 
     def query(
-        self, ids: "Iterable[str]", sought: "Iterable[Sought]" = (), held: "Iterable[str]" = ()
+        self,
+        ids: "Iterable[str]",
+        sought: "Iterable[Sought]" = (),
+        held: "Iterable[str]" = (),
+        known: "Iterable[str]" = (),
     ) -> Snapshot:
         wanted, tokens = set(ids), {one.token for one in sought}
         with Table(self.folder) as table:
