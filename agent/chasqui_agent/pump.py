@@ -56,6 +56,7 @@ fault.register(
 STALL_SECONDS = 60.0
 MAX_CALLS = 300  # of the scheduler, in one minute, by all pumps of a root
 SPARE_CALLS = 20  # of those: what one round needs besides submissions and releases
+DEBT_SECONDS = 5.0  # a normal end is gone from the server after 0.3 s, the longest seen took 32
 LEAST_SECONDS = 2.0  # no submission is begun with less: killed halfway, its outcome is unknown
 WHY_SECONDS = 600.0  # between two questions why jobs do not start
 LOOK_FURTHER = 200  # scripts looked at beyond those that fit, where a queue is full
@@ -329,6 +330,7 @@ class Round:
         # PBS counts an ending job until it is quite gone: 32 s were seen.
         waits = ends and (refused in ("limit", "temporary") or site.held_back)
         silent = bool(self.report["note"]) and self.report["note"] != way.REFUSED
+        self._note_debt(waits)
         self._owe((waits or silent) and not heartbeat.hurry(self))
         if has_beat and known and not heartbeat.enabled(self.settings, self.scheduler, self.state.value):
             self.report["unfinished"] = True  # only now it is known that the site has no place for a heartbeat
@@ -336,6 +338,14 @@ class Round:
     def _size(self, asked: "Dict[str, str]") -> int:
         """How many jobs a script counts as."""
         return max(1, len(directives.elements(asked))) if self.scheduler.has_arrays else 1
+
+    def _note_debt(self, waits: bool) -> None:
+        """wake/debt: when the next runner that starts shall look whether the places of ending jobs are free by now."""
+        path = os.path.join(self.spool.wake, "debt")
+        if waits:
+            files.write_file(path, b"%d\n" % (time.time() + DEBT_SECONDS), durable=False)
+        else:
+            files.remove(path)
 
     def _owe(self, debt: bool) -> None:
         """Remember whether places are left that a process of its own has to fill, for want of a heartbeat."""

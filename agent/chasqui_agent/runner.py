@@ -130,6 +130,12 @@ PBS_JOBNAME=@name@
 PBS_O_WORKDIR=${PBS_O_WORKDIR:-$dir}
 export PBS_JOBNAME PBS_O_WORKDIR
 cd "$dir" || refuse nofolder
+# The head: a place was left empty while another job was still ending, and is free by now. The payload does not wait.
+head=
+if read -r due 2>/dev/null <"$root/wake/debt" && [ "$(date +%s)" -ge "${due:-0}" ] 2>/dev/null; then
+    wake head &
+    head=$!
+fi
 if [ -n "${BASH_VERSION:-}" ]; then
     set -m
 fi
@@ -164,6 +170,7 @@ if [ -n "$term" ] && command -v setsid >/dev/null 2>&1; then
 else
     wake tail || :
 fi
+[ -z "$head" ] || wait "$head" || : # what a job leaves in the background dies with it
 exit "$code"
 """
 

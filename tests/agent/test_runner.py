@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -16,7 +17,7 @@ SHELLS = [path for path in ("/bin/bash", "/bin/dash", "/bin/sh") if os.path.exis
 class Work:
     """A work folder with a runner, run directly, without a scheduler."""
 
-    def __init__(self, tmp_path, script, rerun=False, command=None, record=False):
+    def __init__(self, tmp_path, script, rerun=False, command=None, record=False, python="/bin/false"):
         self.dir = str(tmp_path / "it's @job@ \u00e9" / "w")
         self.meta = os.path.join(self.dir, ".chasqui")
         self.root = str(tmp_path / "root")
@@ -33,7 +34,7 @@ class Work:
             "attempt": "1",
             "token": "abcdefgh",
             "name": "hers",
-            "python": "/bin/false",
+            "python": python,
             "agent": "none",
             "path": "/usr/bin:/bin",
         }
@@ -361,3 +362,41 @@ def test_elements_at_once_with_one_process_number_lose_no_word(work):
         process.communicate()
     assert job.ran() == "x\n" * 8 and job.events() == ["tail"] * 8
     assert set(job.marks().elements.values()) == {marks.Element(1, 1, False)} and len(job.marks().elements) == 8
+
+
+# -- the head ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def woken(tmp_path):
+    """A work folder whose wakes take a second longer than its payload, and note what for they were."""
+    agent = tmp_path / "agent"
+    notes = str(tmp_path / "wakes")
+    agent.write_text("#!/bin/sh\nshift 7\nsleep 1\necho $1 >> '%s'\n" % notes)
+    agent.chmod(0o755)
+
+    def made(due=None):
+        job = Work(tmp_path, "echo x >> ran", python=str(agent))
+        if due is not None:
+            with open(os.path.join(job.root, "wake", "debt"), "w") as stream:
+                stream.write(due)
+        return job
+
+    made.wakes = lambda: open(notes).read().split()
+    return made
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_debt_that_is_due_is_looked_at_by_the_head_of_a_job(woken, shell):
+    """The runner of a short job waits for its head: it would be killed with the job, halfway through a submission."""
+    job = woken("%d\n" % (time.time() - 1))
+    assert job.run(shell) == 0
+    assert job.ran() == "x\n" and sorted(woken.wakes()) == ["head", "tail"]
+    assert job.err == b""
+
+
+@pytest.mark.parametrize("due", [None, "", "no number\n", "%d\n" % (2 * time.time())])
+def test_without_a_debt_that_is_due_no_head_pumps(woken, due):
+    job = woken(due)
+    assert job.run() == 0
+    assert job.ran() == "x\n" and woken.wakes() == ["tail"] and job.err == b""

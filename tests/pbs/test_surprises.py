@@ -98,6 +98,29 @@ def test_a_removed_folder_and_tmpdir(tmp_path: Path, cluster: Cluster) -> None: 
     runs_once(root, "it")
 
 
+def test_the_head_of_a_short_job_pumps_to_its_end(tmp_path: Path, cluster: Cluster) -> None:  # noqa: F811
+    """What a job leaves in the background is killed with it, a pump in the middle of a qsub too: its runner waits."""
+    root = ground(tmp_path, cluster)
+    cluster.set_server("max_run", "[u:PBS_GENERIC=1]")
+    try:
+        root.drop("first", seconds=300)
+        root.pump()
+        blocking = root.running("first")
+        root.drop("short")
+        pump_after_a_round(root)
+        root.drop("next")
+        Path(root.spool.wake, "debt").write_text("0\n")  # as where the places of ending jobs could not be filled
+        cluster.kill_job(blocking)  # so that no tail runs
+        until(lambda: root.starts("next"), "the head of the short job handed it over")
+    finally:
+        cluster.set_server("max_run", None)
+    assert "head" in [record["reason"] for record in root.log() if record["ev"] == "pumped"]
+    assert not os.path.exists(os.path.join(root.spool.wake, "debt"))
+    root.finish(3)
+    assert [root.told("short"), root.told("next")] == [RAN_WELL] * 2
+    assert [root.starts(name) for name in ("first", "short", "next")] == [1] * 3
+
+
 def test_a_disabled_queue_leaves_everything_waiting(tmp_path: Path, cluster: Cluster) -> None:  # noqa: F811
     """173 `Queue is not enabled` is no word about a script: a batch must not be emptied into rejected/."""
     root = ground(tmp_path, cluster)
