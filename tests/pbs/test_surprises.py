@@ -106,7 +106,7 @@ def test_the_head_of_a_short_job_pumps_to_its_end(tmp_path: Path, cluster: Clust
         root.drop("first", seconds=300)
         root.pump()
         blocking = root.running("first")
-        root.drop("short")
+        root.drop("short", seconds=1)
         pump_after_a_round(root)
         root.drop("next")
         Path(root.spool.wake, "debt").write_text("0\n")  # as where the places of ending jobs could not be filled
