@@ -8,11 +8,10 @@ import os
 import time
 
 from . import (
-    caps,
-    directives,
     ending,
     fault,
     files,
+    fill,
     heartbeat,
     intake,
     launch,
@@ -24,14 +23,13 @@ from . import (
     records,
     schedulers,
     settings,
-    site_limits,
     submit,
     way,
 )
 from .journal import JournalError, Writer
 from .lock import Lock, Lost, ensure_ballast
 from .quiet import empty_report, idle
-from .schedulers.base import EVERYWHERE, NotNow, Unreachable
+from .schedulers.base import Unreachable
 from .spool import MIDDLE_PRIORITY, random_name
 from .state import LATE, State
 
@@ -45,8 +43,6 @@ if MYPY:
 fault.register(
     {
         "pump.request.after": "the request left in wake/, the lock not yet tried",
-        "pump.release.before": "a held job recorded as released, the scheduler not yet called",
-        "pump.release.after": "the scheduler released it, not yet journalled",
         "pump.delete.before": "the scheduler is to be asked to delete a job",
         "pump.delete.after": "the scheduler was asked to delete a job, nothing recorded",
         "pump.drain.before": "the round done and journalled, its requests still in wake/",
@@ -54,14 +50,8 @@ fault.register(
 )
 
 STALL_SECONDS = 60.0
-MAX_CALLS = 300  # of the scheduler, in one minute, by all pumps of a root
-SPARE_CALLS = 20  # of those: what one round needs besides submissions and releases
-DEBT_SECONDS = 5.0  # a normal end is gone from the server after 0.3 s, the longest seen took 32
-LEAST_SECONDS = 2.0  # no submission is begun with less: killed halfway, its outcome is unknown
 WHY_SECONDS = 600.0  # between two questions why jobs do not start
-LOOK_FURTHER = 200  # scripts looked at beyond those that fit, where a queue is full
 HOLDS_EVERY = 10  # query intervals; in between, our own notes say which of our jobs are held
-MAX_DOUBTED = 10  # scripts refused in the same words before the queue itself is taken to be closed
 LATE_SECONDS = 5.0  # how long somebody who waits for an answer goes on serving other people's wakes
 
 
@@ -108,7 +98,7 @@ def pump(
             way.hand_on(spool, chosen, report, any(name.startswith("kick.ssh.") for name in late_ones))
         if report["note"] or not more:
             return report
-        if time.monotonic() >= (late if attended and not unfinished else deadline - LEAST_SECONDS):
+        if time.monotonic() >= (late if attended and not unfinished else deadline - fill.LEAST_SECONDS):
             # Those who left the requests have gone home, relying on us.
             launch.detached(launch.command(spool.root) + ["wake", "--reason", "late"], os.devnull)
             return report
@@ -201,7 +191,7 @@ class Round:
                 reconcile.closed_jobs(self, snapshot, fresh)
                 if fresh:
                     records.prune(self, snapshot)
-                self._act(standing, snapshot, fresh)
+                fill.fill(self, standing, snapshot, fresh)
         except Unreachable as error:
             self.report["note"] = "the scheduler does not answer: %s" % error
         self._finish(handled, done, events, snapshot is not None)
@@ -250,7 +240,7 @@ class Round:
         except Unreachable as error:
             self.report["note"] = "the scheduler does not answer: %s" % error
             if self._patience:
-                self._owe(True)
+                fill.owe(self, True)
             return None, False
         finally:
             self.scheduler.deadline = budget
@@ -310,182 +300,6 @@ class Round:
     def _had_waiting(self) -> bool:
         return bool(self.state.value.get("waiting")) and self.spool.has_waiting()
 
-    def _act(self, standing: "List[live.Standing]", snapshot: "Snapshot", fresh: bool) -> None:
-        # Left to the site, max_running is no cap of ours: nothing is held, and what is held is released.
-        most_running = self.settings.max_running if self.settings.running_cap == "hold" else 10**9
-        limits = caps.Caps(most_running, self.settings.max_queued, self.settings.max_total)
-        in_flight = [directives.asked_in(entry.path) for entry in self.spool.entries("submitting")]
-        submitting = sum(self._size(asked) for asked in in_flight)
-        known = [beat.id for beat in heartbeat.beats(self.spool)]
-        learnt = self.state.value.setdefault("site_limits", {})
-        site = site_limits.Site(learnt, self.now, standing, submitting, snapshot, fresh, known)
-        has_beat = heartbeat.enabled(self.settings, self.scheduler, self.state.value)
-        todo = self._first_waiting(int(limits.max_queued), limits, int(has_beat), site)
-        counts = live.count(standing, submitting, snapshot, known if has_beat else None)
-        plan = caps.plan(counts, limits, self.state.value.get("turns"))
-        self._release_first([job for job in standing if job.held and not job.marks.runs], plan)
-        refused = self._submit(todo, plan, site)
-        self.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
-        ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
-        # PBS counts an ending job until it is quite gone: 32 s were seen.
-        waits = ends and (refused in ("limit", "temporary") or site.held_back)
-        silent = bool(self.report["note"]) and self.report["note"] != way.REFUSED
-        self._note_debt(waits)
-        self._owe((waits or silent) and not heartbeat.hurry(self))
-        if has_beat and known and not heartbeat.enabled(self.settings, self.scheduler, self.state.value):
-            self.report["unfinished"] = True  # only now it is known that the site has no place for a heartbeat
-
-    def _size(self, asked: "Dict[str, str]") -> int:
-        """How many jobs a script counts as."""
-        return max(1, len(directives.elements(asked))) if self.scheduler.has_arrays else 1
-
-    def _note_debt(self, waits: bool) -> None:
-        """wake/debt: when the next runner that starts shall look whether the places of ending jobs are free by now."""
-        path = os.path.join(self.spool.wake, "debt")
-        if waits:
-            files.write_file(path, b"%d\n" % (time.time() + DEBT_SECONDS), durable=False)
-        else:
-            files.remove(path)
-
-    def _owe(self, debt: bool) -> None:
-        """Remember whether places are left that a process of its own has to fill, for want of a heartbeat."""
-        self.report["debt"] = self.state.value["debt"] = debt and self.scheduler.asks_a_server
-
-    def _may_call(self) -> bool:
-        """Whether the scheduler may be called for one more job in this minute. Says so where it may not."""
-        if self.calls() < MAX_CALLS - SPARE_CALLS:
-            return True
-        self.report["note"] = "%d calls of the scheduler in this minute: the rest follows" % self.calls()
-        return False
-
-    def calls(self) -> int:
-        """Calls of the scheduler in this minute, by all pumps."""
-        minute, count = self.state.value.get("calls", [0, 0])
-        return int(self.scheduler.calls + (count if minute == int(self.now // 60) else 0))
-
-    def _has_time(self) -> bool:
-        """Whether the budget has room for a submission; else there will be another round."""
-        enough = self.scheduler.deadline - time.monotonic() >= LEAST_SECONDS
-        self.report["unfinished"] = self.report.get("unfinished", False) or not enough
-        return enough
-
-    def _release_first(self, held: "List[live.Standing]", plan: caps.Plan) -> None:
-        for job in held:
-            if not plan.payloads.take(_name(job.entry), job.size):
-                continue
-            if not self._may_call():
-                return
-            try:
-                self._release(job)
-            except NotNow:
-                continue  # the next good query shows that it is still held
-
-    def _submit(self, todo: "List[Tuple[Entry, int]]", plan: caps.Plan, site: site_limits.Site) -> str:
-        """Submit until the room is used or the scheduler says stop; the kind of refusal that was its last word, or "".
-
-        A script refused for good goes to rejected/. One that is refused in the very words of the last one is doubted
-        first: where a queue is closed, every script is refused, and a batch must not be emptied for that. The next ones
-        are tried; when one is accepted it was the scripts after all, else they all stay.
-        """
-        last = ""
-        self.report["refused"] = ""
-        doubted: "List[Entry]" = []
-        for entry, size in todo:
-            if not plan.queue.left or len(doubted) == MAX_DOUBTED:
-                break
-            queue = site.queue_of(entry)
-            if not site.room(queue, size):
-                if size > 1 and plan.queue.keeps(_name(entry)):
-                    break
-                continue
-            if not plan.queue.take(_name(entry), size):
-                continue
-            if self.lock.time_left() < self.settings.lease / 50:
-                self.report["unfinished"] = True  # give the lock back and take it again
-                break
-            if not (self._may_call() and self._has_time()):
-                break
-            free = plan.payloads.take(_name(entry), size)
-            answer = submit.submit(self, entry, hold=not free)
-            if answer.kind != "accepted":
-                plan.queue.give_back(size)
-                plan.payloads.give_back(size if free else 0)
-            if answer.kind == "accepted":
-                site.took(queue, size)
-                self.report["submitted"] += 1
-                self._reject(doubted, self.state.last_rejected())
-                doubted = []
-                self.state.value["rejected"] = ""
-            elif answer.kind == "permanent":
-                self.report["rejected"] += 1
-                self.state.value["rejected"] = answer.text
-            else:
-                self.report["refused"], last = answer.text, answer.kind
-                if answer.learn is not None:
-                    site.refused(answer.learn)
-                if answer.kind == "limit" and size > 1 and not plan.queue.keeps(_name(entry)):
-                    continue  # the site may have room for single jobs, and perhaps never for this one
-                if answer.kind == "doubted":
-                    doubted.append(entry)
-                elif answer.learn in (None, EVERYWHERE):
-                    break
-        if len(doubted) == len(todo) == 1:
-            self._reject(doubted, self.state.last_rejected())  # nothing else waits that could be spoilt
-        return last
-
-    def _reject(self, doubted: "List[Entry]", text: str) -> None:
-        """Reject scripts that were refused in these words and put back."""
-        for entry in doubted:
-            submit.reject_waiting(self, entry, text)
-            self.report["rejected"] += 1
-            self.report["refused"] = ""
-
-    def _first_waiting(
-        self, most: int, limits: caps.Caps, beats: int, site: site_limits.Site
-    ) -> "List[Tuple[Entry, int]]":
-        """The next scripts to submit, each with how many elements it is. One that asks for `#PBS -h` goes to held/ on
-        the way, an array that no cap has room for to rejected/; empty shards go."""
-        found: "List[Tuple[Entry, int]]" = []
-        further = LOOK_FURTHER
-        for shard in list(self.spool.shards()):
-            entries = self.spool.shard_entries(shard)
-            if not entries:
-                _remove_folder(shard)
-            for entry in entries:
-                if len(found) >= most or not further:
-                    return found
-                asked = directives.asked_in(entry.path)
-                size = self._size(asked)
-                why = caps.too_large(size, beats, limits)
-                if self._wants_hold(entry, asked):
-                    self.journal.append({"ev": "held", "job": entry.job, "attempt": entry.attempt, "why": "#PBS -h"})
-                    files.move(entry.path, self.spool.entry_path("held", entry.job, entry.attempt))
-                elif why:
-                    self._reject([entry], why)
-                elif site.by_queue and not site.room(site.queue_of(entry), size):
-                    further -= 1  # its queue is full: others' may not be
-                else:
-                    found.append((entry, size))
-        return found
-
-    def _wants_hold(self, entry: "Entry", asked: "Dict[str, str]") -> bool:
-        mark = os.path.join(self.spool.meta_dir(entry.job, entry.attempt), "released")
-        return "h" in asked and not os.path.exists(mark)
-
-    def _release(self, job: "live.Standing") -> None:
-        # Recorded first: from here on it counts as one that may start at any moment, whatever the call's outcome.
-        marks.write_id(job.meta, job.entry.token, job.id, False)
-        self.lock.check()
-        fault.point("pump.release.before")
-        try:
-            self.scheduler.release(job.id)
-        except Unreachable:
-            self.state.value["holds"] = 0  # the next good round shows whether it is still held
-            raise
-        fault.point("pump.release.after")
-        self.journal.append({"ev": "released", "job": job.entry.job, "attempt": job.entry.attempt, "pbs": job.id})
-        self.report["released"] += 1
-
     def _finish(self, handled: "List[str]", done: "List[str]", events: int, answered: bool) -> None:
         """Record the round where it did something, remember it, and drop the requests it dealt with."""
         counted = ("accepted", "submitted", "released", "ended", "rejected")
@@ -517,6 +331,11 @@ class Round:
 
     # -- what the steps share --------------------------------------------------------------------------------------
 
+    def calls(self) -> int:
+        """Calls of the scheduler in this minute, by all pumps."""
+        minute, count = self.state.value.get("calls", [0, 0])
+        return int(self.scheduler.calls + (count if minute == int(self.now // 60) else 0))
+
     def delete(self, job_id: str) -> None:
         """Have the scheduler delete a job. Raises Unreachable."""
         fault.point("pump.delete.before")
@@ -536,20 +355,9 @@ class Round:
         return min(999, max(0, MIDDLE_PRIORITY - priority)) if isinstance(priority, int) else MIDDLE_PRIORITY
 
 
-def _name(entry: "Entry") -> str:
-    return "%s.%d" % (entry.job, entry.attempt)
-
-
 def _read_text(path: str) -> str:
     try:
         with open(path, "rb") as stream:
             return stream.read(200).decode("utf-8", "replace").strip()
     except FileNotFoundError:
         return ""
-
-
-def _remove_folder(path: str) -> None:
-    try:
-        os.rmdir(path)
-    except OSError:
-        pass  # somebody put a script there meanwhile

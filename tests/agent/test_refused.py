@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from chasqui_agent import caps, files, journal, pump, quiet, schedulers, settings
+from chasqui_agent import caps, files, fill, journal, pump, quiet, schedulers, settings
 from chasqui_agent.lock import Lock
 from chasqui_agent.schedulers.base import Scheduler, Snapshot, Submission
 
@@ -37,7 +37,7 @@ class Desk:
         self.spool, self.scheduler, self.number = root.spool, Choosy(), 0
         settings.change(self.spool, query_interval=0, max_queued=100, max_running=100, heartbeat=0)
         monkeypatch.setattr(schedulers, "choose", lambda *_: self.scheduler)
-        monkeypatch.setattr(pump, "MAX_CALLS", 10**9)  # all rounds of a test are in one minute, with one scheduler
+        monkeypatch.setattr(fill, "MAX_CALLS", 10**9)  # all rounds of a test are in one minute, with one scheduler
 
     def add(self, *scripts):
         shard = os.path.join(self.spool.waiting, "500", "s%04d" % self.number)
@@ -88,7 +88,7 @@ def test_a_closed_queue_does_not_empty_a_batch_into_rejected(desk):
     first = desk.pump()
     assert first["refused"] == WORDS
     assert desk.everything() == (299, 0, 1, 0)
-    assert desk.scheduler.calls == 1 + pump.MAX_DOUBTED
+    assert desk.scheduler.calls == 1 + fill.MAX_DOUBTED
     for _ in range(3):
         desk.pump()
     assert desk.everything() == (299, 0, 1, 0)

@@ -1,13 +1,15 @@
 """Limits learnt from refusals: how low, how high, for how long; and the counts they are compared with."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
-from agent.agentroot import until
+from agent.agentroot import AGENT, until
 from agent.test_refused import Choosy, Desk
-from chasqui_agent import files, launch, linger, process, pump, settings, site_limits, status
+from chasqui_agent import files, fill, launch, linger, pump, settings, site_limits, status
 from chasqui_agent.live import Standing
 from chasqui_agent.marks import Marks
 from chasqui_agent.schedulers.base import EVERYWHERE, Live, Snapshot, Submission
@@ -202,7 +204,7 @@ def test_a_debt_is_noted_only_where_a_job_is_about_to_go(narrow):
 
 def test_no_more_than_so_many_calls_go_out_in_a_minute(narrow, monkeypatch):
     narrow.scheduler.places = 100
-    monkeypatch.setattr(pump, "MAX_CALLS", pump.SPARE_CALLS + 3)
+    monkeypatch.setattr(fill, "MAX_CALLS", fill.SPARE_CALLS + 3)
     monkeypatch.setattr(files, "server_time", lambda _: NOW)
     report = narrow.pump()
     assert (report["submitted"], narrow.everything()) == (3, (5, 3, 0, 0))
@@ -217,7 +219,7 @@ def test_nothing_is_begun_that_would_outlast_the_budget(narrow, monkeypatch):
     monkeypatch.setattr(linger, "leave", lambda _: None)
     begun = []
     monkeypatch.setattr(launch, "detached", lambda argv, _: begun.append(argv))
-    report = pump.pump(narrow.spool, "tail", budget=pump.LEAST_SECONDS / 2, attended=False)
+    report = pump.pump(narrow.spool, "tail", budget=fill.LEAST_SECONDS / 2, attended=False)
     assert (report["submitted"], narrow.scheduler.calls) == (0, 0)
     assert begun and "late" in begun[0]  # but somebody goes on
     assert pump.pump(narrow.spool, "sync")["submitted"] == 3
@@ -257,13 +259,22 @@ def test_why_jobs_do_not_start_is_asked_now_and_then(narrow, monkeypatch):
 # -- the process that stays --------------------------------------------------------------------------------------------
 
 
-def test_what_is_detached_has_left_the_session_when_we_go_on(tmp_path, monkeypatch):
+DETACHED = """
+import os, time
+from chasqui_agent import launch, process
+leave = os.setsid
+os.setsid = lambda: (time.sleep(0.5), leave())
+launch.detached(["/bin/sh", "-c", "echo >'%s'"], os.devnull)
+print(process.session_members(os.getsid(0), []) == [os.getpid()])
+"""
+
+
+def test_what_is_detached_has_left_the_session_when_we_go_on(tmp_path):
     """A job's end kills what is still in its session."""
-    session, leave = os.getsid(0), os.setsid
-    monkeypatch.setattr(os, "setsid", lambda: (time.sleep(0.5), leave()))
-    before = set(process.session_members(session, []))
-    launch.detached(["/bin/sh", "-c", "echo >'%s'" % (tmp_path / "ran")], os.devnull)
-    assert set(process.session_members(session, [])) <= before
+    command = [sys.executable, "-c", DETACHED % (tmp_path / "ran")]
+    environment = dict(os.environ, PYTHONPATH=AGENT)
+    said = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True).communicate()[0]
+    assert said == b"True\n"
     until((tmp_path / "ran").exists, "it ran")
 
 

@@ -22,7 +22,7 @@ GRACE = 1.0
 LEASE = 30.0
 # The modules of the relay. The heartbeat is killed in tests/pbs, a session in tests/session/test_kills, the client in
 # test_client_faults.
-RELAY = ("ending", "files", "intake", "journal", "lock", "marks", "operations", "pump", "reconcile", "shell", "submit")
+RELAY = ("ending", "files", "fill", "intake", "journal", "lock", "marks", "operations", "pump", "shell", "submit")
 ELSEWHERE = ("heartbeat", "channel", "receive", "serve", "ledger", "results", "session")
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in RELAY)
 LATER = (2, 3, 5, 7, 11) if os.environ.get("CHASQUI_TEST_SIZE") == "long" else (3,)

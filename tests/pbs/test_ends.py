@@ -225,11 +225,14 @@ def test_a_job_deleted_before_it_starts_never_runs(
     assert root.starts("it") == 0
 
 
+HELD = "held by PBS (Hold_Types s)"  # looked for in every tenth round
+
+
 def test_held_for_ever_by_pbs_is_said_so(tmp_path: Path, cluster: Cluster) -> None:
     """As after too many failed starts: a hold that no user can lift. Lifted, it runs as if nothing had been."""
     root, job_id = queued(tmp_path, cluster)
     assert cluster.run("qhold", "-h", "s", job_id).returncode == 0
-    assert notes(root)[job_id].startswith("held by PBS (Hold_Types s)")
+    until(lambda: (time.sleep(INTERVAL), notes(root).get(job_id, ""))[-1].startswith(HELD), "it is said")
     cluster.set_queue("started", True)
     assert cluster.run("qrls", "-h", "s", job_id).returncode == 0
     root.finish(1)
@@ -241,7 +244,7 @@ def test_held_by_a_dependency_that_was_deleted_is_said_so(tmp_path: Path, cluste
     before = cluster.submit("true\n", "-h")
     root, job_id = queued(tmp_path, cluster, directives="#PBS -W depend=afterany:" + before)
     assert cluster.run("qdel", before).returncode == 0
-    assert notes(root)[job_id].startswith("held by PBS (Hold_Types s)")
+    until(lambda: (time.sleep(INTERVAL), notes(root).get(job_id, ""))[-1].startswith(HELD), "it is said")
     assert root.starts("it") == 0 and not root.settled("it")
 
 

@@ -18,7 +18,7 @@ from pbs.cluster import Cluster
 GRACE = 1.0
 NEVER_RUN = ("cancelled", "rejected")
 LONG = os.environ.get("CHASQUI_TEST_SIZE") == "long"
-ALWAYS = ("ending", "heartbeat", "marks", "pump", "submit")
+ALWAYS = ("ending", "fill", "heartbeat", "marks", "pump", "submit")
 ALSO = ("files", "intake", "journal", "lock")  # these do not know which scheduler it is
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in ALWAYS + (ALSO if LONG else ()))
 
@@ -38,7 +38,7 @@ class Run:
         self.ran.mkdir()
         self.agent("install", "--scheduler", "openpbs")
         self.spool = Spool(self.root)
-        settings = {"max_running": 3, "max_queued": 5, "settle": 0, "query_interval": 0, "grace": GRACE, "lease": 10,
+        settings = {"max_running": 2, "max_queued": 5, "settle": 0, "query_interval": 0, "grace": GRACE, "lease": 10,
                     "heartbeat": 0.03, "scheduler": "openpbs"}
         Path(self.root, "config.json").write_text(json.dumps(settings))
 

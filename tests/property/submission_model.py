@@ -442,7 +442,7 @@ def operation_done(world, pump, holds, rules):
 
 
 def act(world, pump, holds, rules):
-    """pump._act: submit the waiting script, or not (caps, no answer)."""
+    """fill.fill: submit the waiting script, or not (caps, no answer)."""
     yield world, None
     if world.script[0] == "waiting" and len(world.jobs) < MOST_JOBS:
         yield world, pump._replace(step="tell_intent", path=world.script)

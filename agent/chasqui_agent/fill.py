@@ -1,0 +1,229 @@
+"""What a round does with the places it finds: it releases held jobs and submits waiting scripts, until refused or full.
+
+What stays empty is a debt, to be paid when the ending jobs that take the places are gone: by the heartbeat, moved
+forward, by the head of the next job that starts, or, where the site has no place for a heartbeat, by linger.py.
+"""
+
+import os
+import time
+
+from . import caps, directives, fault, files, heartbeat, live, marks, site_limits, submit, way
+from .schedulers.base import EVERYWHERE, NotNow, Unreachable
+
+MYPY = False
+if MYPY:
+    from typing import Dict, List, Tuple
+
+    from .pump import Round
+    from .schedulers.base import Snapshot
+    from .spool import Entry
+
+fault.register(
+    {
+        "fill.release.before": "a held job recorded as released, the scheduler not yet called",
+        "fill.release.after": "the scheduler released it, not yet journalled",
+    }
+)
+
+DEBT_SECONDS = 5.0  # a normal end is gone from the server after 0.3 s, the longest seen took 32
+LEAST_SECONDS = 2.0  # no submission is begun with less: killed halfway, its outcome is unknown
+LOOK_FURTHER = 200  # scripts looked at beyond those that fit, where a queue is full
+MAX_CALLS = 300  # of the scheduler, in one minute, by all pumps of a root
+MAX_DOUBTED = 10  # scripts refused in the same words before the queue itself is taken to be closed
+SPARE_CALLS = 20  # calls a round may need besides submissions and releases
+
+
+def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", fresh: bool) -> None:
+    """Release held jobs and submit waiting scripts, as many as the caps and the site allow; see to it that places which
+    could not be filled now are filled later. Raises Unreachable."""
+    # Left to the site, max_running is no cap of ours: nothing is held, and what is held is released.
+    most_running = pump.settings.max_running if pump.settings.running_cap == "hold" else 10**9
+    limits = caps.Caps(most_running, pump.settings.max_queued, pump.settings.max_total)
+    in_flight = [directives.asked_in(entry.path) for entry in pump.spool.entries("submitting")]
+    submitting = sum(_size(pump, asked) for asked in in_flight)
+    known = [beat.id for beat in heartbeat.beats(pump.spool)]
+    learnt = pump.state.value.setdefault("site_limits", {})
+    site = site_limits.Site(learnt, pump.now, standing, submitting, snapshot, fresh, known)
+    has_beat = heartbeat.enabled(pump.settings, pump.scheduler, pump.state.value)
+    todo = _first_waiting(pump, int(limits.max_queued), limits, int(has_beat), site)
+    counts = live.count(standing, submitting, snapshot, known if has_beat else None)
+    plan = caps.plan(counts, limits, pump.state.value.get("turns"))
+    _release_first(pump, [job for job in standing if job.held and not job.marks.runs], plan)
+    refused = _submit(pump, todo, plan, site)
+    pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
+    ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
+    # PBS counts an ending job until it is quite gone: 32 s were seen.
+    waits = ends and (refused in ("limit", "temporary") or site.held_back)
+    silent = bool(pump.report["note"]) and pump.report["note"] != way.REFUSED
+    _note_debt(pump, waits)
+    owe(pump, (waits or silent) and not heartbeat.hurry(pump))
+    if has_beat and known and not heartbeat.enabled(pump.settings, pump.scheduler, pump.state.value):
+        pump.report["unfinished"] = True  # only now it is known that the site has no place for a heartbeat
+
+
+def _size(pump: "Round", asked: "Dict[str, str]") -> int:
+    """How many jobs a script counts as."""
+    return max(1, len(directives.elements(asked))) if pump.scheduler.has_arrays else 1
+
+
+def _note_debt(pump: "Round", waits: bool) -> None:
+    """wake/debt: when the next runner that starts shall look whether the places of ending jobs are free by now."""
+    path = os.path.join(pump.spool.wake, "debt")
+    if waits:
+        files.write_file(path, b"%d\n" % (time.time() + DEBT_SECONDS), durable=False)
+    else:
+        files.remove(path)
+
+
+def owe(pump: "Round", debt: bool) -> None:
+    """Remember whether places are left that a process of its own has to fill, for want of a heartbeat."""
+    pump.report["debt"] = pump.state.value["debt"] = debt and pump.scheduler.asks_a_server
+
+
+def _may_call(pump: "Round") -> bool:
+    """Whether the scheduler may be called for one more job in this minute. Says so where it may not."""
+    if pump.calls() < MAX_CALLS - SPARE_CALLS:
+        return True
+    pump.report["note"] = "%d calls of the scheduler in this minute: the rest follows" % pump.calls()
+    return False
+
+
+def _has_time(pump: "Round") -> bool:
+    """Whether the budget has room for a submission; else there will be another round."""
+    enough = pump.scheduler.deadline - time.monotonic() >= LEAST_SECONDS
+    pump.report["unfinished"] = pump.report.get("unfinished", False) or not enough
+    return enough
+
+
+def _release_first(pump: "Round", held: "List[live.Standing]", plan: caps.Plan) -> None:
+    for job in held:
+        if not plan.payloads.take(_name(job.entry), job.size):
+            continue
+        if not _may_call(pump):
+            return
+        try:
+            _release(pump, job)
+        except NotNow:
+            continue  # the next good query shows that it is still held
+
+
+def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, site: site_limits.Site) -> str:
+    """Submit until the room is used or the scheduler says stop; the kind of refusal that was its last word, or "".
+
+    A script refused for good goes to rejected/. One that is refused in the very words of the last one is doubted
+    first: where a queue is closed, every script is refused, and a batch must not be emptied for that. The next ones
+    are tried; when one is accepted it was the scripts after all, else they all stay.
+    """
+    last = ""
+    pump.report["refused"] = ""
+    doubted: "List[Entry]" = []
+    for entry, size in todo:
+        if not plan.queue.left or len(doubted) == MAX_DOUBTED:
+            break
+        queue = site.queue_of(entry)
+        if not site.room(queue, size):
+            if size > 1 and plan.queue.keeps(_name(entry)):
+                break
+            continue
+        if not plan.queue.take(_name(entry), size):
+            continue
+        if pump.lock.time_left() < pump.settings.lease / 50:
+            pump.report["unfinished"] = True  # give the lock back and take it again
+            break
+        if not (_may_call(pump) and _has_time(pump)):
+            break
+        free = plan.payloads.take(_name(entry), size)
+        answer = submit.submit(pump, entry, hold=not free)
+        if answer.kind != "accepted":
+            plan.queue.give_back(size)
+            plan.payloads.give_back(size if free else 0)
+        if answer.kind == "accepted":
+            site.took(queue, size)
+            pump.report["submitted"] += 1
+            _reject(pump, doubted, pump.state.last_rejected())
+            doubted = []
+            pump.state.value["rejected"] = ""
+        elif answer.kind == "permanent":
+            pump.report["rejected"] += 1
+            pump.state.value["rejected"] = answer.text
+        else:
+            pump.report["refused"], last = answer.text, answer.kind
+            if answer.learn is not None:
+                site.refused(answer.learn)
+            if answer.kind == "limit" and size > 1 and not plan.queue.keeps(_name(entry)):
+                continue  # the site may have room for single jobs, and perhaps never for this one
+            if answer.kind == "doubted":
+                doubted.append(entry)
+            elif answer.learn in (None, EVERYWHERE):
+                break
+    if len(doubted) == len(todo) == 1:
+        _reject(pump, doubted, pump.state.last_rejected())  # nothing else waits that could be spoilt
+    return last
+
+
+def _reject(pump: "Round", doubted: "List[Entry]", text: str) -> None:
+    """Reject scripts that were refused in these words and put back."""
+    for entry in doubted:
+        submit.reject_waiting(pump, entry, text)
+        pump.report["rejected"] += 1
+        pump.report["refused"] = ""
+
+
+def _first_waiting(
+    pump: "Round", most: int, limits: caps.Caps, beats: int, site: site_limits.Site
+) -> "List[Tuple[Entry, int]]":
+    """The next scripts to submit, each with how many elements it is. One that asks for `#PBS -h` goes to held/ on
+    the way, an array that no cap has room for to rejected/; empty shards go."""
+    found: "List[Tuple[Entry, int]]" = []
+    further = LOOK_FURTHER
+    for shard in list(pump.spool.shards()):
+        entries = pump.spool.shard_entries(shard)
+        if not entries:
+            _remove_folder(shard)
+        for entry in entries:
+            if len(found) >= most or not further:
+                return found
+            asked = directives.asked_in(entry.path)
+            size = _size(pump, asked)
+            why = caps.too_large(size, beats, limits)
+            if _wants_hold(pump, entry, asked):
+                pump.journal.append({"ev": "held", "job": entry.job, "attempt": entry.attempt, "why": "#PBS -h"})
+                files.move(entry.path, pump.spool.entry_path("held", entry.job, entry.attempt))
+            elif why:
+                _reject(pump, [entry], why)
+            elif site.by_queue and not site.room(site.queue_of(entry), size):
+                further -= 1  # its queue is full: others' may not be
+            else:
+                found.append((entry, size))
+    return found
+
+
+def _wants_hold(pump: "Round", entry: "Entry", asked: "Dict[str, str]") -> bool:
+    mark = os.path.join(pump.spool.meta_dir(entry.job, entry.attempt), "released")
+    return "h" in asked and not os.path.exists(mark)
+
+
+def _release(pump: "Round", job: "live.Standing") -> None:
+    # Recorded first: from here on it counts as one that may start at any moment, whatever the call's outcome.
+    marks.write_id(job.meta, job.entry.token, job.id, False)
+    pump.lock.check()
+    fault.point("fill.release.before")
+    try:
+        pump.scheduler.release(job.id)
+    except Unreachable:
+        pump.state.value["holds"] = 0  # the next good round shows whether it is still held
+        raise
+    fault.point("fill.release.after")
+    pump.journal.append({"ev": "released", "job": job.entry.job, "attempt": job.entry.attempt, "pbs": job.id})
+    pump.report["released"] += 1
+
+
+def _name(entry: "Entry") -> str:
+    return "%s.%d" % (entry.job, entry.attempt)
+
+
+def _remove_folder(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # somebody put a script there meanwhile
