@@ -92,6 +92,8 @@ def keep(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
         for beat in known:
             _end(pump, beat, snapshot)
         return
+    for beat in known[:-2]:  # there are never more than two, the one that runs and the next
+        _forget(spool, beat)
     if known and _pending(pump, known[-1], snapshot, fresh):
         return
     answer = arm(spool, pump.settings, pump.scheduler, known[-1].n + 1 if known else 1)

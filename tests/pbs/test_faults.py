@@ -64,6 +64,14 @@ class Run:
         command = [self.python, "-I", "-S", os.path.join(AGENT, "chasqui_agent"), "--root", self.root, "log"]
         return [json.loads(line) for line in subprocess.run(command, capture_output=True).stdout.splitlines()]
 
+    def let_an_hour_pass(self) -> None:
+        """What was given up may yet be accepted, and is looked for so long: a heartbeat stays for that alone."""
+        path = Path(self.root, "state.json")
+        state = json.loads(path.read_text())
+        late = [one[:-1] + [one[-1] - 3600] for one in state.get("closed_lately", [])]
+        if late:
+            path.write_text(json.dumps(dict(state, closed_lately=late)))
+
     def alive(self) -> bool:
         """Whether anything of this root is in the server or still pumps."""
         jobs = [job for job in self.cluster.table() if job["state"] != "F"]
@@ -103,4 +111,4 @@ def test_killed_at(tmp_path: Path, cluster: Cluster, cluster_python: str, point:
     for name, state in states.items():
         assert run.starts(name) == 1 or (state in NEVER_RUN and run.starts(name) == 0), (name, states)
     assert not [record for record in run.log() if record["ev"] in ("damaged", "lost")]
-    until(lambda: not run.alive(), "nothing is left in the server, no heartbeat either")
+    until(lambda: (run.let_an_hour_pass(), not run.alive())[-1], "nothing is left in the server, no heartbeat either")

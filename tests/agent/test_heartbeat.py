@@ -1,0 +1,33 @@
+"""The heartbeat's own files."""
+
+import os
+import time
+
+from agent.test_refused import Choosy, Desk
+from chasqui_agent import files, heartbeat, settings
+from chasqui_agent.schedulers.base import Live, Snapshot
+
+
+class Beating(Choosy):
+    """A scheduler that has the fifth beat in its queue."""
+
+    def query(self, ids, sought=(), held=(), known=()):
+        return Snapshot({"5.server": Live("5.server", "W")}, {})
+
+
+def test_beats_that_rearm_themselves_leave_no_trail(root, monkeypatch):
+    """A weekend has 300 of them, and every pump reads all that are there."""
+    desk = Desk(root, monkeypatch)
+    desk.scheduler = Beating()
+    settings.change(desk.spool, heartbeat=15)
+    folder = os.path.join(desk.spool.root, "heartbeat")
+    os.makedirs(folder)
+    now = time.time()
+    for n in range(1, 6):
+        beat = {"token": "abcdefg%d" % n, "id": "%d.server" % n, "made": now, "due": now + 900 * (n - 4)}
+        files.write_json(os.path.join(folder, "hb.%d" % n), beat)
+        files.write_file(os.path.join(folder, "script.%d" % n), b"")
+    desk.add("good")
+    desk.pump()
+    assert [beat.n for beat in heartbeat.beats(desk.spool)] == [4, 5]
+    assert sorted(os.listdir(folder)) == ["hb.4", "hb.5", "script.4", "script.5"]
