@@ -124,7 +124,8 @@ def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: b
         return not asked or (not beat.id and time.time() - beat.made < pump.settings.grace)
     if not beat.id:
         _write(pump.spool, beat._replace(id=job.id))
-    return job.running == 0
+    # Where nobody asked whether it runs: one that says its time is over (`beat`, by ssh) is the one that woke us.
+    return job.running == 0 and (bool(job.state) or beat.due > time.time() - LATE_SECONDS)
 
 
 def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> "Optional[Submission]":
