@@ -35,7 +35,7 @@ def complain(run, path, code, words):
 
 
 def execute(run, path, status):
-    with open(run.output.stdout_path(), "ab") as out:
+    with open(run.output.stdout_path(), "ab") as out, run.mom.fork_lock:
         child = subprocess.Popen(
             [path] + arguments(run, status), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             cwd=run.home, env={"PATH": "/bin:/usr/bin", "PBS_JOBDIR": run.home})  # fmt: skip

@@ -24,7 +24,7 @@ def run_hook(run, event, status, name, hook):
     folder = os.path.join(run.mom.home, "mom_priv", "hooks", "tmp")
     runner = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hookrunner.py")
     log_path = os.path.join(run.mom.home, "mom_logs", "hooks")
-    with open(log_path, "ab") as log:
+    with open(log_path, "ab") as log, run.mom.fork_lock:
         child = subprocess.Popen([sys.executable, "-I", runner], stdin=subprocess.PIPE, stdout=log, stderr=log,
                                  cwd=folder, env={"PATH": "/bin:/usr/bin"}, start_new_session=True)  # fmt: skip
     try:

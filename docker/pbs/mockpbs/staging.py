@@ -87,9 +87,10 @@ class Output:
     def copy(self, suffix, place):
         if os.path.isdir(place):
             place = os.path.join(place, self.run.name + suffix)
-        copied = subprocess.run(["/bin/cp", "--", self.spool(suffix), place], stdin=subprocess.DEVNULL, cwd="/",
-                                stderr=subprocess.DEVNULL, umask=0, **self.run.as_user())  # fmt: skip
-        return copied.returncode == 0
+        with self.run.mom.fork_lock:
+            copier = subprocess.Popen(["/bin/cp", "--", self.spool(suffix), place], stdin=subprocess.DEVNULL, cwd="/",
+                                      stderr=subprocess.DEVNULL, umask=0, **self.run.as_user())  # fmt: skip
+        return copier.wait() == 0
 
     def keep(self, streams):
         for suffix, _ in streams:
