@@ -138,8 +138,10 @@ def share(folder: Path) -> float:
 
 
 def lengths(count: int) -> list[float]:
-    """Of 1 to 3 seconds, never two neighbours alike."""
-    return [1 + number * 7 % 20 / 10 for number in range(count)]
+    """Of 1 to 3 seconds, never two neighbours alike; of more where they are so many that 300 calls of the scheduler a
+    minute, two a job and some refused, would be what limits the relay."""
+    least = 1 if count < 60 else 2.5
+    return [least + number * 7 % 20 / 10 for number in range(count)]
 
 
 def ideal(path: Path, count: int) -> float:
