@@ -110,15 +110,32 @@ def find(home: Home, selection: Selection, nothing_is_all: bool = True) -> list[
         return select.find(ledger, selection, nothing_is_all)
 
 
-def status(home: Home, remote: str | None = None) -> list[dict[str, Any]]:
-    """For each remote: its jobs by state, results still to come, when the last sync was, what the agent said then."""
+def status(home: Home, remote: str | None = None, ask: bool = False) -> list[dict[str, Any]]:
+    """For each remote: its jobs by state, results still to come, when the last sync was, what the agent said then.
+
+    ask: what it says now too, where a connection is open: "now" is the agent's `status --json`, None where none is,
+    "silent" why it gave no answer, "" where it did.
+    """
     config = home.config()
     with open_ledger(home) as ledger:
         named = [str(row[0]) for row in ledger.rows("SELECT DISTINCT remote FROM jobs")]
         everything = list(dict.fromkeys([*config.remotes, *named]))
         if remote and remote not in everything:
             config.remote(remote)
-        return [_remote_status(ledger, name) for name in ([remote] if remote else everything)]
+        found = [_remote_status(ledger, name) for name in ([remote] if remote else everything)]
+    for one in found:
+        one["now"], one["silent"] = _ask(home, config, one["remote"]) if ask else (None, "")
+    return found
+
+
+def _ask(home: Home, config: Config, name: str) -> tuple[dict[str, Any] | None, str]:
+    from . import deploy
+    if name not in config.remotes:
+        return None, ""
+    try:
+        return deploy.relay_now(home, config.remotes[name]), ""
+    except errors.ChasquiError as error:
+        return None, str(error)
 
 
 def _remote_status(ledger: Ledger, remote: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from . import api, errors, select, states
 from .command import Command, add_selection, as_of, count, number, place, reason, size
 from .jobs import Asked, read_list
 from .ledger import Job
-from .verbs import Verb, no_arguments
+from .verbs import Verb
 
 # -- add ---------------------------------------------------------------------------------------------------------------
 
@@ -82,8 +82,12 @@ def _patterns(given: list[str] | None) -> tuple[str, ...] | None:
 # -- status, list, show, logs ------------------------------------------------------------------------------------------
 
 
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--offline", action="store_true", help="ask nobody, even where a connection is open")
+
+
 def _status(command: Command) -> int:
-    found = api.status(command.home, command.args.remote)
+    found = api.status(command.home, command.args.remote, ask=not command.args.offline)
     command.data = {"remotes": found}
     if not found:
         raise errors.NoConfig(path=command.home.config_path)
@@ -96,20 +100,45 @@ def _status(command: Command) -> int:
 
 
 def _status_notes(command: Command, remote: dict[str, Any]) -> None:
-    pump = (remote["agent"] or {}).get("pump") or {}
+    known = remote["agent"] or {}
+    pump = known.get("pump") or {}
     for key, text in (("stalled_since", "had stalled since"), ("refused", "refused, in the scheduler's words:"),
                       ("note", "the pump says:")):
         if pump.get(key):
             command.say("  %s %s" % (text, pump[key]))
-    site = (remote["agent"] or {}).get("status", {}).get("notes", "")
-    for text in site.split("; ") if isinstance(site, str) and site else ():
-        command.say("  " + text)
-    _say_outlook(command, (remote["agent"] or {}).get("status") or {})
+    if remote["silent"]:
+        command.say("  no answer now: %s" % remote["silent"])
+    stalled = _status_now(command, remote["now"]) if remote["now"] else _status_then(command, known)
     news = [count(remote[key], noun) + after for key, noun, after in (
         ("to_upload", "job", " to upload"), ("operations", "request", " to send"),
         ("results_wanted", "job", "'s results to fetch")) if remote[key]]
-    if news:
-        command.say("  next: chasqui sync  (%s)" % ", ".join(news))
+    if news or stalled:
+        command.say("  next: chasqui sync  (%s)" % ", ".join(news + stalled))
+
+
+def _status_then(command: Command, known: dict[str, Any]) -> list[str]:
+    """What the last sync learnt of the relay."""
+    status = known.get("status") or {}
+    site = status.get("notes", "")
+    for text in site.split("; ") if isinstance(site, str) and site else ():
+        command.say("  " + text)
+    _say_outlook(command, status)
+    return []
+
+
+def _status_now(command: Command, now: dict[str, Any]) -> list[str]:
+    """What it says itself, over the open connection; what a sync has to do about it."""
+    waiting, inside = (value if isinstance(value := now.get(key), int) else 0 for key in ("waiting", "submitted"))
+    command.say("  there now: %s waiting, %s in the scheduler" % (number(waiting), number(inside)))
+    notes = now.get("notes")
+    for text in notes if isinstance(notes, list) else ():
+        command.say("  %s" % text)
+    relay = now.get("relay")
+    _say_outlook(command, relay if isinstance(relay, dict) else {})
+    if not now.get("stalled_since"):
+        return []
+    command.say("  STALLED since %s: nothing is alive to wake the relay" % now["stalled_since"])
+    return ["starts the relay again"]
 
 
 def _say_outlook(command: Command, status: dict[str, Any]) -> None:
@@ -234,7 +263,8 @@ VERBS = {
                 "A job.toml in the folder can say the same as the options here.",
                 "  chasqui add runs/* --script job.pbs\n"
                 "  chasqui add runs/* --template vasp --set cpus=32 --set walltime=12:00:00", _add_arguments, _add),
-    "status": Verb("How many jobs are in which state, as of the last sync.", "  chasqui status", no_arguments, _status),
+    "status": Verb("How many jobs are in which state, as of the last sync; and what the relay there says now, where a"
+                   "\nconnection is open.", "  chasqui status", _status_arguments, _status),
     "list": Verb("Jobs, one a line: id, name, state, why, folder. As of the last sync.\n" + _STATES,
                  "  chasqui list --state FAILED,LOST", _reading, _list),
     "show": Verb("Everything the ledger knows of a job: state, reason, attempts, events, files.",

@@ -22,6 +22,7 @@ from .fields import dataclass
 from .transport import Channel, Local, Transport
 
 _MAX_OUTPUT = 16 << 20
+_RELAY_SILENCE = 30.0  # seconds for a question beside others; a scheduler that hangs takes longer
 _VERSIONS = "python3 " + " ".join("python3.%d" % minor for minor in range(14, 5, -1))
 _PLACES = ("/usr/bin/python3 /usr/libexec/platform-python /usr/local/bin/python3"
            " /opt/rh/rh-python36/root/usr/bin/python3")
@@ -99,11 +100,13 @@ def _explained(remote: Remote, transport: Transport | None = None) -> Iterator[N
         raise (ssh.with_login(transport, lost) if transport else lost) from error
 
 
-def run_line(transport: Transport, remote: Remote, line: str, stdin: bytes = b"") -> tuple[int | None, bytes, str]:
-    """Run one line there: (exit status, stdout, stderr). Raises ConnectionLost. A refused session is tried for 75 s."""
+def run_line(transport: Transport, remote: Remote, line: str, stdin: bytes = b"",
+             silence: float = 0.0) -> tuple[int | None, bytes, str]:
+    """Run one line there: (exit status, stdout, stderr). Raises ConnectionLost, after `silence` seconds without a byte
+    (0: the transport's). A refused session is tried for 75 s."""
     since, attempt = time.monotonic(), 0
     while True:
-        status, output, said = _run_once(transport, remote, line, stdin)
+        status, output, said = _run_once(transport, remote, line, stdin, silence)
         if status != 255 or ssh.REFUSED_SESSION not in said or not ssh.wait_for_session(attempt, since):
             break
         attempt += 1
@@ -112,8 +115,10 @@ def run_line(transport: Transport, remote: Remote, line: str, stdin: bytes = b""
     return status, output, said
 
 
-def _run_once(transport: Transport, remote: Remote, line: str, stdin: bytes) -> tuple[int | None, bytes, str]:
+def _run_once(transport: Transport, remote: Remote, line: str, stdin: bytes,
+              silence: float) -> tuple[int | None, bytes, str]:
     channel = transport.start(line)
+    channel.silence = silence or channel.silence
     try:
         with _explained(remote, transport):
             try:
@@ -150,6 +155,25 @@ def check_status(remote: Remote, status: int | None, said: str) -> None:
 def too_old(remote: Remote, said: str) -> errors.NoPython:
     """The Python that the agent was installed with is an old one by now; `said` are the agent's words."""
     return errors.NoPython("; " + ssh.last_line(said).removeprefix("chasqui-agent: "), remote=remote.name)
+
+
+def relay_now(home: Home, remote: Remote) -> dict[str, Any] | None:
+    """What the relay there says of itself (the agent's `status --json`); None where no connection is open or no agent
+    there. One exec, never a login. Raises ConnectionLost and its like, within 30 s of silence."""
+    try:
+        transport = transport_to(home, remote, sure=True)
+        status, output, said = run_line(transport, remote, launcher.agent(remote.root, ["status", "--json"]),
+                                        silence=_RELAY_SILENCE)
+        check_status(remote, status, said)
+    except (errors.NotConnected, errors.AgentMissing):
+        return None
+    try:
+        found = json.loads(output.decode("utf-8", "replace"))
+    except ValueError:
+        found = None
+    if status or not isinstance(found, dict):
+        raise errors.AgentRefused(ssh.last_line(said) or "no words for it", remote=remote.name)
+    return found
 
 
 def agent_command(home: Home, remote: Remote, words: Sequence[str], line: Callable[[str], None],

@@ -15,7 +15,3 @@ class Verb:
     example: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Command], int]
-
-
-def no_arguments(parser: argparse.ArgumentParser) -> None:
-    """For verbs that take none of their own."""

@@ -2,16 +2,19 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from agent.agentroot import until
+from agent.agentroot import AGENT, until
 from conftest import Size
 from pbs.cluster import Cluster
 from pbs.test_relay import PbsRoot
+
+CLIENT = str(Path(__file__).resolve().parents[2] / "client")
 
 
 @pytest.fixture
@@ -115,6 +118,35 @@ def test_without_a_heartbeat_a_pump_finds_that_the_relay_stood_still(tmp_path: P
     assert root.pump()["stalled_since"]
     root.finish(8)
     assert [root.starts(name) for name in names] == [1] * 6
+
+
+def test_at_home_the_status_says_that_it_stands_still_and_a_sync_starts_it_again(
+        tmp_path: Path, cluster: Cluster) -> None:
+    def chasqui(*words: str) -> str:
+        home = {"CHASQUI_HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join((CLIENT, AGENT))}
+        done = cluster.run(sys.executable, "-m", "chasqui_client", *words, env=home, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    (tmp_path / "home").mkdir(0o700)
+    (tmp_path / "home/config.toml").write_text(
+        f'[remotes.here]\nhost = "local"\nroot = "{tmp_path}/root"\nscheduler = "openpbs"\n'
+        "[remotes.here.caps]\nmax_queued = 6\nmax_running = 2\n"
+        '[remotes.here.settings]\nquery_interval = 1\nheartbeat = "off"\n')
+    ran = tmp_path / "ran"
+    for number in range(8):
+        (tmp_path / f"job{number}").mkdir()
+        (tmp_path / f"job{number}/job.sh").write_text(f"echo {number} >>{ran}\n[ {number} -gt 1 ] || exec sleep 300\n")
+    chasqui("add", *(str(tmp_path / f"job{number}") for number in range(8)))
+    chasqui("sync")
+    until(lambda: ran.exists() and len(ran.read_text().split()) == 2, "two run")
+    assert "STALLED" not in chasqui("status")
+    cluster.kill_all_jobs()
+    said = until(lambda: "STALLED since 20" in (text := chasqui("status")) and text, "the status says so", 30)
+    assert "next: chasqui sync  (starts the relay again)" in said and "there now: " in said
+    assert "STALLED" not in chasqui("status", "--offline")
+    until(lambda: "COMPLETED" in chasqui("sync", "--json") and len(ran.read_text().split()) == 8, "all have run", 60)
+    assert sorted(ran.read_text().split()) == list("01234567"), "each once"
 
 
 def _told_long_ago(root: PbsRoot) -> None:

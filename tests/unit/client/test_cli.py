@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import chasqui_client
-from chasqui_client import api, cli, command, errors, exchange
+from chasqui_client import api, cli, command, deploy, errors, exchange
 from chasqui_client.config import Home
 from chasqui_client.ledger import ResultFile
 from chasqui_client.select import Selection
@@ -23,6 +23,7 @@ TOP = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CHASQUI_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path))  # a remote `local` has its root there
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -150,7 +151,7 @@ def test_the_envelope(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_error_has_a_traceback_only_with_debug(work: Path, monkeypatch: pytest.MonkeyPatch,
                                                           capsys: pytest.CaptureFixture[str]) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("boom\x1b[2J")
 
     monkeypatch.setattr(api, "status", broken)
@@ -162,7 +163,7 @@ def test_an_unknown_error_has_a_traceback_only_with_debug(work: Path, monkeypatc
 
 
 def test_ctrl_c_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(api, "status", interrupted)
@@ -314,6 +315,36 @@ def test_status_repeats_what_the_scheduler_said(work: Path, capsys: pytest.Captu
     assert "refused, in the scheduler's words: qsub: no \\x1b quota" in text
 
 
+def test_status_tells_what_the_relay_says_now_where_a_connection_is_open(
+        work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No agent there yet: nothing is said of it. One that answers nonsense, or not at all, spoils nothing."""
+    _init_and_add()
+    capsys.readouterr()
+    assert _run("status") == 0
+    assert "now" not in capsys.readouterr().out
+    assert _run("sync") == 0
+    assert _run("status") == 0
+    assert "  there now: 0 waiting, " in capsys.readouterr().out
+    assert _run("status", "--offline") == 0
+    assert "there now" not in capsys.readouterr().out
+
+    nonsense = {"waiting": "?", "notes": 3, "relay": [], "stalled_since": "\x1b"}
+    monkeypatch.setattr(deploy, "relay_now", lambda *_: nonsense)
+    assert _run("status") == 0
+    text = capsys.readouterr().out
+    assert "  there now: 0 waiting, 0 in the scheduler\n  STALLED since \\x1b: nothing" in text
+    assert "  next: chasqui sync  (" in text and "starts the relay again)" in text
+
+    def silent(*_: object) -> None:
+        raise errors.ConnectionLost("nothing was heard for 30 seconds", remote="here")
+
+    monkeypatch.setattr(deploy, "relay_now", silent)
+    assert _run("status") == 0
+    assert "  no answer now: here: the connection" in capsys.readouterr().out
+    assert _run("status", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["data"]["remotes"][0]["now"] is None
+
+
 def test_status_tells_what_the_site_allows(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _init_and_add()
     for notes, lines in (("site limit 6 (learnt 14:03Z); heartbeat: off", 2), ("", 0), (None, 0), (7, 0)):
@@ -339,5 +370,5 @@ def test_status_and_sync_say_where_the_relay_waits_for_the_next_sync(
     found = {"status": {"way": "ssh:login\x1b1", "refused_on": "node7", "contact": False}}
     with api.open_ledger(Home()) as ledger:
         ledger.set_remote("here", report=found)
-    assert _run("status") == 0
+    assert _run("status", "--offline") == 0
     assert "jobs wake the relay by ssh to login\\x1b1: compute nodes may not submit" in capsys.readouterr().out
