@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+import chasqui_agent
+from agent.agentroot import until
 from chasqui_client import api, errors, jobs, results, session, states
 from chasqui_client.exchange import SyncOptions
 from chasqui_client.holder import sync_lock
@@ -177,6 +179,30 @@ def test_no_deploy_says_what_to_type(desk):
     with pytest.raises(errors.AgentMissing) as caught:
         run(desk.home, desk.remote, SyncOptions(deploy=False))
     assert "agent deploy" in caught.value.hint
+
+
+def test_an_older_agent_is_replaced_and_its_root_brought_up_to_date(desk, monkeypatch):
+    """A folder that the older one did not know is made, and what it left waiting runs."""
+    with monkeypatch.context() as earlier:
+        source = desk.path / "earlier" / "chasqui_agent"
+        shutil.copytree(os.path.dirname(chasqui_agent.__file__), source)
+        text = (source / "__init__.py").read_text()
+        (source / "__init__.py").write_text(text.replace("SERIAL = %d" % chasqui_agent.SERIAL, "SERIAL = 1"))
+        earlier.setattr(chasqui_agent, "__file__", str(source / "__init__.py"))
+        earlier.setattr(chasqui_agent, "SERIAL", 1)
+        desk.deploy()
+        runs = "touch %s/runs; while [ ! -e %s/go ]; do sleep 0.05; done" % (desk.path, desk.path)
+        found = desk.add(desk.folder("running", runs), desk.folder("waiting"))
+        desk.remote = type(desk.remote)(**{**vars(desk.remote), "caps": type(desk.remote.caps)(1, 1)})
+        desk.sync()
+        until(lambda: (desk.path / "runs").exists(), "the first one runs")
+    older = os.readlink(desk.root / "agent/current")
+    os.rmdir(desk.root / "ending")
+    assert desk.lines() == ["running"] and desk.sync().deployed
+    (desk.path / "go").touch()
+    desk.finish()
+    assert os.readlink(desk.root / "agent/current") != older
+    assert desk.lines() == ["running", "waiting"] and all(desk.completed(job) for job in found)
 
 
 def test_results_are_not_written_through_a_symlink(desk):
