@@ -128,7 +128,7 @@ class Cluster:
 
     def write_client_files(self) -> None:
         """ssh_config, known_hosts, a client's home with config.toml, and `code`, which prints one-time codes."""
-        port = run([*self.compose(), "port", "login", "22"]).strip().rpartition(":")[2]
+        port = run([*self.compose(), "port", "login", "2222"]).strip().rpartition(":")[2]
         self.port = int(port)
         host_key = self.execute("login", "cat", "/etc/ssh/ssh_host_ed25519_key.pub")
         self.write("known_hosts", "chasqui-cluster " + host_key)

@@ -54,12 +54,16 @@ class Laptop:
 
     def __call__(self, *words: str) -> dict[str, Any]:
         """The data of one command's --json."""
+        return dict(json.loads(self.says(words[0], "--json", *words[1:]).splitlines()[-1])["data"])
+
+    def says(self, *words: str) -> str:
+        """What one command prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "chasqui_client", words[0], "--json", *words[1:]],
+            [sys.executable, "-m", "chasqui_client", *words],
             env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, (words, done.stdout[-2000:], done.stderr[-2000:])
-        return dict(json.loads(done.stdout.splitlines()[-1])["data"])
+        return done.stdout
 
     def counted(self, *words: str) -> tuple[dict[str, Any], Counts]:
         """The same, and what sshd saw of it."""
@@ -68,9 +72,12 @@ class Laptop:
         return data, Counts(*(now - then for now, then in zip(self.counts(), before, strict=True)))
 
     def counts(self) -> Counts:
+        return Counts(self.logged("Accepted keyboard-interactive"), self.logged("Starting session"))
+
+    def logged(self, beginning: str) -> int:
+        """How many lines of sshd's log begin so."""
         done = subprocess.run(["docker", "logs", self.cluster.container("login")], capture_output=True, text=True)
-        lines = (r"^Accepted keyboard-interactive", r"^Starting session")
-        return Counts(*(len(re.findall(line, done.stderr + done.stdout, re.M)) for line in lines))
+        return len(re.findall("^" + re.escape(beginning), done.stderr + done.stdout, re.M))
 
     def there(self, command: str) -> str:
         """What a shell command says, run as root on the login host in the root of the relay."""
