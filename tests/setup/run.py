@@ -1,6 +1,6 @@
 """`make test`: the checks, the whole suite on this Python, the agent's suite on Python 3.6, one line with the total.
 
-What waits for a PBS cluster most of its time (tests/pbs, tests/docker) runs beside the rest, in a process of its own.
+What waits for a PBS cluster most of its time runs beside the rest, in processes of its own.
 
 With CI=true whatever is missing fails the run; elsewhere it is skipped and the reason printed.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from environments import BUILD, TOP, SetupError, main_python, python36
 
 STUCK = 300  # seconds in one test, after which pytest prints where every thread stands
-CLUSTER = ["tests/pbs", "tests/docker"]
+BESIDE = {"pbs": ["tests/pbs"], "cluster": ["tests/mock_pbs", "tests/docker"]}
 LIMITS = {"short": 2400, "long": 6 * 3600}  # seconds a suite may take: one that hangs must still end in a report
 IN_CI = os.environ.get("CI") == "true"
 
@@ -33,14 +33,16 @@ class Total:
     skipped: int = 0
     reasons: list[str] = field(default_factory=list)
     trouble: list[str] = field(default_factory=list)
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, report: Path, name: str, status: int) -> None:
         """Count one junit report. A run that wrote none, or failed without a failed test, is trouble."""
-        before = self.failed
-        for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
-            self._count(case)
-        if status != 0 and self.failed == before:
-            self.trouble.append(f"{name}: pytest ended with status {status}")
+        with self.one_at_a_time:
+            before = self.failed
+            for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
+                self._count(case)
+            if status != 0 and self.failed == before:
+                self.trouble.append(f"{name}: pytest ended with status {status}")
 
     def _count(self, case: ElementTree.Element) -> None:
         if case.find("failure") is not None or case.find("error") is not None:
@@ -74,14 +76,20 @@ def _run_all(size: str, tests: list[str], total: Total) -> None:
     if tests:
         _pytest(python, "main", size, options + tests, total)
         return
-    beside = threading.Thread(target=_pytest, args=(python, "cluster", size, options + CLUSTER, total, True))
-    beside.start()
+    beside = {}
+    for name, folders in BESIDE.items():
+        arguments = (python, name, size, options + folders, total, True)
+        beside[name] = threading.Thread(target=_pytest, args=arguments)
+    for thread in beside.values():
+        thread.start()
     try:
-        _pytest(python, "main", size, options + ["--ignore=" + folder for folder in CLUSTER], total)
+        ignored = ["--ignore=" + folder for folders in BESIDE.values() for folder in folders]
+        _pytest(python, "main", size, options + ignored, total)
         _old_python(size, total)
     finally:
-        beside.join()
-        print((BUILD / "test-cluster.log").read_text(errors="replace"))
+        for name, thread in beside.items():
+            thread.join()
+            print((BUILD / f"test-{name}.log").read_text(errors="replace"))
 
 
 def _old_python(size: str, total: Total) -> None:

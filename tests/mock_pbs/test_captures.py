@@ -22,8 +22,8 @@ from typing import NamedTuple
 import pytest
 
 import needs
-from pbs import captures
-from pbs.captures import Command, Result
+from mock_pbs import captures
+from mock_pbs.captures import Command, Result
 from pbs.cluster import Cluster
 from ssh.accounts import add_account, drop_stale, owned_processes, remove_account
 
