@@ -1,6 +1,7 @@
 """`make test`: the checks, the whole suite on this Python, the agent's suite on Python 3.6, one line with the total.
 
-What waits for a PBS cluster most of its time runs beside the rest, in processes of its own.
+What waits for a PBS cluster most of its time runs beside the rest, in processes of its own; at the long size, where
+some tests take all the machine has, after it.
 
 With CI=true whatever is missing fails the run; elsewhere it is skipped and the reason printed.
 """
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,18 +78,25 @@ def _run_all(size: str, tests: list[str], total: Total) -> None:
     if tests:
         _pytest(python, "main", size, options + tests, total)
         return
-    beside = {}
-    for name, folders in BESIDE.items():
-        arguments = (python, name, size, options + folders, total, True)
-        beside[name] = threading.Thread(target=_pytest, args=arguments)
-    for thread in beside.values():
+    main = options + ["--ignore=" + folder for folders in BESIDE.values() for folder in folders]
+    others = [(python, name, size, options + folders, total) for name, folders in BESIDE.items()]
+    with _beside(others) if size == "short" else contextlib.nullcontext():
+        _pytest(python, "main", size, main, total)
+        _old_python(size, total)
+    for each in others if size == "long" else ():
+        _pytest(*each)
+
+
+@contextlib.contextmanager
+def _beside(suites: list[tuple]) -> Iterator[None]:
+    """They run until the end of the block or longer; then what they said is shown."""
+    threads = [threading.Thread(target=_pytest, args=(*each, True)) for each in suites]
+    for thread in threads:
         thread.start()
     try:
-        ignored = ["--ignore=" + folder for folders in BESIDE.values() for folder in folders]
-        _pytest(python, "main", size, options + ignored, total)
-        _old_python(size, total)
+        yield
     finally:
-        for name, thread in beside.items():
+        for thread, (_, name, *_) in zip(threads, suites, strict=True):
             thread.join()
             print((BUILD / f"test-{name}.log").read_text(errors="replace"))
 
