@@ -3,7 +3,7 @@
     default_remote = "hpc"
     [jobs]                       defaults for every job: inputs, exclude, outputs, priority, max_file
     [remotes.NAME]               host, root, work_root, python, ssh_config, ssh_options, scheduler,
-                                 pbs_bin, wake_via
+                                 pbs_bin, wake_via, bandwidth, windows (see `pace`)
     [remotes.NAME.caps]          max_queued, max_running, max_total, running_cap
     [remotes.NAME.settings]      query_interval, grace, lease (seconds), heartbeat (minutes)
     [remotes.NAME.templates.T]   values for the placeholders of template T
@@ -16,12 +16,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chasqui_agent import wire
 
 from . import errors, headstart
 from .fields import dataclass, field
 from .tables import Table, read_toml
+
+if TYPE_CHECKING:
+    from .pace import Bandwidth
 
 LOCAL = "local"
 MAX_FILE = 100 * 10 ** 6  # bytes; bigger results stay on the cluster until asked for
@@ -78,6 +82,7 @@ class Remote:
     caps: Caps = field(default_factory=Caps)
     settings: Settings = field(default_factory=Settings)
     templates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    bandwidth: "Bandwidth | None" = None  # no limit
 
     @property
     def is_local(self) -> bool:
@@ -222,9 +227,10 @@ def _remote(remotes: Table, name: str) -> Remote:
     remote = Remote(
         name, host, _root(table, "root", "~/chasqui"), _root(table, "work_root", ""), table.text("python", "auto"),
         table.text("ssh_config", ""), options, _scheduler(table), _pbs_bin(table), _wake_via(table),
-        _caps(table.table("caps")), _settings(table.table("settings")), _templates(table.table("templates")))
-    table.done("host, root, work_root, python, ssh_config, ssh_options, scheduler, pbs_bin, wake_via, caps, settings, "
-               "templates")
+        _caps(table.table("caps")), _settings(table.table("settings")), _templates(table.table("templates")),
+        _bandwidth(table))
+    table.done("host, root, work_root, python, ssh_config, ssh_options, scheduler, pbs_bin, wake_via, bandwidth, "
+               "windows, caps, settings, templates")
     return remote
 
 
@@ -257,6 +263,13 @@ def _wake_via(table: Table) -> str:
         if settings.check_wake_via(way):
             raise table.bad("wake_via", 'must be "auto", "direct", "ssh:HOST", "hook" or "sync"')
     return way
+
+
+def _bandwidth(table: Table) -> "Bandwidth | None":
+    if not {"bandwidth", "windows"} & table.values.keys():
+        return None
+    from . import pace
+    return pace.read(table)
 
 
 def _caps(table: Table) -> Caps:
@@ -322,6 +335,8 @@ host = "{host}"
 #scheduler = "auto"       # or "openpbs" (PBS Pro, too), or "shell": plain processes, no batch system
 #pbs_bin = ""             # where qsub is, if not on PATH, in /etc/pbs.conf or in its usual places
 #wake_via = "auto"        # who goes on when a job ends: "direct", "ssh:LOGINHOST", "hook" or "sync"; see agent/README
+#bandwidth = "unlimited"  # in each direction; "20MiB/s", "100Mbit/s"
+#windows = []             # rates by the clock: [{{days = "mon-fri", from = "08:00", to = "18:00", rate = "2MiB/s"}}]
 
 [remotes.{name}.caps]
 max_queued = 40           # jobs waiting in the scheduler's queue, at most

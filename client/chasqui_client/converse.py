@@ -14,7 +14,8 @@ from .transport import Channel, Transport
 def converse(transport: Transport, remote: Remote, offer: Offer, handler: Handler) -> None:
     """Run one session to its bye. Where the server refuses a session (a killed client's may live on), tries for 75 s.
 
-    Raises AgentMissing, NotConnected, NoGreeting, AgentRefused, RemoteDiskFull, ProtocolBroken, ConnectionLost.
+    Raises AgentMissing, NotConnected, NoGreeting, AgentRefused, RemoteDiskFull, ProtocolBroken, ConnectionLost,
+    TransfersPaused.
     """
     since, attempt = time.monotonic(), 0
     while True:
@@ -40,10 +41,12 @@ def converse(transport: Transport, remote: Remote, offer: Offer, handler: Handle
 def _start(transport: Transport, remote: Remote) -> tuple[str, Channel]:
     """(nonce, channel) of a session: of the one that was begun ahead, if it is the same."""
     begun = headstart.take_session(transport.argv(launcher.session(remote.root, headstart.NONCE)))
-    if begun:
-        return begun[0], Channel(begun[1])
-    nonce = launcher.new_nonce()
-    return nonce, transport.start(launcher.session(remote.root, nonce))
+    nonce = begun[0] if begun else launcher.new_nonce()
+    channel = Channel(begun[1]) if begun else transport.start(launcher.session(remote.root, nonce))
+    if remote.bandwidth:
+        from . import pace
+        channel.pace = pace.of_session(remote, remote.bandwidth, transport.ahead)
+    return nonce, channel
 
 
 def _not_greeted(remote: Remote, status: int | None, said: str, printed: str) -> errors.ChasquiError:

@@ -259,6 +259,12 @@ class ConnectionLost(Unreachable):
     hint = "chasqui sync --remote {remote}"
 
 
+class TransfersPaused(Unreachable):
+    """{remote}: no transfers until {until} (windows in config.toml). What was acknowledged is safe."""
+
+    hint = "later: chasqui sync --remote {remote}"
+
+
 class SessionRefused(Unreachable):
     """{remote}: the server allows no further session on this connection; another chasqui or a dead one still has it."""
 

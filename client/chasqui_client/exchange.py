@@ -11,6 +11,7 @@ class SyncOptions:
     """How to sync. interactive: a login may be opened, its prompts going to the user's terminal."""
 
     dry_run: bool = False
+    upload: bool = True  # hand over new jobs; cancel, hold and release are carried over in any case
     download: bool = True
     deploy: bool = True
     take_caps: bool = False  # replace caps that another ledger set

@@ -191,6 +191,7 @@ class Ssh:
     """The transport through a remote's master."""
 
     compress = True
+    ahead = (2 << 20) + (64 << 10)  # ssh's window, which it has the server fill whether we read or not, and a pipe
 
     def __init__(self, home: Home, remote: Remote) -> None:
         self.home, self.remote = home, remote

@@ -6,6 +6,7 @@ acknowledged, records of the journal go in together with the cursor behind them,
 
 import io
 import os
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,6 +25,7 @@ from .progress import Progress
 
 if TYPE_CHECKING:
     from . import inputs
+    from .pace import Bandwidth
 
 MAX_JOBS = 20_000  # offered in one session; more go with the next
 _COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
@@ -67,6 +69,8 @@ def _plan(ledger: Ledger, remote: Remote, report: SyncReport) -> None:
 def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, report: SyncReport) -> None:
     transport = deploy.transport_to(home, remote, options.interactive)
     progress = Progress(options.progress)
+    if remote.bandwidth:
+        options = _unless_paused(remote.bandwidth, options, report)
     for _ in range(3):
         exchange = Exchange(ledger, remote, options, report, progress)
         try:
@@ -90,6 +94,16 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
         again = transport.argv(launcher.session(remote.root, headstart.NONCE))
         headstart.leave(str(sync_lock_path(home, remote.name)), transport.path, again)
     report.counts = ledger.counts(remote.name)
+
+
+def _unless_paused(bandwidth: "Bandwidth", options: SyncOptions, report: SyncReport) -> SyncOptions:
+    """The same options; while a window pauses transfers, those of a sync that carries no content of files."""
+    from . import pace
+    if bandwidth.at(time.time()) != pace.PAUSE:
+        return options
+    report.notes.append("no transfers until %s (windows in config.toml): only news and requests are exchanged"
+                        % pace.until(bandwidth))
+    return replace(options, upload=False, download=False)
 
 
 # -- what the ledger offers and learns ---------------------------------------------------------------------------------
@@ -122,6 +136,8 @@ class Exchange(Handler):
         return Offer(hello, jobs, operations)
 
     def _jobs_to_offer(self) -> list[Job]:
+        if not self.options.upload:
+            return []
         found = self.ledger.to_upload(self.remote.name)
         if len(found) > MAX_JOBS:
             self.report.notes.append("%d jobs are left for the next sync" % (len(found) - MAX_JOBS))

@@ -7,11 +7,14 @@ for end of file after a kill: pipes are selected on, and dropped.
 import os
 import select
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from chasqui_agent import wire
 
 from .child import Child
+
+if TYPE_CHECKING:
+    from .pace import Pace
 
 SILENCE = 75.0  # seconds without a byte after which the other side counts as gone (the agent sends one every 15)
 _TAIL = 16 << 10  # of stderr that is kept
@@ -41,6 +44,7 @@ class Channel:
             os.set_blocking(fd, False)
         self._buffer = bytearray()
         self._errors = bytearray()
+        self.pace: Pace | None = None  # as fast as it goes
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -73,7 +77,12 @@ class Channel:
         return bool(self._buffer)
 
     def _fill(self) -> bool:
-        """Wait for output and keep it; False at end of file."""
+        """Wait for output and keep it; False at end of file.
+
+        At a pace we wait before we read: what stands unread in pipes and windows slows the other side down. That wait
+        is ours, and no silence.
+        """
+        most = self.pace.wait() if self.pace else _BLOCK
         deadline = time.monotonic() + self.silence
         while self._out >= 0:
             waiting = [fd for fd in (self._out, self._err) if fd >= 0]
@@ -82,17 +91,19 @@ class Channel:
                 raise wire.Silence("nothing was heard for %d seconds" % self.silence)
             if self._err in ready:
                 self._take_errors()
-            if self._out in ready and self._take_output():
+            if self._out in ready and self._take_output(most):
                 return True
         return False
 
-    def _take_output(self) -> bool:
+    def _take_output(self, most: int = _BLOCK) -> bool:
         try:
-            data = os.read(self._out, _BLOCK)
+            data = os.read(self._out, most)
         except BlockingIOError:
             return False
         if not data:
             self._out = -1
+        if self.pace:
+            self.pace.received(len(data))
         self._buffer += data
         return bool(data)
 
@@ -113,6 +124,7 @@ class Channel:
         view = memoryview(data)
         deadline = time.monotonic() + self.silence
         while view:
+            most = self.pace.wait() if self.pace else _BLOCK
             full = len(self._buffer) >= _EARLY
             reading = [fd for fd in (self._err, self._out) if fd >= 0 and not (full and fd == self._out)]
             ready, writable, _ = select.select(reading, [self._in], [], max(0.0, deadline - time.monotonic()))
@@ -121,18 +133,21 @@ class Channel:
             if self._err in ready:
                 self._take_errors()
             if self._out in ready:
-                self._take_output()
+                self._take_output(most)
             if writable:
-                view = view[self._write_some(view):]
+                view = view[self._write_some(view[:most]):]
                 deadline = time.monotonic() + self.silence
 
     def _write_some(self, view: memoryview) -> int:
         try:
-            return os.write(self._in, view[:_BLOCK])
+            count = os.write(self._in, view)
         except BlockingIOError:
             return 0
         except OSError as error:
             raise wire.Closed("the other side stopped listening (%s)" % (error.strerror or error)) from error
+        if self.pace:
+            self.pace.sent(count)
+        return count
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -183,12 +198,15 @@ class Transport(Protocol):
     def argv(self, line: str) -> list[str]: ...
     @property
     def compress(self) -> bool: ...
+    @property
+    def ahead(self) -> int: ...
 
 
 class Local:
     """This computer: the line is run by a child process, exactly as sshd would have the login shell run it."""
 
     compress = False
+    ahead = 64 << 10  # bytes that fit between the agent and us: a pipe
 
     def start(self, line: str) -> Channel:
         """Begin `line`."""

@@ -1,0 +1,143 @@
+"""Bandwidth over real pipes: what the other side sees pass in so much time, and whole syncs at a pace."""
+
+import os
+import sys
+import time
+
+import pytest
+
+from chasqui_client import errors, states
+from chasqui_client.child import Child
+from chasqui_client.fields import replace
+from chasqui_client.pace import PAUSE, Bandwidth, Pace, Window
+from chasqui_client.transport import Channel, Local
+from session.desk import Desk
+
+# The far end, which notes how much had passed it when.
+FAR = '''
+import os, sys, time
+notes, size = open(sys.argv[2], "w"), int(sys.argv[3])
+passed = 0
+while passed < size:
+    if sys.argv[1] == "up":
+        count = len(os.read(0, 65536))
+    else:
+        count = os.write(1, b"x" * min(65536, size - passed))
+    passed += count
+    notes.write("%.6f %d\\n" % (time.monotonic(), passed))
+'''
+EVERY_DAY = frozenset(range(7))
+
+
+class Far:
+    """A channel at a pace to a program that counts."""
+
+    def __init__(self, path, direction, size, rate):
+        self.notes = path / "notes"
+        (path / "far.py").write_text(FAR)
+        self.channel = Channel(Child([sys.executable, str(path / "far.py"), direction, str(self.notes), str(size)]))
+        self.channel.pace = Pace(rate, Local.ahead)
+        self.size = size
+
+    def up(self):
+        self.channel.write(b"x" * self.size)
+
+    def down(self):
+        left = self.size
+        while left:
+            left -= len(self.channel.read(min(left, 100_000)))
+
+    def passed(self):
+        """(when, bytes so far), once the program has ended."""
+        assert self.channel.close(60.0) == 0
+        rows = [line.split() for line in self.notes.read_text().splitlines()]
+        return [(float(at), int(total)) for at, total in rows]
+
+
+def _spans(passed, seconds):
+    """Bytes a second over each span of `seconds`, one beginning every tenth of a second or so."""
+    found, first = [], passed[0][0]
+    while first + seconds <= passed[-1][0]:
+        inside = [total for at, total in passed if first <= at < first + seconds]
+        found.append((inside[-1] - inside[0]) / seconds)
+        first += 0.1
+    return found
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_the_other_side_sees_the_pace(tmp_path, direction, size):
+    rate, seconds = 2e6, 13.0 if size.long else 3.0
+    far = Far(tmp_path, direction, int(rate * seconds), lambda: rate)
+    getattr(far, direction)()
+    spans = _spans(far.passed(), 10.0 if size.long else 2.0)
+    slack = 0.1 if size.long else 0.25
+    assert spans
+    assert all((1 - slack) * rate <= found <= (1 + slack) * rate for found in spans), (min(spans), max(spans))
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_another_rate_in_the_middle(tmp_path, direction):
+    start = time.monotonic()
+    far = Far(tmp_path, direction, 3_000_000, lambda: 4e5 if time.monotonic() < start + 2 else 4e6)
+    getattr(far, direction)()
+    passed = far.passed()
+    early = [total for at, total in passed if at < start + 1.8]
+    assert 4e5 < early[-1] < 1.2e6
+    assert passed[-1][1] == 3_000_000
+
+
+def test_slow_is_no_silence(tmp_path, monkeypatch):
+    """Both sides give up after a second without a byte; a sync at 8 kB/s takes several, and brings all over."""
+    monkeypatch.setenv("CHASQUI_SILENCE", "1.5")
+    monkeypatch.setenv("CHASQUI_IDLE", "1.5")
+    desk = Desk(tmp_path).deploy()
+    job, = desk.add(desk.folder("slow", "cp in.dat out.dat", **{"in.dat": os.urandom(30_000)}))
+    desk.remote = replace(desk.remote, bandwidth=Bandwidth(10e3))
+    start = time.monotonic()
+    assert desk.sync().uploaded == 1
+    assert time.monotonic() - start > 2.5
+    while not desk.job(job).ended:
+        desk.sync(download=False)
+    start = time.monotonic()
+    desk.sync()
+    assert time.monotonic() - start > 2.5
+    desk.completed(job)
+    assert (tmp_path / "jobs/slow/results/out.dat").read_bytes() == (tmp_path / "jobs/slow/in.dat").read_bytes()
+
+
+def test_a_pause_lets_news_through_and_no_content(tmp_path):
+    desk = Desk(tmp_path).deploy()
+    unlimited = desk.remote
+    paused = replace(desk.remote, bandwidth=Bandwidth(windows=(Window(EVERY_DAY, 0, 24 * 60, PAUSE),)))
+    first, = desk.add(desk.folder("first", "echo out >out"))
+    desk.sync()
+    second, = desk.add(desk.folder("second"))
+    desk.remote = paused
+    while not desk.job(first).ended:
+        report = desk.sync()
+    assert desk.job(first).state == states.COMPLETED and desk.job(second).state == states.QUEUED_LOCAL
+    assert (report.uploaded, report.results_files) == (0, 0)
+    assert any("no transfers until" in note for note in report.notes)
+    assert not (tmp_path / "jobs/first/results").exists()
+    desk.remote = unlimited
+    desk.finish()
+    assert desk.lines() == ["first", "second"]
+
+
+def test_a_pause_that_begins_under_way_costs_nothing(tmp_path):
+    desk = Desk(tmp_path).deploy()
+    job, = desk.add(desk.folder("cut", "cp in.dat out", **{"in.dat": os.urandom(300_000)}))
+    began, plain = time.monotonic(), desk.remote
+
+    class Soon(Bandwidth):
+        def at(self, when):
+            return 50e3 if time.monotonic() < began + 1.5 else PAUSE
+
+    desk.remote = replace(desk.remote, bandwidth=Soon())
+    with pytest.raises(errors.TransfersPaused):
+        desk.sync()
+    assert desk.job(job).state == states.QUEUED_LOCAL
+    desk.remote = plain
+    desk.finish()
+    desk.completed(job)
+    assert desk.lines() == ["cut"]
