@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import time
 
 from chasqui_agent import wire
 
@@ -78,7 +77,8 @@ def _doctor(command: Command) -> int:
 
 def _sync_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="contact nothing, list what would go")
-    parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="again and again until nothing is left to do")
+    parser.add_argument("--watch", type=_seconds, metavar="SECONDS",
+                        help="again and again until nothing is left to do; a lost network is waited for")
     parser.add_argument("--no-results", action="store_true", help="leave results there")
     parser.add_argument("--no-deploy", action="store_true", help="don't install or replace the agent")
     parser.add_argument("--take-caps", action="store_true", help="replace caps that another computer set")
@@ -96,15 +96,26 @@ def _sync(command: Command) -> int:
     args = command.args
     options = SyncOptions(dry_run=args.dry_run, download=not args.no_results, deploy=not args.no_deploy,
                           take_caps=args.take_caps, interactive=command.interactive, progress=not args.json)
-    reports = [api.run_sync(command.home, command.remote, options)]
-    _tell(command, reports[-1])
-    while args.watch and not args.dry_run and _left(command, reports[-1], options):
-        time.sleep(args.watch)
-        reports.append(api.run_sync(command.home, command.remote, options))
-        if _news(reports[-1]) != _news(reports[-2]):
-            _tell(command, reports[-1])
+    if args.watch and not args.dry_run:
+        from . import watch
+        reports = watch.Watch(command, options, args.watch, lambda report: _left(command, report, options),
+                              lambda report: _tell(command, report)).run()
+    else:
+        reports = [_synced(command, command.remote, options)]
     command.data = {**reports[-1].as_dict(), "syncs": len(reports)}
     return 3 if args.fail and any(report.jobs_failed for report in reports) else 0
+
+
+def _synced(command: Command, remote: config.Remote, options: SyncOptions) -> SyncReport:
+    """One sync and its summary; where only the uploads failed, the summary of the rest comes before that failure."""
+    try:
+        report = api.run_sync(command.home, remote, options)
+    except errors.RemoteDiskFull as full:
+        if full.report:
+            _tell(command, full.report)
+        raise
+    _tell(command, report)
+    return report
 
 
 def _left(command: Command, report: SyncReport, options: SyncOptions) -> bool:
@@ -114,11 +125,6 @@ def _left(command: Command, report: SyncReport, options: SyncOptions) -> bool:
         return True
     with api.open_ledger(command.home) as ledger:
         return options.download and bool(ledger.results_wanted(report.remote))
-
-
-def _news(report: SyncReport) -> dict[str, object]:
-    """A report without what differs every time."""
-    return {**report.as_dict(), "timestamp": ""}
 
 
 def _tell(command: Command, report: SyncReport) -> None:
@@ -228,8 +234,7 @@ def _get(command: Command, fetch: dict[str, tuple[str, ...]]) -> int:
     reports = []
     for name in sorted(remotes):
         options = SyncOptions(interactive=command.interactive, progress=not command.args.json, fetch=fetch)
-        reports.append(api.run_sync(command.home, command.config.remote(name), options))
-        _tell(command, reports[-1])
+        reports.append(_synced(command, command.config.remote(name), options))
     command.data = {"syncs": [report.as_dict() for report in reports]}
     return 0
 

@@ -30,6 +30,9 @@ def converse(transport: Transport, remote: Remote, offer: Offer, handler: Handle
                 failure = _not_greeted(remote, status, channel.stderr_tail(), str(error))
                 raise ssh.with_login(transport, failure) from error
             attempt += 1
+        except errors.TransfersPaused:
+            channel.close(0.1)  # what the agent still sends would be read, and thrown away, at full speed
+            raise
         except AgentError as error:
             raise _agent_error(remote, error) from error
         except wire.WireError as error:

@@ -259,6 +259,12 @@ class ConnectionLost(Unreachable):
     hint = "chasqui sync --remote {remote}"
 
 
+class MasterDied(ConnectionLost):
+    """{remote}: the connection broke: {message}. What was acknowledged is safe, the rest goes with the next sync."""
+
+    hint = "chasqui login {remote}, then: chasqui sync --remote {remote}"
+
+
 class TransfersPaused(Unreachable):
     """{remote}: no transfers until {until} (windows in config.toml). What was acknowledged is safe."""
 
@@ -320,9 +326,10 @@ class UnsupportedScheduler(RemoteRefused):
 
 
 class RemoteDiskFull(RemoteRefused):
-    """{remote}: no space left (or quota used up) in {root}."""
+    """{remote}: no space left (or quota used up) in {root}{message}."""
 
     hint = "make room there, then: chasqui sync --remote {remote}"
+    report: Any = None  # of the sync that went on without uploads; then journal and results came home, and are recorded
 
 
 class DiskFullHere(ChasquiError):

@@ -264,9 +264,9 @@ def failure(remote: Remote, said: str) -> errors.ChasquiError:
 
 
 def with_login(transport: Transport, failure: errors.ChasquiError) -> errors.ChasquiError:
-    """The same failure; where the master has died with the session, the hint begins with a new login."""
+    """The same failure; MasterDied where the master is gone with the session, and a new login has to come first."""
     if isinstance(failure, errors.ConnectionLost) and isinstance(transport, Ssh) and not transport.alive:
-        failure.hint = "chasqui login %(remote)s, then: chasqui sync --remote %(remote)s" % failure.fields
+        return errors.MasterDied(**failure.fields)
     return failure
 
 

@@ -39,6 +39,8 @@ class _OlderAgent(Exception):
 def run(home: Home, remote: Remote, options: SyncOptions) -> SyncReport:
     """Sync `remote` once. Raises the failures of `errors`; what the agent had confirmed by then is recorded.
 
+    RemoteDiskFull with a `report`: not all jobs could be handed over, everything else was done.
+
     A dry run reads the ledger and the job folders, and contacts nothing.
     """
     home.create()
@@ -71,7 +73,9 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
     progress = Progress(options.progress)
     if remote.bandwidth:
         options = _unless_paused(remote.bandwidth, options, report)
-    for _ in range(3):
+    full: errors.RemoteDiskFull | None = None
+    wanted = 0, 0
+    for _ in range(4):
         exchange = Exchange(ledger, remote, options, report, progress)
         try:
             converse(transport, remote, exchange.offer(), exchange)
@@ -85,6 +89,11 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
                 raise
             deploy.ensure(transport, remote)
             report.deployed = remote.root
+        except errors.RemoteDiskFull as error:
+            if not options.upload or not exchange.offered[0]:
+                raise
+            # Nothing more goes there, but journal and results come home in a session that brings nothing.
+            full, options, wanted = error, replace(options, upload=False), exchange.offered
         finally:
             progress.end()
             exchange.close()
@@ -94,6 +103,11 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
         again = transport.argv(launcher.session(remote.root, headstart.NONCE))
         headstart.leave(str(sync_lock_path(home, remote.name)), transport.path, again)
     report.counts = ledger.counts(remote.name)
+    if full:
+        from . import room
+        told = room.describe(transport, remote, ledger, full, *wanted)
+        told.report = report
+        raise told
 
 
 def _unless_paused(bandwidth: "Bandwidth", options: SyncOptions, report: SyncReport) -> SyncOptions:
@@ -142,6 +156,11 @@ class Exchange(Handler):
         if len(found) > MAX_JOBS:
             self.report.notes.append("%d jobs are left for the next sync" % (len(found) - MAX_JOBS))
         return found[:MAX_JOBS]
+
+    @property
+    def offered(self) -> tuple[int, int]:
+        """(files, bytes) of the jobs offered."""
+        return sum(files for files, _ in self._sizes.values()), sum(size for _, size in self._sizes.values())
 
     def _config(self) -> Mapping[str, Any]:
         values = {"max_total": 0, **self.remote.agent_config()}

@@ -90,6 +90,7 @@ def test_sync_imports_no_later_subpackage() -> None:
     assert not {name for name in ours if name.split(".")[1:2] and name.split(".")[1] in later}
     assert all(name.count(".") <= 1 for name in ours), ours
     assert not ours & AT_THE_EDGE
+    assert not ours & {"chasqui_client." + name for name in ("pace", "retry", "room", "watch")}, "only where needed"
 
 
 def test_the_way_of_a_job_end_is_short() -> None:

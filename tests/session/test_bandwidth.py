@@ -78,12 +78,13 @@ def test_the_other_side_sees_the_pace(tmp_path, direction, size):
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_another_rate_in_the_middle(tmp_path, direction):
     start = time.monotonic()
-    far = Far(tmp_path, direction, 3_000_000, lambda: 4e5 if time.monotonic() < start + 2 else 4e6)
+    far = Far(tmp_path, direction, 10_000_000, lambda: 4e5 if time.monotonic() < start + 2 else 4e6)
     getattr(far, direction)()
     passed = far.passed()
-    early = [total for at, total in passed if at < start + 1.8]
-    assert 4e5 < early[-1] < 1.2e6
-    assert passed[-1][1] == 3_000_000
+    assert max((total for at, total in passed if at < start + 1.8), default=0) < 1.2e6
+    late = [(at, total) for at, total in passed if at > start + 3.1]  # a new rate is seen within a second
+    assert not late or (late[-1][1] - late[0][1]) > 1e6 * (late[-1][0] - late[0][0])
+    assert passed[-1][1] == 10_000_000
 
 
 def test_slow_is_no_silence(tmp_path, monkeypatch):
