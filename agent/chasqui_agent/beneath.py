@@ -26,13 +26,8 @@ def open_file(folder: int, path: bytes, flags: int = os.O_RDONLY, mode: int = 0o
 
     Raises OSError, also (ELOOP) where any component is a symlink or the file is something else than a regular one.
     """
-    *parents, name = path.split(b"/")
-    above = os.dup(folder)
+    above, name = open_above(folder, path)
     try:
-        for parent in parents:
-            below = os.open(parent, _FOLDER, dir_fd=above)
-            os.close(above)
-            above = below
         # O_NONBLOCK: opening a fifo that somebody put there must not wait for its other end.
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=above)
     finally:
@@ -41,6 +36,21 @@ def open_file(folder: int, path: bytes, flags: int = os.O_RDONLY, mode: int = 0o
         os.close(fd)
         raise OSError(errno.ELOOP, "not a regular file")
     return fd
+
+
+def open_above(folder: int, path: bytes) -> "Tuple[int, bytes]":
+    """(descriptor of the folder that holds `path`, its name there); OSError (ELOOP, ENOTDIR) where a symlink leads."""
+    *parents, name = path.split(b"/")
+    above = os.dup(folder)
+    try:
+        for parent in parents:
+            below = os.open(parent, _FOLDER, dir_fd=above)
+            os.close(above)
+            above = below
+    except OSError:
+        os.close(above)
+        raise
+    return above, name
 
 
 def walk(folder: int, prefix: bytes = b"", depth: int = 0) -> "Iterator[Tuple[bytes, os.stat_result]]":

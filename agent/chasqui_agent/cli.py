@@ -25,6 +25,7 @@ USAGE = """usage: python3 -I -S chasqui-agent.pyz [--root DIR] VERB
   remove [--purge]          refuses while anything waits or runs; work/ stays unless --purge
   wake [--reason R] [--budget SECONDS]     what jobs call at their end: prints nothing, always exits 0
   serve --nonce HEX         the cluster's side of a session, for the client
+  verify|clean --nonce HEX  results hashed again; what is proved taken away: for the client, too
   version                   one line of JSON
 
 The root is --root, or the folder this agent is installed in, or ~/chasqui. Scripts put into its waiting/ are taken
@@ -275,6 +276,18 @@ def _serve(root: str, argv: "List[str]") -> int:
     return serve(_spool(root, create=True), options["nonce"])
 
 
+def _verify(root: str, argv: "List[str]") -> int:
+    from . import verify
+
+    return verify.run(_spool(root), _options(argv, nonce="")["nonce"])
+
+
+def _clean(root: str, argv: "List[str]") -> int:
+    from . import clean
+
+    return clean.run(_spool(root), _options(argv, nonce="")["nonce"])
+
+
 def _version(root: str, argv: "List[str]") -> int:
     from . import PROTOCOL, SERIAL, VERSION
 
@@ -327,6 +340,8 @@ VERBS = {
     "pump": _pump,
     "wake": _wake,
     "serve": _serve,
+    "verify": _verify,
+    "clean": _clean,
     "status": _status,
     "log": _log,
     "hold": _operate("hold"),

@@ -30,6 +30,11 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         ("hold", "cli_jobs", "keep jobs out of the queue"),
         ("release", "cli_jobs", "let held jobs go on"),
     )),
+    ("Results, later", (
+        ("verify", "cleanup.verbs", "hash them again, here and (--deep) there"),
+        ("keep", "cleanup.verbs", "leave jobs' folders on the cluster as they are"),
+        ("clean", "cleanup.verbs", "delete there what is proved to be here"),
+    )),
     ("Clusters", (
         ("init", "cli_remote", "name a cluster in config.toml"),
         ("login", "cli_remote", "open the connection (asks for password and code once)"),

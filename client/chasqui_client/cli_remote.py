@@ -230,7 +230,11 @@ def _tell_files(command: Command, job: Job, offered: list[ResultFile]) -> None:
 
 def _get(command: Command, fetch: dict[str, tuple[str, ...]]) -> int:
     with api.open_ledger(command.home) as ledger:
-        remotes = {job.remote for job_id in fetch if (job := ledger.job(job_id))}
+        found = [job for job_id in fetch if (job := ledger.job(job_id))]
+    for job in found:
+        if job.results_state == states.CLEANED:
+            command.say("%s was cleaned: only what never came home, or was kept, may still be there" % job.name)
+    remotes = {job.remote for job in found}
     reports = []
     for name in sorted(remotes):
         options = SyncOptions(interactive=command.interactive, progress=not command.args.json, fetch=fetch)

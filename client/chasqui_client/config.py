@@ -1,9 +1,9 @@
 """config.toml and the folder it lives in: $CHASQUI_HOME (default ~/.chasqui, 0700).
 
     default_remote = "hpc"
-    [jobs]                       defaults for every job: inputs, exclude, outputs, priority, max_file
+    [jobs]                       defaults for every job: inputs, exclude, outputs, priority, max_file; keep
     [remotes.NAME]               host, root, work_root, python, ssh_config, ssh_options, scheduler,
-                                 pbs_bin, wake_via, bandwidth, windows (see `pace`)
+                                 pbs_bin, wake_via, bandwidth, windows (see `pace`), cleanup, cleanup_min_age
     [remotes.NAME.caps]          max_queued, max_running, max_total, running_cap
     [remotes.NAME.settings]      query_interval, grace, lease (seconds), heartbeat (minutes)
     [remotes.NAME.templates.T]   values for the placeholders of template T
@@ -63,6 +63,7 @@ class JobDefaults:
     outputs: tuple[str, ...] = ()
     priority: int = 0
     max_file: int = MAX_FILE
+    keep: tuple[str, ...] = ()  # of all jobs, at the time of a clean
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Remote:
     settings: Settings = field(default_factory=Settings)
     templates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     bandwidth: "Bandwidth | None" = None  # no limit
+    cleanup: str = "off"
+    cleanup_min_age: float = 24  # hours
 
     @property
     def is_local(self) -> bool:
@@ -208,8 +211,8 @@ def _jobs(table: Table) -> JobDefaults:
     if not isinstance(priority, int) or not -499 <= priority <= 500:
         raise table.bad("priority", "must be a whole number from -499 to 500")
     jobs = JobDefaults(table.texts("inputs"), table.texts("exclude"), table.texts("outputs"), priority,
-                       table.whole("max_file", MAX_FILE, 0) or 0)
-    table.done("inputs, exclude, outputs, priority, max_file")
+                       table.whole("max_file", MAX_FILE, 0) or 0, table.texts("keep"))
+    table.done("inputs, exclude, outputs, priority, max_file, keep")
     return jobs
 
 
@@ -228,9 +231,9 @@ def _remote(remotes: Table, name: str) -> Remote:
         name, host, _root(table, "root", "~/chasqui"), _root(table, "work_root", ""), table.text("python", "auto"),
         table.text("ssh_config", ""), options, _scheduler(table), _pbs_bin(table), _wake_via(table),
         _caps(table.table("caps")), _settings(table.table("settings")), _templates(table.table("templates")),
-        _bandwidth(table))
+        _bandwidth(table), _cleanup(table), _hours(table, "cleanup_min_age", 24))
     table.done("host, root, work_root, python, ssh_config, ssh_options, scheduler, pbs_bin, wake_via, bandwidth, "
-               "windows, caps, settings, templates")
+               "windows, cleanup, cleanup_min_age, caps, settings, templates")
     return remote
 
 
@@ -270,6 +273,20 @@ def _bandwidth(table: Table) -> "Bandwidth | None":
         return None
     from . import pace
     return pace.read(table)
+
+
+def _cleanup(table: Table) -> str:
+    when = table.text("cleanup", "off")
+    if when not in ("off", "verified"):
+        raise table.bad("cleanup", 'must be "off" or "verified"')
+    return when
+
+
+def _hours(table: Table, key: str, default: float) -> float:
+    hours = table.values.pop(key, default)
+    if not isinstance(hours, (int, float)) or isinstance(hours, bool) or not 0 <= hours <= 10_000:
+        raise table.bad(key, "must be a number of hours from 0 to 10,000")
+    return hours
 
 
 def _caps(table: Table) -> Caps:
@@ -322,6 +339,7 @@ _HEAD = """\
 #outputs = []             # what is brought home ([]: files new or changed since the upload)
 #priority = 0             # -499 to 500, higher goes first
 #max_file = 100000000     # bytes; bigger results stay on the cluster until asked for
+#keep = []                # what `chasqui clean` never deletes on the cluster
 """
 
 _REMOTE = """
@@ -337,6 +355,8 @@ host = "{host}"
 #wake_via = "auto"        # who goes on when a job ends: "direct", "ssh:LOGINHOST", "hook" or "sync"; see agent/README
 #bandwidth = "unlimited"  # in each direction; "20MiB/s", "100Mbit/s"
 #windows = []             # rates by the clock: [{{days = "mon-fri", from = "08:00", to = "18:00", rate = "2MiB/s"}}]
+#cleanup = "off"          # "verified": a sync deletes there what is proved to be here, as `chasqui clean` does
+#cleanup_min_age = 24     # hours between the two proofs that a clean-up needs
 
 [remotes.{name}.caps]
 max_queued = 40           # jobs waiting in the scheduler's queue, at most

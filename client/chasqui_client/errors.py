@@ -173,6 +173,12 @@ class NotConfirmed(BadInput):
     hint = "add --yes"
 
 
+class CleanNotConfirmed(BadInput):
+    """Files on the cluster would be deleted, and there is no terminal to ask at."""
+
+    hint = "chasqui clean --dry-run    shows them; --yes does it"
+
+
 class WrongState(BadInput):
     """{message}"""
 

@@ -46,6 +46,7 @@ class Ledger:
         with self._explained():
             self._open(timeout)
             self.id = schema.prepare(self.db)
+        self.run = os.urandom(6).hex()  # what is proved twice must be proved by two runs
 
     def _open(self, timeout: float) -> None:
         previous = os.umask(0o077)
@@ -388,6 +389,9 @@ class Ledger:
                 raise errors.ForbiddenMove(job=job, old="results " + old, new=new)
             self.db.execute("UPDATE jobs SET results_state = ? WHERE id = ?", (new, job))
             self._event(job, row["attempt"], "", "results", "results " + old, "results " + new, "", "")
+            if new == states.VERIFIED and old in (states.NONE, states.PARTIAL):
+                from .cleanup import book
+                book.proved(self, job, row["attempt"], self.run, "sync")
 
     def record_results(self, job: str, attempt: int, found: Iterable[ResultFile]) -> None:
         """What the cluster offers for an attempt, replacing what it offered before; files that are HERE stay so."""

@@ -150,6 +150,8 @@ class Receiver:
         job = self.ledger.job(listing.job)
         if job is None or job.remote != self.remote or job.attempt != listing.attempt or not job.ended:
             return []
+        if job.results_state in (states.CLEANUP_ELIGIBLE, states.CLEANED) and not listing.fetched:
+            return []  # what is still there says nothing of what came home
         if listing.gone:
             self.report.notes.append("results of %s can't be had: %s" % (wire.printable(job.name, 80), listing.gone))
             return []

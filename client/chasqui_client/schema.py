@@ -75,7 +75,23 @@ CREATE TABLE results_files (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS = (_V1,)  # the script at n leads from format n to n + 1
+_V3 = """
+CREATE TABLE proofs (                       -- a run found an attempt's results whole
+    job TEXT NOT NULL, attempt INTEGER NOT NULL, run TEXT NOT NULL,
+    at REAL NOT NULL,                       -- seconds since 1970, by this computer's clock
+    boot TEXT NOT NULL, up REAL NOT NULL,   -- which boot of it, and seconds since then
+    manifest TEXT NOT NULL,                 -- digest of paths, sizes and hashes that were proved
+    how TEXT NOT NULL                       -- sync, local, deep
+);
+CREATE INDEX proofs_job ON proofs(job, attempt);
+CREATE TABLE keeps (job TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE clearances (                   -- the last refusal to clean a job
+    job TEXT PRIMARY KEY, attempt INTEGER NOT NULL, at REAL NOT NULL, why TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX jobs_cleanup ON jobs(remote) WHERE results_state IN ('VERIFIED', 'CLEANUP_ELIGIBLE');
+"""
+
+MIGRATIONS = (_V1, _V3)  # the script at n leads from format n to n + 1
 
 
 def prepare(db: sqlite3.Connection) -> str:

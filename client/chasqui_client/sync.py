@@ -51,6 +51,8 @@ def run(home: Home, remote: Remote, options: SyncOptions) -> SyncReport:
             return report
         with sync_lock(home, remote.name, options.wait):
             _sync(home, ledger, remote, options, report)
+            if remote.cleanup == "verified":
+                _clean_up(home, ledger, remote, report)
     return report
 
 
@@ -118,6 +120,17 @@ def _unless_paused(bandwidth: "Bandwidth", options: SyncOptions, report: SyncRep
     report.notes.append("no transfers until %s (windows in config.toml): only news and requests are exchanged"
                         % pace.until(bandwidth))
     return replace(options, upload=False, download=False)
+
+
+def _clean_up(home: Home, ledger: Ledger, remote: Remote, report: SyncReport) -> None:
+    """Its failure is a note: what the sync was for is done."""
+    from .cleanup import clean
+    try:
+        done = clean.after_sync(home, ledger, remote)
+    except errors.ChasquiError as error:
+        report.notes.append("nothing was cleaned: %s" % error)
+        return
+    report.notes.extend(done.notes() if done else ())
 
 
 # -- what the ledger offers and learns ---------------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""Proofs, keep rules and refusals in the ledger (tables proofs, keeps, clearances)."""
+
+import calendar
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+
+from chasqui_agent import wire
+
+from ..ledger import Job, Ledger, ResultFile
+from .rules import Facts, Proof
+
+
+def moment() -> tuple[float, str, float]:
+    """Now, by every clock there is: (seconds since 1970, which boot, seconds since then)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            boot = stream.read().strip()
+    except OSError:
+        boot = ""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while a laptop sleeps
+    return time.time(), boot, time.clock_gettime(clock)
+
+
+def new_run() -> str:
+    """A name for a run that proves: two proofs count as two only from two runs."""
+    return os.urandom(6).hex()
+
+
+def digest(files: Iterable[ResultFile]) -> str:
+    """The name of what was proved: equal exactly if paths, sizes and hashes of the files that are here are."""
+    rows = sorted([wire.path_text(f.path), f.size, f.sha256] for f in files if f.state == "HERE")
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def proved(ledger: Ledger, job: str, attempt: int, run: str, how: str, manifest: str = "") -> Proof:
+    """Record that this run found an attempt's results whole. how: sync, local or deep."""
+    proof = now_proved(run, manifest or digest(ledger.result_files(job, attempt)))
+    with ledger.transaction():
+        ledger.db.execute("INSERT INTO proofs(job, attempt, run, at, boot, up, manifest, how) VALUES (?,?,?,?,?,?,?,?)",
+                          (job, attempt, proof.run, proof.at, proof.boot, proof.up, proof.manifest, how))
+    return proof
+
+
+def now_proved(run: str, manifest: str) -> Proof:
+    """A proof of this moment, not recorded."""
+    return Proof(run, *moment(), manifest)
+
+
+def disproved(ledger: Ledger, job: Job) -> None:
+    """An attempt's results were found damaged: what was proved before says nothing of what is left."""
+    with ledger.transaction():
+        ledger.db.execute("DELETE FROM proofs WHERE job = ? AND attempt = ?", (job.id, job.attempt))
+
+
+def facts(ledger: Ledger, job: Job, manifest: str = "") -> Facts:
+    """What the rules go by."""
+    rows = ledger.rows("SELECT run, at, boot, up, manifest FROM proofs WHERE job = ? AND attempt = ? ORDER BY rowid",
+                       job.id, job.attempt)
+    made = ledger.rows("SELECT added FROM attempts WHERE job = ? AND attempt = ?", job.id, job.attempt)
+    added = calendar.timegm(time.strptime(made[0]["added"], "%Y-%m-%dT%H:%M:%SZ")) if made else 0
+    return Facts(job.state, job.results_state, is_kept(ledger, job.id),
+                 manifest or digest(ledger.result_files(job.id, job.attempt)), added, [Proof(*row) for row in rows])
+
+
+# -- keep --------------------------------------------------------------------------------------------------------------
+
+
+def keep(ledger: Ledger, jobs: Iterable[Job], revoke: bool = False) -> list[Job]:
+    """Keep these jobs' work folders as they are, or no longer; returns those it is news for."""
+    changed = []
+    sql = "DELETE FROM keeps WHERE job = ?" if revoke else "INSERT OR IGNORE INTO keeps(job) VALUES (?)"
+    with ledger.transaction():
+        for job in jobs:
+            if ledger.db.execute(sql, (job.id,)).rowcount:
+                changed.append(job)
+    return changed
+
+
+def is_kept(ledger: Ledger, job: str) -> bool:
+    """Whether `chasqui keep` holds for a job."""
+    return bool(ledger.rows("SELECT 1 FROM keeps WHERE job = ?", job))
+
+
+# -- what a clean-up by itself looks at --------------------------------------------------------------------------------
+
+
+def refused(ledger: Ledger, job: Job, why: str) -> None:
+    """Remember that a clean was refused: one that nobody typed does not ask the same again before min_age is over."""
+    with ledger.transaction():
+        ledger.db.execute("INSERT OR REPLACE INTO clearances(job, attempt, at, why) VALUES (?,?,?,?)",
+                          (job.id, job.attempt, moment()[0], why))
+
+
+def due(ledger: Ledger, remote: str, min_age: float) -> list[Job]:
+    """Jobs that a clean-up at the end of a sync may find eligible: proved min_age ago, not kept, not refused since."""
+    then = moment()[0] - min_age
+    return ledger.jobs(
+        "remote = ? AND results_state IN ('VERIFIED', 'CLEANUP_ELIGIBLE')"
+        " AND EXISTS (SELECT 1 FROM proofs WHERE proofs.job = jobs.id AND proofs.attempt = jobs.attempt AND at <= ?)"
+        " AND NOT EXISTS (SELECT 1 FROM keeps WHERE keeps.job = jobs.id)"
+        " AND NOT EXISTS (SELECT 1 FROM clearances WHERE clearances.job = jobs.id AND"
+        " clearances.attempt = jobs.attempt AND at > ?)", remote, then, then)
