@@ -8,11 +8,12 @@ import sys
 import pytest
 
 from chasqui_client import api, cli, deploy, errors, launcher, states
+from chasqui_client.child import Child
 from chasqui_client.cleanup import book, clean, verify
 from chasqui_client.cleanup import errand as errands
 from chasqui_client.fields import replace
 from chasqui_client.jobs import retry
-from chasqui_client.transport import Local
+from chasqui_client.transport import Channel, Local
 from session.desk import Desk
 
 SCRIPT = "mkdir -p d; cat in.dat >out; echo deep >d/deep; echo said"
@@ -216,7 +217,7 @@ def newer_attempt_here(desk):
 def newer_attempt_there(desk):
     """The ledger came out of a backup: the cluster knows a later attempt."""
     desk.later(25)
-    shutil.copytree(desk.work, str(desk.work) + ".2")
+    shutil.copytree(desk.work, str(desk.work) + ".2", symlinks=True)
     return "newer"
 
 
@@ -361,14 +362,30 @@ def test_kept_at_the_last_moment(desk, monkeypatch):
 # -- no answer is no pass ----------------------------------------------------------------------------------------------
 
 
+class TornChannel(Channel):
+    """A line that breaks after the agent has said so many bytes."""
+
+    left = 0
+
+    def read_some(self):
+        data = super().read_some() if self.left else b""
+        data = data[:self.left]
+        self.left -= len(data)
+        if not data:
+            self.process.kill()
+        return data
+
+
 class Torn(Local):
-    """A line on which the agent's words stop after so many bytes."""
+    """A way there whose lines break."""
 
     def __init__(self, after):
         self.after = after
 
-    def argv(self, line):
-        return ["/bin/sh", "-c", 'printf "%%s" "$1" >/dev/null; /bin/sh -c "$1" | head -c %d' % self.after, "sh", line]
+    def start(self, line):
+        channel = TornChannel(Child(self.argv(line)))
+        channel.left = self.after
+        return channel
 
 
 def torn(desk, monkeypatch, after=60):
@@ -413,7 +430,7 @@ def test_a_probe_that_fails_is_no_pass(desk, monkeypatch, failure):
     assert desk.proofs() == proofs, "nothing proved, nothing voided"
     cleaned = desk.clean()
     assert isinstance(cleaned.failure, errors.ChasquiError)
-    assert cleaned.jobs[0].why == "silent" or failure is liar
+    assert cleaned.jobs[0].why == "silent"
     assert desk.results_state() != "CLEANED"
 
 
@@ -530,8 +547,6 @@ def test_a_refusal_is_not_asked_about_at_every_sync(desk, execs):
 
 
 def test_a_sync_with_nothing_to_clean_loads_nothing_for_it(desk):
-    for name in [name for name in sys.modules if name.startswith("chasqui_client.cleanup")]:
-        assert name in sys.modules  # ours, loaded by this test
     script = "import sys; from chasqui_client import cli; cli.main(['sync', '--json']); " \
              "sys.exit(any(name.startswith('chasqui_client.cleanup') for name in sys.modules))"
     assert os.spawnve(os.P_WAIT, sys.executable, [sys.executable, "-c", script], {
