@@ -391,7 +391,8 @@ class Ledger:
             self._event(job, row["attempt"], "", "results", "results " + old, "results " + new, "", "")
             if new == states.VERIFIED and old in (states.NONE, states.PARTIAL):
                 from .cleanup import book
-                book.proved(self, job, row["attempt"], self.run, "sync")
+                proof = book.proof_of(self.run, self.result_files(job, row["attempt"]))
+                book.proved(self, job, row["attempt"], "sync", proof)
 
     def record_results(self, job: str, attempt: int, found: Iterable[ResultFile]) -> None:
         """What the cluster offers for an attempt, replacing what it offered before; files that are HERE stay so."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from chasqui_agent import clearance, journal, settings, wire
 from chasqui_agent import cli as agent_cli
-from chasqui_agent import journal, settings, wire
 from chasqui_client import cli, config
 from chasqui_client.errors import EXIT_CODES
 from docs.blocks import AGENT_README, README, TOP, fenced, table
@@ -108,3 +108,7 @@ def test_settings_and_their_defaults_are_told() -> None:
     text = AGENT_README.read_text("utf-8")
     told = {key: float(value) for key, value in re.findall(r"`(\w+)`\s+(\d+)\b", text)}
     assert told == {key: float(default) for key, (default, _) in settings.DEFAULTS.items()}
+
+
+def test_every_reason_not_to_clean_is_told() -> None:
+    assert {row[0] for row in table(AGENT_README, "why")} == set(clearance.REASONS)

@@ -252,8 +252,8 @@ def more_came_home(desk):
     """What was proved twice is no longer all that is here."""
     desk.later(25)
     with desk.ledger() as ledger, ledger.transaction():
-        ledger.db.execute("INSERT INTO results_files SELECT job, attempt, ?, size, mode, mtime, sha256, kind, state, why"
-                          " FROM results_files WHERE path = ?", (b"more", b"out"))
+        ledger.db.execute("INSERT INTO results_files SELECT job, attempt, ?, size, mode, mtime, sha256, kind, state,"
+                          " why FROM results_files WHERE path = ?", (b"more", b"out"))
     return "once"
 
 
@@ -397,11 +397,13 @@ def no_agent(desk, monkeypatch):
 
 
 def older_agent(desk, monkeypatch):
-    monkeypatch.setattr(launcher, "agent", lambda root, words, real=launcher.agent: real(root, ["nothing", *words[1:]]))
+    real = launcher.agent
+    monkeypatch.setattr(launcher, "agent", lambda root, words: real(root, ["nothing", *words[1:]]))
 
 
 def banner_instead(desk, monkeypatch):
-    monkeypatch.setattr(launcher, "agent", lambda *_: "echo '{\"lines\": \"0123456789abcdef\"}'; echo '{\"bye\": true}'")
+    monkeypatch.setattr(launcher, "agent",
+                        lambda *_: "echo '{\"lines\": \"0123456789abcdef\"}'; echo '{\"bye\": true}'")
 
 
 def liar(desk, monkeypatch):
@@ -515,7 +517,7 @@ def test_a_sync_cleans_only_where_it_was_asked_to(desk, execs):
     del execs[:]
     report = desk.sync()
     assert len(execs) == 2 and desk.files() == set() and desk.results_state() == "CLEANED"
-    assert any("cleaned: 4 files" in note for note in report.notes)
+    assert any("cleaned: 4 files (" in note for note in report.notes)
     del execs[:]
     desk.sync()
     assert len(execs) == 1, "nothing is eligible: one exec"
@@ -546,9 +548,21 @@ def test_a_refusal_is_not_asked_about_at_every_sync(desk, execs):
     assert desk.results_state() == "CLEANED"
 
 
+def test_a_run_has_an_end(tmp_path, monkeypatch):
+    """However much there is to hash: at least one job a run, and the others the next time."""
+    monkeypatch.setattr(clean, "BUDGET", 0.0)
+    desk = Desk(tmp_path)
+    desk.add(*(desk.folder("j%d" % n, "echo %d >out" % n) for n in range(3)))
+    desk.finish()
+    Cleaner.later(desk, 25)
+    for left in (2, 1, 0):
+        assert [job.why for job in Cleaner.clean(desk).jobs].count("later") == left
+    assert {job.results_state for job in desk.jobs()} == {"CLEANED"}
+
+
 def test_a_sync_with_nothing_to_clean_loads_nothing_for_it(desk):
-    script = "import sys; from chasqui_client import cli; cli.main(['sync', '--json']); " \
-             "sys.exit(any(name.startswith('chasqui_client.cleanup') for name in sys.modules))"
+    script = """import sys; from chasqui_client import cli; cli.main(['sync', '--json'])
+sys.exit(any(name.startswith('chasqui_client.cleanup') for name in sys.modules))"""
     assert os.spawnve(os.P_WAIT, sys.executable, [sys.executable, "-c", script], {
         **os.environ, "CHASQUI_HOME": str(desk.home.path), "PYTHONPATH": os.pathsep.join(sys.path)}) == 0
 

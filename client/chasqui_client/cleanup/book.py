@@ -35,18 +35,16 @@ def digest(files: Iterable[ResultFile]) -> str:
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
-def proved(ledger: Ledger, job: str, attempt: int, run: str, how: str, manifest: str = "") -> Proof:
-    """Record that this run found an attempt's results whole. how: sync, local or deep."""
-    proof = now_proved(run, manifest or digest(ledger.result_files(job, attempt)))
+def proved(ledger: Ledger, job: str, attempt: int, how: str, proof: Proof) -> None:
+    """Record that a run found an attempt's results whole. how: sync, local or deep."""
     with ledger.transaction():
         ledger.db.execute("INSERT INTO proofs(job, attempt, run, at, boot, up, manifest, how) VALUES (?,?,?,?,?,?,?,?)",
                           (job, attempt, proof.run, proof.at, proof.boot, proof.up, proof.manifest, how))
-    return proof
 
 
-def now_proved(run: str, manifest: str) -> Proof:
-    """A proof of this moment, not recorded."""
-    return Proof(run, *moment(), manifest)
+def proof_of(run: str, files: Iterable[ResultFile]) -> Proof:
+    """The proof, as of this moment, that those of `files` that are here are whole; not yet recorded."""
+    return Proof(run, *moment(), digest(files))
 
 
 def disproved(ledger: Ledger, job: Job) -> None:
@@ -55,14 +53,13 @@ def disproved(ledger: Ledger, job: Job) -> None:
         ledger.db.execute("DELETE FROM proofs WHERE job = ? AND attempt = ?", (job.id, job.attempt))
 
 
-def facts(ledger: Ledger, job: Job, manifest: str = "") -> Facts:
-    """What the rules go by."""
+def facts(ledger: Ledger, job: Job, manifest: str) -> Facts:
+    """What the rules go by; manifest: the digest of what is here now."""
     rows = ledger.rows("SELECT run, at, boot, up, manifest FROM proofs WHERE job = ? AND attempt = ? ORDER BY rowid",
                        job.id, job.attempt)
     made = ledger.rows("SELECT added FROM attempts WHERE job = ? AND attempt = ?", job.id, job.attempt)
     added = calendar.timegm(time.strptime(made[0]["added"], "%Y-%m-%dT%H:%M:%SZ")) if made else 0
-    return Facts(job.state, job.results_state, is_kept(ledger, job.id),
-                 manifest or digest(ledger.result_files(job.id, job.attempt)), added, [Proof(*row) for row in rows])
+    return Facts(job.state, job.results_state, is_kept(ledger, job.id), manifest, added, [Proof(*row) for row in rows])
 
 
 # -- keep --------------------------------------------------------------------------------------------------------------

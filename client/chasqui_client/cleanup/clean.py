@@ -4,6 +4,7 @@ A job goes VERIFIED -> CLEANUP_ELIGIBLE in the ledger before the agent is told, 
 that may go is gone. After a kill or a cut anywhere between, the next clean asks for the same again.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ fault.register(
     }
 )
 
-BUDGET, BUDGET_OF_A_SYNC = 600.0, 60.0  # seconds after which the agent begins no further job
+BUDGET, BUDGET_OF_A_SYNC = 600.0, 60.0  # seconds after which no further job is begun, here and then there
 _WAIT = 10.0
 _NUMBERS = ("files", "bytes", "kept", "kept_bytes", "left", "left_bytes")
 
@@ -63,10 +64,10 @@ class Report:
 
     def notes(self) -> list[str]:
         """For the report of a sync: what went, and what went wrong; a refusal is no news."""
-        said = ["cleaned: %d files (%d bytes) of %d jobs are gone from the cluster" % (
-            sum(job.numbers["files"] for job in self.gone), sum(job.numbers["bytes"] for job in self.gone),
-            len(self.gone))] if self.gone else []
-        return said + (["the clean-up was cut short: %s" % self.failure] if self.failure else [])
+        from ..command import count, size
+        files, amount = (sum(job.numbers[key] for job in self.gone) for key in ("files", "bytes"))
+        said = ["cleaned: %s (%s) of %s" % (count(files, "file"), size(amount), count(len(self.gone), "job"))]
+        return (said if self.gone else []) + (["the clean-up was cut short: %s" % self.failure] if self.failure else [])
 
 
 def clean(home: Home, ledger: Ledger, remote: Remote, jobs: Sequence[Job], keep: Sequence[str], dry_run: bool = False,
@@ -99,13 +100,16 @@ class _Cleaning:
     def __init__(self, ledger: Ledger, remote: Remote, run: str, dry_run: bool) -> None:
         self.ledger, self.remote, self.name, self.dry_run = ledger, remote, run, dry_run
         self.report = Report(remote.name, dry_run)
+        self.proofs: list[tuple[Job, rules.Proof | None]] = []  # None: what is here is damaged
 
     def run(self, home: Home, jobs: Sequence[Job], keep: Sequence[str], budget: float, interactive: bool) -> Report:
         """Raises BadInput for patterns that are none."""
         if not offers.are_patterns(list(keep)):
             raise errors.BadInput("[jobs] keep in config.toml is not a list of patterns inside a job's folder")
         known = [job for old in jobs if (job := self.ledger.job(old.id))]  # as they are since we have the lock
-        self.report.jobs = [Cleared(job, self._refusal(job)) for job in known]
+        end = time.monotonic() + budget
+        self.report.jobs = [Cleared(job, self._refusal(job, end)) for job in known]
+        self._record_proofs()
         candidates = [cleared for cleared in self.report.jobs if not cleared.why]
         if candidates:
             header = {"ledger": self.ledger.id, "keep": list(keep), "dry_run": self.dry_run, "budget": budget}
@@ -118,22 +122,29 @@ class _Cleaning:
 
     # -- here ------------------------------------------------------------------------------------------------------
 
-    def _refusal(self, job: Job) -> str:
-        """The rules' word, as if its results were proved now; then they are."""
+    def _refusal(self, job: Job, end: float) -> str:
+        """The rules' word, as if its results were proved now; then they are. Past `end` no further job is begun."""
         files = self.ledger.result_files(job.id, job.attempt)
-        manifest = book.digest(files)
-        known = book.facts(self.ledger, job, manifest)
-        now = book.now_proved(self.name, manifest)
-        why = rules.refusal(replace(known, proofs=[*known.proofs, now]), self.remote.cleanup_min_age * rules.HOUR)
+        proof = book.proof_of(self.name, files)
+        known = book.facts(self.ledger, job, proof.manifest)
+        why = rules.refusal(replace(known, proofs=[*known.proofs, proof]), self.remote.cleanup_min_age * rules.HOUR)
         if why:
             return why
-        if local.problems(job, files):
-            if not self.dry_run:
-                book.disproved(self.ledger, job)
-            return "damaged"
-        if not self.dry_run:
-            book.proved(self.ledger, job.id, job.attempt, self.name, "local", manifest)
-        return ""
+        if self.proofs and time.monotonic() > end:
+            return "later"
+        damaged = bool(local.problems(job, files))
+        self.proofs.append((job, None if damaged else proof))
+        return "damaged" if damaged else ""
+
+    def _record_proofs(self) -> None:
+        if self.dry_run:
+            return
+        with self.ledger.transaction():
+            for job, proof in self.proofs:
+                if proof:
+                    book.proved(self.ledger, job.id, job.attempt, "local", proof)
+                else:
+                    book.disproved(self.ledger, job)
 
     # -- there -----------------------------------------------------------------------------------------------------
 

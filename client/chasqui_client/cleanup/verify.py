@@ -13,6 +13,7 @@ from ..ledger import Job, Ledger, ResultFile
 from ..messages import is_int, is_sha
 from . import book, local
 from .errand import Errand, slices
+from .rules import Proof
 
 _WHOLE = (states.VERIFIED, states.CLEANUP_ELIGIBLE, states.CLEANED)
 _WAIT = 10.0  # seconds for a sync that is under way
@@ -29,6 +30,7 @@ class Outcome:
     here: list[local.Problem] = field(default_factory=list)
     there: list[local.Problem] = field(default_factory=list)
     how: str = "local"
+    proof: Proof | None = None  # of the files that were hashed, where they are what they should be
 
     @property
     def proved(self) -> bool:
@@ -58,23 +60,25 @@ def verify(home: Home, config: Config, ledger: Ledger, jobs: Sequence[Job], deep
     answer voids nothing and proves nothing.
     """
     run = book.new_run()
-    report = Report([_locally(ledger, job) for job in jobs])
+    report = Report([_locally(ledger, job, run) for job in jobs])
     if deep:
         _deeply(home, config, ledger, report, interactive)
     with ledger.transaction():
         for outcome in report.outcomes:
             if outcome.here:
                 book.disproved(ledger, outcome.job)
-            elif outcome.proved:
-                book.proved(ledger, outcome.job.id, outcome.job.attempt, run, outcome.how)
+            elif outcome.proved and outcome.proof:
+                book.proved(ledger, outcome.job.id, outcome.job.attempt, outcome.how, outcome.proof)
     return report
 
 
-def _locally(ledger: Ledger, job: Job) -> Outcome:
+def _locally(ledger: Ledger, job: Job, run: str) -> Outcome:
     here = _here(ledger, job)
     outcome = Outcome(job, len(here), sum(f.size for f in here), here=local.problems(job, here))
     if job.results_state not in _WHOLE:
         outcome.why = "not all here: chasqui sync" if job.ended else "it has not ended"
+    if not outcome.here:
+        outcome.proof = book.proof_of(run, here)
     return outcome
 
 

@@ -1,11 +1,11 @@
 """Which jobs may be cleaned: every rule as a row, and every clock that is not to be believed."""
 
+import pytest
+
 from chasqui_client import states
 from chasqui_client.cleanup import rules
 from chasqui_client.cleanup.rules import Facts, Proof
 from chasqui_client.fields import replace
-
-import pytest
 
 HOUR = 3600.0
 DAY = 24 * HOUR

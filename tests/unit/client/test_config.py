@@ -26,6 +26,7 @@ def test_init_writes_every_default_and_keeps_the_folder_private(home: Home) -> N
     text = home.config_path.read_text()
     for key in ("work_root", "python", "ssh_config", "ssh_options", "scheduler", "pbs_bin", "max_queued", "max_running",
                 "max_total", "running_cap", "query_interval", "grace", "lease", "heartbeat", "wake_via",
+                "cleanup", "cleanup_min_age", "keep",
                 "default_remote", "inputs", "exclude", "outputs",
                 "priority"):
         assert key + " = " in text
@@ -164,3 +165,14 @@ def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(errors.HomeUnusable, match="not a directory"):
         Home(tmp_path / "file" / "home").create()
     assert not Home(tmp_path / "file" / "home").config().remotes
+
+
+def test_cleanup_is_off_and_its_values_are_checked() -> None:
+    remote = _parsed('[remotes.a]\nhost = "x"\n').remotes["a"]
+    assert (remote.cleanup, remote.cleanup_min_age) == ("off", 24)
+    set_so = _parsed('[jobs]\nkeep = ["WAVECAR"]\n[remotes.a]\nhost = "x"\ncleanup = "verified"\ncleanup_min_age = 0.5')
+    assert (set_so.remotes["a"].cleanup, set_so.remotes["a"].cleanup_min_age) == ("verified", 0.5)
+    assert set_so.jobs.keep == ("WAVECAR",)
+    for wrong in ('cleanup = "yes"', "cleanup = true", "cleanup_min_age = -1", 'cleanup_min_age = "24h"'):
+        with pytest.raises(errors.BadConfig, match="cleanup"):
+            _parsed('[remotes.a]\nhost = "x"\n%s\n' % wrong)

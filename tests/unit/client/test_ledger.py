@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chasqui_client import errors, holder, schema, states
+from chasqui_client.cleanup import book
 from chasqui_client.config import Home
 from chasqui_client.ledger import InputFile, Job, Ledger, ResultFile
 
@@ -327,17 +328,55 @@ def test_the_first_format_is_kept_for_ever() -> None:
     db = sqlite3.connect(":memory:", isolation_level=None)
     schema.prepare(db)
     tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables == {"meta", "remotes", "jobs", "files", "attempts", "ops", "events", "results_files"}
+    assert tables >= {"meta", "remotes", "jobs", "files", "attempts", "ops", "events", "results_files"}
+
+
+def test_a_ledger_from_before_proofs_is_brought_on(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        with Ledger(tmp_path / "jobs.db") as ledger:
+            _add(ledger)
+    with Ledger(tmp_path / "jobs.db") as ledger:
+        job = _job(ledger)
+        assert job.id == "j1" and book.facts(ledger, job, "").proofs == []
+        assert book.keep(ledger, [job]) == [job] and book.is_kept(ledger, "j1")
+
+
+def test_what_comes_home_is_proved_once_by_each_run(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "jobs.db") as ledger:
+        _add(ledger)
+        for state in ("PARTIAL", "VERIFIED", "VERIFIED", "CLEANUP_ELIGIBLE", "VERIFIED"):
+            ledger.set_results_state("j1", state)
+        first, = book.facts(ledger, _job(ledger), "").proofs
+    with Ledger(tmp_path / "jobs.db") as ledger:
+        ledger.set_results_state("j1", "NONE")
+        ledger.set_results_state("j1", "VERIFIED")
+        proofs = book.facts(ledger, _job(ledger), "").proofs
+        assert proofs[0] == first and len({proof.run for proof in proofs}) == 2
+
+
+def test_what_may_be_cleaned_does_not_cost_what_was(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "jobs.db") as ledger:
+        _many(ledger, "CLEANED")
+        steps: list[int] = []
+        ledger.db.set_progress_handler(lambda: steps.append(1), 100)  # type: ignore[arg-type, return-value]
+        assert book.due(ledger, "hpc", 0.0) == []
+        ledger.db.set_progress_handler(None, 0)
+        assert len(steps) <= 3
+
+
+def _many(ledger: Ledger, results_state: str) -> None:
+    with ledger.transaction():
+        for number in range(5000):
+            ledger.db.execute(
+                "INSERT INTO jobs(id, remote, name, folder, state, attempt, script, options, results_dir,"
+                " results_state, acked, added, changed) VALUES (?, 'hpc', 'n', ?, 'COMPLETED', 1, x'', '{}', 'r',"
+                " ?, 1, '', '')", ("j%d" % number, b"/%d" % number, results_state))
 
 
 def test_a_noop_does_not_pay_for_finished_jobs(tmp_path: Path) -> None:
     with Ledger(tmp_path / "jobs.db") as ledger:
-        with ledger.transaction():
-            for number in range(5000):
-                ledger.db.execute(
-                    "INSERT INTO jobs(id, remote, name, folder, state, attempt, script, options, results_dir,"
-                    " results_state, acked, added, changed) VALUES (?, 'hpc', 'n', ?, 'COMPLETED', 1, x'', '{}', 'r',"
-                    " 'VERIFIED', 1, '', '')", ("j%d" % number, b"/%d" % number))
+        _many(ledger, "VERIFIED")
         for sql in ("to_upload", "results_wanted", "pending_ops"):
             steps: list[int] = []
             ledger.db.set_progress_handler(lambda steps=steps: steps.append(1), 100)  # type: ignore[misc]
