@@ -37,7 +37,8 @@ class Cleaner(Desk):
 
     def clean(self, **options):
         with self.ledger() as ledger:
-            return clean.clean(self.home, ledger, self.remote, self.jobs(), self.home.config().jobs.keep, **options)
+            return clean.clean(self.home, ledger, self.remote, [job.id for job in self.jobs()],
+                               self.home.config().jobs.keep, **options)
 
     def why(self, **options):
         """The word for the first job."""

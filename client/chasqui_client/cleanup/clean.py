@@ -5,7 +5,7 @@ that may go is gone. After a kill or a cut anywhere between, the next clean asks
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from chasqui_agent import fault, offers, wire
@@ -30,6 +30,8 @@ fault.register(
 BUDGET, BUDGET_OF_A_SYNC = 600.0, 60.0  # seconds after which no further job is begun, here and then there
 _WAIT = 10.0
 _NUMBERS = ("files", "bytes", "kept", "kept_bytes", "left", "left_bytes")
+_NOTHING: Mapping[str, int] = dict.fromkeys(_NUMBERS, 0)
+_BATCH = 500  # proofs in one commit of the ledger
 
 
 @dataclass
@@ -41,12 +43,12 @@ class Cleared:
 
     job: Job
     why: str = ""
-    names: list[str] = field(default_factory=list)
-    numbers: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_NUMBERS, 0))
+    names: Sequence[str] = ()
+    numbers: Mapping[str, int] = _NOTHING
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"id": self.job.id, "name": self.job.name, "why": self.why, "names": self.names, **self.numbers}
+        return {"id": self.job.id, "name": self.job.name, "why": self.why, "names": list(self.names), **self.numbers}
 
 
 @dataclass
@@ -70,9 +72,9 @@ class Report:
         return (said if self.gone else []) + (["the clean-up was cut short: %s" % self.failure] if self.failure else [])
 
 
-def clean(home: Home, ledger: Ledger, remote: Remote, jobs: Sequence[Job], keep: Sequence[str], dry_run: bool = False,
+def clean(home: Home, ledger: Ledger, remote: Remote, jobs: Sequence[str], keep: Sequence[str], dry_run: bool = False,
           interactive: bool = False) -> Report:
-    """Clean what may be cleaned of these jobs of `remote`, by at most one exec; none where nothing may.
+    """Clean what may be cleaned of these jobs (ids) of `remote`, by at most one exec; none where nothing may.
 
     Their results here are hashed first, which is a proof of this run. keep: patterns of files that never go. A dry run
     changes nothing, here or there. Whatever fails, what went is only what was proved.
@@ -87,7 +89,7 @@ def after_sync(home: Home, ledger: Ledger, remote: Remote) -> Report | None:
 
     It is part of the sync's run: results that have just come home are proved once.
     """
-    jobs = book.due(ledger, remote.name, remote.cleanup_min_age * rules.HOUR)
+    jobs = [job.id for job in book.due(ledger, remote.name, remote.cleanup_min_age * rules.HOUR)]
     if not jobs:
         return None
     cleaning = _Cleaning(ledger, remote, ledger.run, dry_run=False)
@@ -100,14 +102,15 @@ class _Cleaning:
     def __init__(self, ledger: Ledger, remote: Remote, run: str, dry_run: bool) -> None:
         self.ledger, self.remote, self.name, self.dry_run = ledger, remote, run, dry_run
         self.report = Report(remote.name, dry_run)
+        self.begun = False
         self.proofs: list[tuple[Job, rules.Proof | None]] = []  # None: what is here is damaged
 
-    def run(self, home: Home, jobs: Sequence[Job], keep: Sequence[str], budget: float, interactive: bool) -> Report:
+    def run(self, home: Home, jobs: Sequence[str], keep: Sequence[str], budget: float, interactive: bool) -> Report:
         """Raises BadInput for patterns that are none."""
         if not offers.are_patterns(list(keep)):
             raise errors.BadInput("[jobs] keep in config.toml is not a list of patterns inside a job's folder")
-        known = [job for old in jobs if (job := self.ledger.job(old.id))]  # as they are since we have the lock
         end = time.monotonic() + budget
+        known = (job for name in jobs if (job := self.ledger.job(name)))  # as they are since we have the lock
         self.report.jobs = [Cleared(job, self._refusal(job, end)) for job in known]
         self._record_proofs()
         candidates = [cleared for cleared in self.report.jobs if not cleared.why]
@@ -130,17 +133,21 @@ class _Cleaning:
         why = rules.refusal(replace(known, proofs=[*known.proofs, proof]), self.remote.cleanup_min_age * rules.HOUR)
         if why:
             return why
-        if self.proofs and time.monotonic() > end:
+        if self.begun and time.monotonic() > end:
             return "later"
+        self.begun = True
         damaged = bool(local.problems(job, files))
         self.proofs.append((job, None if damaged else proof))
+        if len(self.proofs) >= _BATCH:
+            self._record_proofs()
         return "damaged" if damaged else ""
 
     def _record_proofs(self) -> None:
+        proofs, self.proofs = self.proofs, []
         if self.dry_run:
             return
         with self.ledger.transaction():
-            for job, proof in self.proofs:
+            for job, proof in proofs:
                 if proof:
                     book.proved(self.ledger, job.id, job.attempt, "local", proof)
                 else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .. import api, errors, states
 from ..command import Command, add_selection, count, place, size
-from ..ledger import Job, Ledger
+from ..ledger import Ledger
 from ..verbs import Verb
 from . import book, rules
 from .clean import Cleared, Report, clean
@@ -98,22 +98,26 @@ def _clean(command: Command) -> int:
     jobs = api.find(command.home, selection)
     if not selection.words:
         jobs = [job for job in jobs if job.results_state != states.CLEANED]
+    chosen: dict[str, list[str]] = {}
+    for job in jobs:
+        chosen.setdefault(job.remote, []).append(job.id)
+    del jobs  # each is read again, under the lock
     if not dry_run and not command.args.yes and not command.interactive:
         raise errors.CleanNotConfirmed()
     with api.open_ledger(command.home) as ledger:
         if not dry_run and not command.args.yes:
-            _ask(command, _each(command, ledger, jobs, dry_run=True))
-        reports = _each(command, ledger, jobs, dry_run)
+            _ask(command, _each(command, ledger, chosen, dry_run=True))
+        reports = _each(command, ledger, chosen, dry_run)
     for report in reports:
         _tell(command, report)
     command.data = {"dry_run": dry_run, "jobs": [job.as_dict() for report in reports for job in report.jobs]}
     return max([_failed(command, report.failure) for report in reports], default=0)
 
 
-def _each(command: Command, ledger: Ledger, jobs: list[Job], dry_run: bool) -> list[Report]:
+def _each(command: Command, ledger: Ledger, chosen: dict[str, list[str]], dry_run: bool) -> list[Report]:
     keep = command.config.jobs.keep
-    return [clean(command.home, ledger, command.config.remote(name), [job for job in jobs if job.remote == name], keep,
-                  dry_run, command.interactive) for name in sorted({job.remote for job in jobs})]
+    return [clean(command.home, ledger, command.config.remote(name), jobs, keep, dry_run, command.interactive)
+            for name, jobs in sorted(chosen.items())]
 
 
 def _ask(command: Command, plans: list[Report]) -> None:
