@@ -28,8 +28,8 @@ if MYPY:
     Question = Dict[str, Any]
     Answer = Callable[[Question], None]
 
-MAX_LINE = wire.MAX_MESSAGE
-MAX_SLICE = 4 * MAX_LINE  # bytes of questions before they must be answered
+MAX_LINE = 4 * wire.MAX_MESSAGE  # a job of 100,000 inputs and 40,000 results fits
+MAX_SLICE = 2 * MAX_LINE  # bytes of questions before they must be answered
 _BLOCK = 256 << 10
 
 

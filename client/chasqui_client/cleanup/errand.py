@@ -30,8 +30,12 @@ class Errand:
         self.remote, self.verb = remote, verb
         self.transport = deploy.transport_to(home, remote, interactive, sure=True)
         self.channel: Channel | None = None
-        self._begin()
-        self._write(header)
+        try:
+            self._begin()
+            self._write(header)
+        except BaseException:
+            self._close()
+            raise
 
     def _begin(self) -> None:
         since, attempt = time.monotonic(), 0
@@ -93,9 +97,8 @@ class Errand:
             raise self._broken(str(error)) from error
 
     def _close(self) -> tuple[int | None, str]:
-        assert self.channel
-        status = self.channel.close()
-        return status, self.channel.stderr_tail()
+        channel, self.channel = self.channel, None
+        return (channel.close(), channel.stderr_tail()) if channel else (None, "")
 
     def __enter__(self) -> "Errand":
         return self
