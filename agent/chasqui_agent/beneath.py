@@ -53,12 +53,16 @@ def open_above(folder: int, path: bytes) -> "Tuple[int, bytes]":
     return above, name
 
 
-def walk(folder: int, prefix: bytes = b"", depth: int = 0) -> "Iterator[Tuple[bytes, os.stat_result]]":
+def walk(
+    folder: int, prefix: bytes = b"", depth: int = 0, leave: str = ""
+) -> "Iterator[Tuple[bytes, os.stat_result]]":
     """(path, status) of every regular file below the descriptor `folder`, sorted; symlinks and odd files are left out.
 
-    What disappears meanwhile, or can't be read, is left out as well.
+    What disappears meanwhile, or can't be read, is left out as well, and the folder's own entry `leave`.
     """
     for text in sorted(os.listdir(folder)):
+        if text == leave:
+            continue
         name = os.fsencode(text)
         try:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)

@@ -2,24 +2,35 @@
 
 The user's jobs own their work folders and can put anything there, also a symlink to a secret under the name of a
 result: every file is opened component by component without following symlinks, and only regular files are listed.
+
+A listing reads no file: what changed is known by size and time. A file is read once, when it is sent, and its hash is
+of what was sent; that it is still what was listed is looked at before and after.
 """
 
 import hashlib
 import json
 import os
 
-from . import beneath, directives, files, globs, journal, offers, wire
+from . import beneath, directives, fault, files, globs, journal, offers, wire
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, Iterator, List, Optional, Tuple
+    from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Set, Tuple
 
     from .spool import Spool
 
     Key = Tuple[str, int]
+    Row = Tuple[str, int, int, int, str]  # path, size, mode, mtime in ns, kind
+
+fault.register({
+    "deliver.chunk": "a piece of a result is on its way, the rest of it is not",
+    "deliver.file": "a result is sent whole, its hash is not",
+})
 
 MAX_FILE = 100 * 10 ** 6  # default size of a result that comes home unasked, bytes
-MAX_LISTED = 40000  # files in one listing: its message stays below wire.MAX_MESSAGE
+MAX_LISTED = 40000  # files in one listing
+_MAX_LIST = 12 << 20  # bytes of them in its message, which must stay below wire.MAX_MESSAGE
+_NO_LIMIT = 1 << 62
 _PIECE = 1 << 20  # journal text in one log message
 _ENDINGS = ("ended", "repaired", "lost", "cancelled", "rejected")
 
@@ -46,18 +57,21 @@ class Listing:
 
     def __init__(self, key: "Key", folder: str) -> None:
         self.key, self.folder = key, folder
-        self.files: "List[Dict[str, Any]]" = []
+        self.files: "List[Row]" = []
         self.sources: "List[bytes]" = []
         self.left_out: "List[Dict[str, Any]]" = []
+        self.missing: "List[str]" = []
         self.gone = ""
         self.fetched = False
+        self._room = _MAX_LIST
 
-    def add(self, path: str, source: bytes, status: "os.stat_result", sha: str, kind: str) -> None:
-        """One file more."""
-        self.files.append({
-            "path": path, "size": status.st_size, "mode": status.st_mode & 0o777, "mtime": int(status.st_mtime),
-            "sha256": sha, "kind": kind,
-        })
+    def add(self, path: str, source: bytes, status: "os.stat_result", kind: str) -> None:
+        """One file more, where the message has room for it."""
+        self._room -= len(json.dumps(path)) + 130
+        if len(self.files) >= MAX_LISTED or self._room < 0:
+            self.leave_out(path, status.st_size, "more files than can be listed")
+            return
+        self.files.append((path, status.st_size, status.st_mode & 0o777, _time(status), kind))
         self.sources.append(source)
 
     def leave_out(self, path: str, size: int, why: str) -> None:
@@ -67,15 +81,24 @@ class Listing:
 
     def message(self) -> bytes:
         """The frame that tells the client."""
-        extra = {"gone": self.gone} if self.gone else {"fetched": True} if self.fetched else {}
         job, attempt = self.key
-        return wire.message("results", job=job, attempt=attempt, files=self.files, left_out=self.left_out, **extra)
+        fields: "Dict[str, Any]" = {"left_out": self.left_out} if self.left_out else {}
+        fields.update({"gone": self.gone} if self.gone else {"fetched": True} if self.fetched else {})
+        if self.missing:
+            fields["missing"] = self.missing
+        rows = [dict(zip(("path", "size", "mode", "mtime_ns", "kind"), row)) for row in self.files]
+        return wire.message("results", job=job, attempt=attempt, files=rows, **fields)
+
+
+def _time(status: "os.stat_result") -> int:
+    return min(max(0, status.st_mtime_ns), _NO_LIMIT)
 
 
 def listing(spool: "Spool", key: "Key", ledger: str, fetch: "Optional[List[str]]" = None) -> "Optional[Listing]":
     """What an ended attempt has to deliver; None where it has not ended, or belongs to another ledger.
 
-    fetch: patterns of files that are asked for by name, whatever their size and the job's own patterns say.
+    fetch: patterns of files that are asked for whatever the job's own patterns and limits say; none of them: all that
+    is new or changed.
     """
     job, attempt = key
     if not spool.settled_state(job, attempt):
@@ -90,81 +113,119 @@ def listing(spool: "Spool", key: "Key", ledger: str, fetch: "Optional[List[str]]
     try:
         if record and record.get("ledger") != ledger:
             return None
-        if fetch:
-            found.fetched = True
-            _add_outputs(found, folder, {"outputs": fetch, "max_file": 1 << 62})
-        else:
-            _add_logs(found, folder, record)
-            _add_outputs(found, folder, record)
+        found.fetched = fetch is not None
+        _Choice(found, folder, record, fetch).run()
     finally:
         os.close(folder)
     return found
 
 
-def _add_outputs(found: Listing, folder: int, record: "Dict[str, Any]") -> None:
-    outputs = globs.compile_globs(record.get("outputs") or [])
-    exclude = globs.compile_globs(record.get("exclude") or [])
-    logs = set(found.sources)
-    uploaded = {item["path"]: item for item in offers.manifest_of(found.folder)}
-    limit, total = record.get("max_file", MAX_FILE), 0
-    most = record.get("max_job") or 0
-    for path, status in beneath.walk(folder):
-        text = wire.path_text(path)
-        if path.startswith(b".chasqui/") or path in logs or globs.matches(exclude, path):
-            continue
-        if outputs is not None and not globs.matches(outputs, path):
-            continue
-        if outputs is None and _untouched(uploaded.get(text), status):
-            continue
-        if len(found.files) >= MAX_LISTED:
-            found.leave_out(text, status.st_size, "more than %d files" % MAX_LISTED)
-        elif status.st_size > limit:
-            found.leave_out(text, status.st_size, "larger than %d bytes" % limit)
-        elif most and total + status.st_size > most:
-            found.leave_out(text, status.st_size, "more than %d bytes of results" % most)
-        elif _add_output(found, folder, path, text, uploaded.get(text), outputs is not None):
-            total += status.st_size
+class _Choice:
+    """Which files of a work folder are results, by the job's patterns and limits or by those of a fetch."""
+
+    def __init__(self, found: Listing, folder: int, record: "Dict[str, Any]", fetch: "Optional[List[str]]") -> None:
+        self.found, self.folder, self.record, self.fetch = found, folder, record, fetch
+        expect = [] if fetch is not None else record.get("expect") or []  # type: List[str]
+        self.expected = {pattern: globs.compile_globs([pattern]) for pattern in expect}
+        outputs = (record.get("outputs") or []) if fetch is None else fetch
+        # What is expected is wanted, also where the outputs don't say so.
+        self.outputs = globs.compile_globs(outputs + expect if outputs else [])
+        self.exclude = globs.compile_globs(record.get("exclude") or [] if fetch is None else [])
+        self.most_file = record.get("max_file", MAX_FILE) if fetch is None else _NO_LIMIT
+        self.most_job = (record.get("max_job") if fetch is None else 0) or _NO_LIMIT
+        self.logs: "Set[bytes]" = set()
+        self.chosen: "List[Tuple[int, str, bytes, os.stat_result, str]]" = []
+
+    def run(self) -> None:
+        """Fill the listing. Small files first, so that a limit on them all leaves out as few as it can."""
+        self._logs()
+        self._outputs()
+        self.found.missing = list(self.expected)
+        left = self.most_job
+        for size, path, source, status, kind in sorted(self.chosen, key=lambda item: item[:2]):
+            left -= size
+            if left < 0:
+                self.found.leave_out(path, size, "more than %d bytes of results" % self.most_job)
+            else:
+                self.found.add(path, source, status, kind)
+
+    def _outputs(self) -> None:
+        uploaded = {item["path"]: item for item in offers.manifest_of(self.found.folder)}
+        for path, status in beneath.walk(self.folder, leave=".chasqui"):
+            self._expected(path)
+            text = wire.path_text(path)
+            if path in self.logs or globs.matches(self.exclude, path):
+                continue
+            if self.outputs:
+                chosen = globs.matches(self.outputs, path)
+            else:
+                chosen = not self._untouched(uploaded.get(text), path, status)
+            if chosen:
+                self._consider(text, path, status, "output")
+
+    def _expected(self, path: bytes) -> None:
+        for pattern in [pattern for pattern, glob in self.expected.items() if globs.matches(glob, path)]:
+            del self.expected[pattern]
+
+    def _consider(self, path: str, source: bytes, status: "os.stat_result", kind: str) -> None:
+        if status.st_size > self.most_file:
+            self.found.leave_out(path, status.st_size, "larger than %d bytes" % self.most_file)
+        elif status.st_uid == os.geteuid() != 0 and not status.st_mode & 0o400:
+            self.found.leave_out(path, status.st_size, "can't be read: its mode is %03o" % (status.st_mode & 0o777))
+        elif len(self.chosen) >= MAX_LISTED:
+            self.found.leave_out(path, status.st_size, "more files than can be listed")
+        else:
+            self.chosen.append((status.st_size, path, source, status, kind))
+
+    def _untouched(self, before: "Any", path: bytes, status: "os.stat_result") -> bool:
+        """Whether an input is still what was uploaded; one of the same size and another time is read to see."""
+        if not before or before["size"] != status.st_size:
+            return False
+        return before["mtime_ns"] == status.st_mtime_ns or _hash(self.folder, path) == before["sha256"]
+
+    # -- the scheduler's output ------------------------------------------------------------------------------------
+
+    def _logs(self) -> None:
+        """The scheduler's output files; those in .chasqui/ under the names a PBS user expects, NAME.o123, NAME.e123."""
+        try:
+            final = files.read_json(os.path.join(self.found.folder, ".chasqui", "final.json"), {})
+        except ValueError:
+            return
+        for letter, which in (("o", "stdout"), ("e", "stderr")):
+            source = final.get(which) if isinstance(final, dict) else None
+            if source:
+                name = _log_name(self.record.get("name") or self.found.key[0], letter, final)
+                for each in _elements(self.found) if directives.EACH in source else [""]:
+                    self._log(source.replace(directives.EACH, each), name + (each and "." + each))
+
+    def _log(self, source: str, path: str) -> None:
+        place = os.fsencode(source)
+        try:
+            fd = beneath.open_file(self.folder, wire.confined(wire.path_text(place)))
+        except (OSError, wire.WireError):
+            return
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        if not place.startswith(b".chasqui/"):
+            path = wire.path_text(place)
+        self.logs.add(place)
+        self._expected(wire.path_bytes(path))
+        if not self.fetch or globs.matches(self.outputs, wire.path_bytes(path)):
+            self._consider(path, place, status, "log")
 
 
-def _add_output(found: Listing, folder: int, path: bytes, text: str, before: "Any", asked: bool) -> bool:
-    try:
-        fd = beneath.open_file(folder, path)
-    except OSError as error:
-        found.leave_out(text, 0, "can't be read: %s" % (error.strerror or error))
-        return False
-    with os.fdopen(fd, "rb") as stream:
-        status = os.fstat(fd)
-        sha = _hash(stream)
-    if before and before["sha256"] == sha and not asked:
-        return False
-    found.add(text, path, status, sha, "output")
-    return True
-
-
-def _untouched(before: "Any", status: "os.stat_result") -> bool:
-    return bool(before) and before["size"] == status.st_size and before["mtime_ns"] == status.st_mtime_ns
-
-
-def _hash(stream: "Any") -> str:
+def _hash(folder: int, path: bytes) -> str:
+    """SHA-256 of a file, "" where it can't be read."""
     digest = hashlib.sha256()
-    for chunk in iter(lambda: stream.read(wire.CHUNK), b""):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _add_logs(found: Listing, folder: int, record: "Dict[str, Any]") -> None:
-    """The scheduler's output files; those in .chasqui/ under the names a PBS user expects, NAME.o123 and NAME.e123."""
     try:
-        final = files.read_json(os.path.join(found.folder, ".chasqui", "final.json"), {})
-    except ValueError:
-        return
-    limit = record.get("max_file", MAX_FILE)
-    for letter, which in (("o", "stdout"), ("e", "stderr")):
-        source = final.get(which) if isinstance(final, dict) else None
-        if source:
-            name = _log_name(record.get("name") or found.key[0], letter, final)
-            for each in _elements(found) if directives.EACH in source else [""]:
-                _add_log(found, folder, source.replace(directives.EACH, each), name + (each and "." + each), limit)
+        with os.fdopen(beneath.open_file(folder, path), "rb", 0) as stream:
+            for chunk in iter(lambda: stream.read(wire.CHUNK), b""):
+                digest.update(chunk)
+    except OSError:
+        return ""
+    return digest.hexdigest()
 
 
 def _elements(found: Listing) -> "List[str]":
@@ -180,49 +241,93 @@ def _log_name(name: str, letter: str, final: "Dict[str, Any]") -> str:
     return wire.path_text(os.fsencode("%s.%s%s" % (safe, letter, digits)))
 
 
-def _add_log(found: Listing, folder: int, source: str, path: str, limit: int) -> None:
-    place = os.fsencode(source)
-    try:
-        fd = beneath.open_file(folder, wire.confined(wire.path_text(place)))
-    except (OSError, wire.WireError):
-        return
-    if not place.startswith(b".chasqui/"):
-        path = wire.path_text(place)
-    with os.fdopen(fd, "rb") as stream:
-        status = os.fstat(fd)
-        if status.st_size > limit:
-            found.leave_out(path, status.st_size, "larger than %d bytes" % limit)
-        else:
-            found.add(path, place, status, _hash(stream), "log")
+class Sender:
+    """Sends the files of listings; `send` takes frames, `working` gives the context of a phase without any.
 
-
-def send_file(send: "Any", found: Listing, index: int) -> None:
-    """Send one file of a listing: file, its data, sha; or gone. `send` takes frames.
-
-    Exactly the announced bytes go out: a file that has shrunk since is filled up with zeros, and its hash then tells.
+    The folder of the last file stays open: files are asked for job by job.
     """
-    job, attempt = found.key
+
+    def __init__(self, send: "Callable[[bytes], None]", working: "Callable[[], ContextManager[None]]") -> None:
+        self.send, self.working = send, working
+        self._folder, self._fd = "", -1
+
+    def file(self, found: Listing, index: int, have: int) -> None:
+        """Send file, data from `have` on (or from 0), and the sha of the whole; or gone.
+
+        Exactly the announced bytes go out. Where the file is no longer what was listed, sha says so in `why`: what is
+        missing of it was filled up with zeros.
+        """
+        _, size, _, listed, _ = found.files[index]
+        place = {"job": found.key[0], "attempt": found.key[1], "index": index}  # type: Dict[str, Any]
+        try:
+            fd = self._open(found, index)
+        except OSError as error:
+            self.send(wire.message("gone", why=error.strerror or str(error), **place))
+            return
+        try:
+            before = os.fstat(fd)
+            if (before.st_size, _time(before)) != (size, listed):
+                self.send(wire.message("gone", why="it changed since it was listed", **place))
+                return
+            start = have if have == size or (have < size and have % wire.CHUNK == 0) else 0
+            self.send(wire.message("file", size=size, **dict(place, **{"from": start})))
+            self._content(fd, start, before)
+        finally:
+            os.close(fd)
+
+    def _content(self, fd: int, start: int, before: "os.stat_result") -> None:
+        digest = hashlib.sha256()
+        at, why = start, self._skip(fd, start, digest) if start else ""
+        while at < before.st_size:
+            at, chunk, wrong = _read(fd, at, before.st_size, digest)
+            self.send(wire.frame(wire.DATA, chunk))
+            fault.point("deliver.chunk")
+            why = why or wrong
+        fault.point("deliver.file")
+        if _state(os.fstat(fd)) != _state(before):
+            why = why or _CHANGED
+        self.send(wire.message("sha", sha256=digest.hexdigest(), **({"why": why} if why else {})))
+
+    def _skip(self, fd: int, end: int, digest: "Any") -> str:
+        """Hash what the client has already; what was wrong with it."""
+        at, why = 0, ""
+        with self.working():
+            while at < end and not why:
+                at, _, why = _read(fd, at, end, digest)
+        return why
+
+    def _open(self, found: Listing, index: int) -> int:
+        if self._folder != found.folder:
+            self.close()
+            self._fd, self._folder = beneath.open_folder(found.folder), found.folder
+        return beneath.open_file(self._fd, found.sources[index])
+
+    def close(self) -> None:
+        """Close the folder."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._folder, self._fd = "", -1
+
+
+_CHANGED = "it changed while it was read"
+
+
+def _state(status: "os.stat_result") -> "Tuple[int, int, int]":
+    # ctime too: a program that sets the time back after each write must not hide it.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read(fd: int, at: int, end: int, digest: "Any") -> "Tuple[int, bytes, str]":
+    """The next chunk: (where it ends, it itself, what was wrong with it); zeros stand in for what can't be read."""
+    count, chunk, why = min(end - at, wire.CHUNK), b"", ""
     try:
-        fd = _open(found, index)
+        chunk = os.pread(fd, count, at)
+        if len(chunk) < count:  # file systems in trouble give less than there is
+            chunk += os.pread(fd, count - len(chunk), at + len(chunk))
     except OSError as error:
         why = error.strerror or str(error)
-        send(wire.message("gone", job=job, attempt=attempt, index=index, why=why))
-        return
-    size = found.files[index]["size"]
-    digest = hashlib.sha256()
-    with os.fdopen(fd, "rb") as stream:
-        send(wire.message("file", job=job, attempt=attempt, index=index, size=size))
-        while size:
-            chunk = stream.read(min(size, wire.CHUNK)) or bytes(min(size, wire.CHUNK))
-            digest.update(chunk)
-            size -= len(chunk)
-            send(wire.frame(wire.DATA, chunk))
-    send(wire.message("sha", sha256=digest.hexdigest()))
-
-
-def _open(found: Listing, index: int) -> int:
-    folder = beneath.open_folder(found.folder)
-    try:
-        return beneath.open_file(folder, found.sources[index])
-    finally:
-        os.close(folder)
+    if len(chunk) < count:
+        why = why or _CHANGED
+        chunk += bytes(count - len(chunk))
+    digest.update(chunk)
+    return at + count, chunk, why

@@ -101,9 +101,11 @@ def _check_file(item: "Any") -> bytes:
 def _check_rest(job: "Dict[str, Any]") -> None:
     if not isinstance(job.get("name"), str) or len(job["name"]) > 1000:
         raise Refusal("its name is not text of at most 1,000 characters")
-    if not are_patterns(job.get("outputs", [])) or not are_patterns(job.get("exclude", [])):
-        raise Refusal("outputs and exclude must be lists of at most 1,000 patterns")
+    if not all(are_patterns(job.get(kind, [])) for kind in ("outputs", "exclude", "expect")):
+        raise Refusal("outputs, exclude and expect must be lists of at most 1,000 patterns")
     if not _whole(job.get("priority", 0), -1000, 1000) or not _whole(job.get("previous", 0), 0, 100000):
         raise Refusal("priority or previous attempt out of bounds")
-    if not _whole(job.get("max_file", 0), 0, 1 << 50) or not isinstance(job.get("rerun", False), bool):
-        raise Refusal("max_file or rerun is not what it should be")
+    if not all(_whole(job.get(limit, 0), 0, 1 << 50) for limit in ("max_file", "max_job")):
+        raise Refusal("max_file or max_job out of bounds")
+    if not isinstance(job.get("rerun", False), bool):
+        raise Refusal("rerun is not what it should be")

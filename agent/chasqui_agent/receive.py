@@ -270,7 +270,8 @@ class Receiver:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-_RECORD = ("job", "attempt", "name", "priority", "script", "outputs", "exclude", "max_file", "max_job", "rerun")
+_RECORD = ("job", "attempt", "name", "priority", "script", "outputs", "exclude", "expect", "max_file", "max_job",
+           "rerun")
 
 
 class _Index:

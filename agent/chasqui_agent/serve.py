@@ -3,9 +3,12 @@
     1 client  hello, job..., op..., end
     2 agent   welcome, known/conflict/refuse..., need..., end            (only if jobs were offered)
     3 client  blob + data..., commit or skip..., end                     (only if jobs were offered)
-    4 agent   [welcome] acked/refuse, op_done, pump, status, log + data, results..., end
-    5 client  want..., end                                               (only if results were listed)
-    6 agent   file + data + sha, or gone...; bye
+    4 agent   [welcome] acked/refuse, op_done, pump, status, log + data, a slice of results..., end {more}
+    5 client  want..., end
+    6 agent   file + data + sha, or gone...; the next slice of results..., end {more}
+      agent   bye
+
+5 and 6 come again after each turn of the agent's that had results or files in it, or said that there are more.
 
 The lock is never held while the pipe is read or written. Whatever breaks, jobs that were committed are published;
 operations are applied only after turn 3's end. The pump finishes even if the client is gone.
@@ -20,7 +23,7 @@ from .spool import SpoolError
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, List, Set, Tuple
+    from typing import Any, Dict, List, Optional, Tuple
 
     from . import receive
     from .spool import Spool
@@ -32,10 +35,13 @@ fault.register({
     "serve.received": "turn 3 read to its end",
     "serve.operation": "an operation asked for, not yet confirmed",
     "serve.pumped": "the pump has run, nothing of turn 4 sent",
-    "serve.wanted": "turn 5 read to its end",
+    "serve.wanted": "a turn 5 read to its end",
+    "serve.delivered": "what turn 5 asked for is sent, no listing after it",
 })
 
 MAX_JOBS, MAX_OPS, MAX_WANTED = 100000, 100000, 100000
+SLICE_JOBS, SLICE_FILES = 500, 5000  # of listings in one turn: memory must not grow with the number of ended jobs
+_BATCH = 256 << 10  # small frames are sent together
 PUMP_BUDGET = 120.0
 PATIENCE = 10.0  # seconds a query may take while the client waits for journal and results
 CAPABILITIES = ["zlib", "log-pieces"]
@@ -105,6 +111,9 @@ class Session:
         self.ended: "List[Key]" = []
         self.notes: "List[str]" = []
         self._greeted = False
+        self._due: "List[Key]" = []
+        self._fetch: "Dict[Key, List[str]]" = {}
+        self._outgoing = bytearray()
 
     def converse(self) -> None:
         """All turns. Raises Failed, SpoolError, OSError, WireError; committed jobs are published in every case."""
@@ -119,8 +128,8 @@ class Session:
             finally:
                 receiver.close()
         listed = self._turn_4(receiver)
-        if listed:
-            self._turn_6(listed, self._turn_5(listed))
+        while listed is not None:
+            listed = self._turn_6(self._turn_5(listed))
         self.pipe.say("bye", status="ok")
 
     # -- turn 1 ----------------------------------------------------------------------------------------------------
@@ -195,7 +204,7 @@ class Session:
 
     # -- turn 4 ----------------------------------------------------------------------------------------------------
 
-    def _turn_4(self, receiver: "Any") -> "List[deliver.Listing]":
+    def _turn_4(self, receiver: "Any") -> "Optional[List[deliver.Listing]]":
         with self.pipe.working():
             note = self._configure()
             self._request_operations()
@@ -210,9 +219,8 @@ class Session:
         self.pipe.say("pump", **report)
         self.pipe.say("status", **self._status(report))
         self._send_log()
-        listed = self._send_listings() if self.hello["want_results"] else []
-        self.pipe.say("end")
-        return listed
+        self._due = self._ended_jobs() if self.hello["want_results"] else []
+        return self._list(False)
 
     def _configure(self) -> str:
         config = self.hello.get("config")
@@ -266,45 +274,85 @@ class Session:
         for start in range(0, len(data), wire.CHUNK):
             self.pipe.send(wire.frame(wire.DATA, data[start:start + wire.CHUNK]))
 
-    def _send_listings(self) -> "List[deliver.Listing]":
-        listed: "List[deliver.Listing]" = []
-        seen: "Set[Key]" = set()
-        fetch = {(job, attempt): patterns for job, attempt, patterns in self.hello["fetch"]}
-        wanted = list(fetch) + [tuple(pair) for pair in self.hello["results"]] + self.ended
-        for job, attempt in wanted:
-            if (job, attempt) in seen or not offers.JOB.match(job):
-                continue
-            seen.add((job, attempt))
-            with self.pipe.working():
-                found = deliver.listing(self.spool, (job, attempt), self.hello["ledger"], fetch.get((job, attempt)))
-            if found:
-                listed.append(found)
-                self.pipe.send(found.message())
-        return listed
-
     # -- turns 5 and 6 ---------------------------------------------------------------------------------------------
 
-    def _turn_5(self, listed: "List[deliver.Listing]") -> "List[Tuple[deliver.Listing, int]]":
+    def _ended_jobs(self) -> "List[Key]":
+        """Whose results are to be listed, the first one last."""
+        self._fetch = {(job, attempt): patterns for job, attempt, patterns in self.hello["fetch"]}
+        asked = list(self._fetch) + [(job, attempt) for job, attempt in self.hello.pop("results")]
+        due = dict.fromkeys(key for key in asked + self.ended if offers.JOB.match(key[0]))
+        return list(due)[::-1]
+
+    def _list(self, said: bool) -> "Optional[List[deliver.Listing]]":
+        """End a turn with the next slice of listings; returns them, None where the turn said nothing."""
+        listed: "List[deliver.Listing]" = []
+        amount = 0
+        while self._due and len(listed) < SLICE_JOBS and amount < SLICE_FILES:
+            key = self._due.pop()
+            with self.pipe.working():
+                found = deliver.listing(self.spool, key, self.hello["ledger"], self._fetch.get(key))
+            if found:
+                listed.append(found)
+                amount += len(found.files)
+                self._post(found.message())
+        self._post(wire.message("end", more=bool(self._due)))
+        self._post(b"")
+        return listed if listed or said or self._due else None
+
+    def _turn_5(self, listed: "List[deliver.Listing]") -> "List[Tuple[deliver.Listing, int, int]]":
+        """What the client wants of a slice; jobs that it wants listed again are listed next."""
         offered = {found.key: found for found in listed}
-        wanted = []
+        wanted, again = [], []  # type: List[Tuple[deliver.Listing, int, int]], List[Key]
         while True:
             item = self.pipe.message()
             if item["m"] == "end":
                 break
-            found = offered.get(offers.key_of(item)) if item["m"] == "want" else None
-            indices = item.get("files")
-            if found is None or not isinstance(indices, list):
-                raise wire.WireError("results were asked for that were not listed")
-            for index in indices:
-                if not isinstance(index, int) or not 0 <= index < len(found.files):
-                    raise wire.WireError("a result file was asked for that was not listed")
-                wanted.append((found, index))
+            if item["m"] != "want" or not isinstance(item.get("files"), list):
+                raise wire.WireError("something else than results was asked for")
+            key = offers.key_of(item)
+            if item["files"]:
+                wanted += _wanted(offered.get(key), item["files"])
+            else:
+                again.append(key)
+            if len(wanted) + len(again) > MAX_WANTED:
+                raise wire.WireError("more than %d results asked for at once" % MAX_WANTED)
+        self._due += again[::-1]
         fault.point("serve.wanted")
         return wanted
 
-    def _turn_6(self, listed: "List[deliver.Listing]", wanted: "List[Tuple[deliver.Listing, int]]") -> None:
-        for found, index in wanted:
-            deliver.send_file(self.pipe.send, found, index)
+    def _turn_6(self, wanted: "List[Tuple[deliver.Listing, int, int]]") -> "Optional[List[deliver.Listing]]":
+        sender = deliver.Sender(self._post, self.pipe.working)
+        try:
+            for found, index, have in wanted:
+                sender.file(found, index, have)
+        finally:
+            sender.close()
+        fault.point("serve.delivered")
+        return self._list(bool(wanted))
+
+    def _post(self, frame: bytes) -> None:
+        """Send a frame, small ones together; b"" sends what is left."""
+        small = 0 < len(frame) < _BATCH
+        if small:
+            self._outgoing += frame
+        if self._outgoing and (not small or len(self._outgoing) >= _BATCH):
+            outgoing, self._outgoing = bytes(self._outgoing), bytearray()
+            self.pipe.send(outgoing)
+        if not small and frame:
+            self.pipe.send(frame)
+
+
+def _wanted(found: "Optional[deliver.Listing]", files: "List[Any]") -> "List[Tuple[deliver.Listing, int, int]]":
+    """A want's [index, have] pairs, checked."""
+    wanted = []
+    for item in files:
+        pair = item if isinstance(item, list) and len(item) == 2 else (-1, -1)
+        if not all(isinstance(number, int) and number >= 0 for number in pair):
+            raise wire.WireError("a result file was asked for in an odd way")
+        if found is None or pair[0] >= len(found.files):
+            raise wire.WireError("a result file was asked for that was not listed")
+        wanted.append((found, pair[0], pair[1]))
+    return wanted
 
 
 def _check_hello(hello: "Dict[str, Any]") -> None:

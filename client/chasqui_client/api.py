@@ -140,9 +140,10 @@ def _ask(home: Home, config: Config, name: str) -> tuple[dict[str, Any] | None, 
 
 def _remote_status(ledger: Ledger, remote: str) -> dict[str, Any]:
     known = ledger.remote_state(remote)
+    due, incomplete = ledger.results_due(remote)
     return {"remote": remote, "counts": ledger.counts(remote), "synced": known.synced, "agent": known.report,
             "to_upload": len(ledger.to_upload(remote)), "operations": len(ledger.pending_ops(remote)),
-            "results_wanted": len(ledger.results_wanted(remote))}
+            "results_wanted": due, "results_incomplete": incomplete}
 
 
 def show(home: Home, word: str) -> dict[str, Any]:

@@ -26,11 +26,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", default="", metavar="NAME", help="make the script: vasp, plain, or one of yours")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a value for the template")
     for kind, text in (("inputs", "files to upload (default: all)"), ("exclude", "files to leave where they are"),
-                       ("outputs", "files to fetch (default: new or changed ones)")):
+                       ("outputs", "files to fetch (default: new or changed ones)"),
+                       ("expect", "a result without which a completed job is incomplete")):
         parser.add_argument("--" + kind, action="append", metavar="GLOB", help=text + "; ** goes into folders")
     parser.add_argument("--name", default="", help="the job's name (default: the folder's)")
     parser.add_argument("--priority", type=int, metavar="N", help="-499 to 500; higher goes first (default 0)")
     parser.add_argument("--max-file", type=int, metavar="BYTES", help="bigger results stay there until asked for")
+    parser.add_argument("--max-job", type=int, metavar="BYTES", help="of a job's results; the biggest stay there")
     parser.add_argument("--follow", action="store_true", default=None, help="take what symlinked folders hold")
     parser.add_argument("--rerun", action="store_true", default=None, help="the scheduler may run it a second time")
     parser.add_argument("--again", action="store_true", help="a new job also where the folder has one")
@@ -42,7 +44,8 @@ def _add(command: Command) -> int:
     if not folders:
         raise errors.BadInput("No folders were given.", hint="chasqui add DIR ...")
     asked = Asked(args.script, args.template, _settings(args.set), _patterns(args.inputs), _patterns(args.exclude),
-                  _patterns(args.outputs), args.name, args.priority, args.max_file, args.follow, args.rerun)
+                  _patterns(args.outputs), args.name, args.priority, args.max_file, args.follow, args.rerun,
+                  _patterns(args.expect), args.max_job)
     added = api.add(command.home, folders, asked, command.remote, args.again)
     command.data = {"jobs": [{"id": job.id, "name": job.name, "folder": wire.path_text(job.folder)}
                              for job in added.jobs],
@@ -112,6 +115,9 @@ def _status_notes(command: Command, remote: dict[str, Any]) -> None:
     news = [count(remote[key], noun) + after for key, noun, after in (
         ("to_upload", "job", " to upload"), ("operations", "request", " to send"),
         ("results_wanted", "job", "'s results to fetch")) if remote[key]]
+    if remote["results_incomplete"]:
+        command.say("  %s without all the results expected: chasqui list --state COMPLETED"
+                    % count(remote["results_incomplete"], "completed job"))
     if news or stalled:
         command.say("  next: chasqui sync  (%s)" % ", ".join(news + stalled))
 
@@ -174,6 +180,8 @@ def _show(command: Command) -> int:
     found = api.show(command.home, command.args.job)
     command.data = found
     command.table([(key, str(found[key])) for key in _SHOWN if found[key] not in (None, "")])
+    if found["missing"]:
+        command.say("missing       %s" % ", ".join(found["missing"]))
     command.say("inputs        %s, %s" % (count(len(found["inputs"]), "file"),
                                           size(sum(item["size"] for item in found["inputs"]))))
     for item in found["result_files"]:

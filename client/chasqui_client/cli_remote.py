@@ -6,9 +6,10 @@ import sys
 from chasqui_agent import wire
 
 from . import api, config, errors, states
-from .command import Command, add_selection, count, number, place, size
+from .command import Command, count, incomplete, number, place, size
 from .exchange import SyncOptions, SyncReport
 from .ledger import Job, ResultFile
+from .select import Selection, parse_states
 from .verbs import Verb
 
 _ON_CLUSTER = (states.UPLOADED, states.SUBMITTED, states.RUNNING)
@@ -124,7 +125,7 @@ def _left(command: Command, report: SyncReport, options: SyncOptions) -> bool:
     if any(amount for state, amount in report.counts.items() if state in waiting):
         return True
     with api.open_ledger(command.home) as ledger:
-        return options.download and bool(ledger.results_wanted(report.remote))
+        return options.download and bool(ledger.results_due(report.remote)[0])
 
 
 def _tell(command: Command, report: SyncReport) -> None:
@@ -173,11 +174,17 @@ def _tell_results(command: Command, report: SyncReport) -> None:
         whose = "results of %s" % count(report.results_jobs, "job") if report.results_jobs else "results"
         command.say("%s verified: %s, %s" % (whose, *brought))
     for item in report.left_out[:20]:
-        command.say("left there: %s of %s (%s, %s); chasqui results %s --get '%s' fetches it"
+        command.say("left there: %s of %s (%s, %s); chasqui results fetch %s --glob '%s' gets it"
                     % (item["path"], item["job"][:8], size(item["size"]), item["why"], item["job"][:8], item["path"]))
-    if len(report.left_out) > 20:
+    if report.left_out_files > 20:
         command.say("left there: %s more; chasqui results --state COMPLETED lists them"
-                    % count(len(report.left_out) - 20, "file"))
+                    % count(report.left_out_files - 20, "file"))
+    for item in report.incomplete[:20]:
+        command.say("%s  %s  %s; the next sync looks again"
+                    % (item["job"][:8], item["name"], incomplete(item["missing"])))
+    if len(report.incomplete) > 20:
+        command.say("%s more without all the results expected; chasqui status counts them"
+                    % count(len(report.incomplete) - 20, "job"))
 
 
 def _tell_next(command: Command, report: SyncReport) -> None:
@@ -196,14 +203,19 @@ def _tell_next(command: Command, report: SyncReport) -> None:
 
 
 def _results_arguments(parser: argparse.ArgumentParser) -> None:
-    add_selection(parser, confirm=False)
-    parser.add_argument("--get", action="append", metavar="GLOB", help="fetch results that were left there")
+    parser.add_argument("jobs", nargs="*", metavar="[fetch] JOB", help="id, its beginning, name or folder")
+    parser.add_argument("--state", metavar="A,B", help="jobs in one of these states")
+    parser.add_argument("--name", metavar="GLOB", help="jobs whose name matches")
+    parser.add_argument("--all", action="store_true", help="every job; with fetch: all that those jobs left there")
+    parser.add_argument("--glob", action="append", metavar="GLOB", help="with fetch: files; ** goes into folders")
 
 
 def _results(command: Command) -> int:
+    if command.args.jobs[:1] == ["fetch"]:
+        return _fetch(command)
+    if command.args.glob:
+        raise errors.BadInput("--glob says what to fetch.", hint="chasqui results fetch JOB --glob GLOB")
     found = api.find(command.home, command.selection(), nothing_is_all=False)
-    if command.args.get:
-        return _get(command, {job.id: tuple(command.args.get) for job in found})
     command.data = {"jobs": []}
     with api.open_ledger(command.home) as ledger:
         for job in found:
@@ -211,7 +223,7 @@ def _results(command: Command) -> int:
             _tell_files(command, job, offered)
             command.data["jobs"].append({
                 "id": job.id, "name": job.name, "state": job.state, "results": wire.path_text(job.results_path),
-                "results_state": job.results_state,
+                "results_state": job.results_state, "missing": job.missing,
                 "files": [{"path": wire.path_text(f.path), "size": f.size, "state": f.state, "why": f.why}
                           for f in offered]})
     return 0
@@ -219,25 +231,38 @@ def _results(command: Command) -> int:
 
 def _tell_files(command: Command, job: Job, offered: list[ResultFile]) -> None:
     here = [f for f in offered if f.state == "HERE"]
-    command.say("%s  %s  %s  %s in %s" % (job.id[:8], job.name, job.results_state.lower(), count(len(here), "file"),
+    state = incomplete(job.missing).removeprefix("results ") or job.results_state.lower()
+    command.say("%s  %s  %s  %s in %s" % (job.id[:8], job.name, state, count(len(here), "file"),
                                           place(job.results_path)))
     for f in offered:
-        if f.state != "HERE":
-            path = wire.path_text(f.path)
-            command.say("          left there: %s  %s  %s; chasqui results %s --get '%s'"
+        path = wire.path_text(f.path)
+        if f.state == "LEFT":
+            command.say("          left there: %s  %s  %s; chasqui results fetch %s --glob '%s'"
                         % (path, size(f.size), f.why, job.id[:8], path))
+        elif f.state != "HERE":
+            command.say("          not here yet: %s  %s; chasqui sync" % (path, size(f.size)))
 
 
-def _get(command: Command, fetch: dict[str, tuple[str, ...]]) -> int:
-    with api.open_ledger(command.home) as ledger:
-        found = [job for job_id in fetch if (job := ledger.job(job_id))]
+def _fetch(command: Command) -> int:
+    """Get files of ended jobs whatever their patterns and limits say."""
+    args = command.args
+    if args.all == bool(args.glob):
+        raise errors.BadInput("Say which files: --glob GLOB, or --all.", hint="chasqui results fetch JOB --all")
+    chosen = Selection(args.jobs[1:], parse_states(args.state or ""), args.name or "", False, args.remote or "")
+    if chosen.empty:
+        raise errors.BadInput("Whose results? Name jobs, or use --state or --name.",
+                              hint="chasqui results fetch JOB --all")
+    found = [job for job in api.find(command.home, chosen) if job.ended]
+    if not found:
+        raise errors.BadInput("No job that has ended is among them: results come when it has.",
+                              hint="chasqui logs -f JOB")
     for job in found:
         if job.results_state == states.CLEANED:
             command.say("%s was cleaned: only what never came home, or was kept, may still be there" % job.name)
-    remotes = {job.remote for job in found}
     reports = []
-    for name in sorted(remotes):
-        options = SyncOptions(interactive=command.interactive, progress=not command.args.json, fetch=fetch)
+    for name in sorted({job.remote for job in found}):
+        fetch = {job.id: tuple(args.glob or ()) for job in found if job.remote == name}
+        options = SyncOptions(interactive=command.interactive, progress=not args.json, fetch=fetch)
         reports.append(_synced(command, command.config.remote(name), options))
     command.data = {"syncs": [report.as_dict() for report in reports]}
     return 0
@@ -298,8 +323,9 @@ VERBS = {
                    _named_arguments, _doctor),
     "sync": Verb("Hand over what is new, bring home what is finished. One ssh command.",
                  "  chasqui sync\n  chasqui sync --watch 60 --fail", _sync_arguments, _sync),
-    "results": Verb("Where results are and what was left on the cluster; --get fetches that.",
-                    "  chasqui results kx3f --get WAVECAR", _results_arguments, _results),
+    "results": Verb("Where results are and what was left on the cluster; `results fetch` gets that.",
+                    "  chasqui results kx3f\n  chasqui results fetch kx3f --glob WAVECAR --glob 'run/**'\n"
+                    "  chasqui results fetch kx3f --all", _results_arguments, _results),
     "agent": Verb("The relay on the cluster. `remove` refuses while anything waits or runs; work/ goes with --purge.",
                   "  chasqui agent status\n  chasqui agent remove", _agent_arguments, _agent),
 }

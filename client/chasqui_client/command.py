@@ -158,9 +158,16 @@ def place(path: bytes) -> str:
 
 
 def reason(job: Job) -> str:
-    """Why a job is where it is, shortly: what was said, else signal or exit status."""
+    """Why a job is where it is, shortly: what it should have left, else what was said, signal or exit status."""
+    if job.missing:
+        return incomplete(job.missing)
     if job.why:
         return job.why
     if job.signal:
         return "signal %d" % job.signal
     return "exit %d" % job.exit if job.exit else ""
+
+
+def incomplete(missing: Sequence[str]) -> str:
+    """What to say of a completed job whose expected results are not all there; "" where they are."""
+    return "results incomplete: no %s" % ", ".join(missing) if missing else ""

@@ -1,7 +1,8 @@
 """config.toml and the folder it lives in: $CHASQUI_HOME (default ~/.chasqui, 0700).
 
     default_remote = "hpc"
-    [jobs]                       defaults for every job: inputs, exclude, outputs, priority, max_file; keep
+    [jobs]                       defaults for every job: inputs, exclude, outputs, expect, priority,
+                                 max_file, max_job; keep
     [remotes.NAME]               host, root, work_root, python, ssh_config, ssh_options, scheduler,
                                  pbs_bin, wake_via, bandwidth, windows (see `pace`), cleanup, cleanup_min_age
     [remotes.NAME.caps]          max_queued, max_running, max_total, running_cap
@@ -63,6 +64,8 @@ class JobDefaults:
     outputs: tuple[str, ...] = ()
     priority: int = 0
     max_file: int = MAX_FILE
+    expect: tuple[str, ...] = ()
+    max_job: int = 0
     keep: tuple[str, ...] = ()  # of all jobs, at the time of a clean
 
 
@@ -211,8 +214,9 @@ def _jobs(table: Table) -> JobDefaults:
     if not isinstance(priority, int) or not -499 <= priority <= 500:
         raise table.bad("priority", "must be a whole number from -499 to 500")
     jobs = JobDefaults(table.texts("inputs"), table.texts("exclude"), table.texts("outputs"), priority,
-                       table.whole("max_file", MAX_FILE, 0) or 0, table.texts("keep"))
-    table.done("inputs, exclude, outputs, priority, max_file, keep")
+                       table.whole("max_file", MAX_FILE, 0) or 0, table.texts("expect"),
+                       table.whole("max_job", 0, 0) or 0, table.texts("keep"))
+    table.done("inputs, exclude, outputs, expect, priority, max_file, max_job, keep")
     return jobs
 
 
@@ -337,8 +341,10 @@ _HEAD = """\
 #inputs = []              # what is uploaded ([]: everything in the folder)
 #exclude = []             # what is neither uploaded nor brought home
 #outputs = []             # what is brought home ([]: files new or changed since the upload)
+#expect = []              # what a completed job must have left, such as ["OUTCAR"]; else its results are incomplete
 #priority = 0             # -499 to 500, higher goes first
 #max_file = 100000000     # bytes; bigger results stay on the cluster until asked for
+#max_job = 0              # bytes of a job's results in all (0: no limit); the biggest stay there
 #keep = []                # what `chasqui clean` never deletes on the cluster
 """
 

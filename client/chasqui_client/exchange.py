@@ -18,7 +18,7 @@ class SyncOptions:
     interactive: bool = False
     progress: bool = False  # a progress line on standard error
     wait: float = 10.0  # seconds to wait for another sync of this ledger
-    fetch: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # job -> left-out results to get
+    fetch: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # job -> patterns of results to get; (): all
 
 
 @dataclass
@@ -46,7 +46,9 @@ class SyncReport:
     outlook: str = ""  # what to expect of the relay where a job's end alone does not move it on
     would_upload: list[dict[str, Any]] = field(default_factory=list)  # dry run: id, name, folder, files, bytes
     changed_inputs: list[dict[str, Any]] = field(default_factory=list)  # job, name, path, why
-    left_out: list[dict[str, Any]] = field(default_factory=list)  # results: job, path, size, why
+    left_out: list[dict[str, Any]] = field(default_factory=list)  # results: job, path, size, why; the first 1,000
+    left_out_files: int = 0  # all of them
+    incomplete: list[dict[str, Any]] = field(default_factory=list)  # completed jobs: job, name, missing (patterns)
     refused: list[dict[str, Any]] = field(default_factory=list)  # jobs the agent did not take: job, why
     notes: list[str] = field(default_factory=list)  # anything else the user should read, one line each
 

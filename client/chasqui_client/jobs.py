@@ -5,12 +5,13 @@ config.toml. A retry asks the same questions again, of the folder as it is then.
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chasqui_agent import caps, directives, spool, wire
+from chasqui_agent import caps, directives, globs, spool, wire
 
 from . import errors, inputs, tables, templates
 from .config import Config, Home, JobDefaults, Remote
@@ -40,6 +41,8 @@ class Asked:
     max_file: int | None = None
     follow: bool | None = None
     rerun: bool | None = None
+    expect: Patterns | None = None
+    max_job: int | None = None
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> "Asked":
@@ -136,10 +139,20 @@ class Planner:
             "asked": asdict(replace(asked, script=_absolute(asked.script))),
             "outputs": list(self._patterns("outputs", said, template)),
             "exclude": list(self._patterns("exclude", said, template)),
+            "expect": self._expected(said, template),
             "max_file": self.defaults.max_file if said.max_file is None else said.max_file,
+            "max_job": self.defaults.max_job if said.max_job is None else said.max_job,
             "rerun": bool(said.rerun),
             "template": said.template,
         }
+
+    def _expected(self, said: Asked, template: templates.Template | None) -> list[str]:
+        expect = list(self._patterns("expect", said, template))
+        try:
+            globs.compile_globs(expect)
+        except (ValueError, re.error) as error:
+            raise errors.BadJob("expect: %s" % wire.printable(str(error))) from error
+        return expect
 
     def _generated(self, template: templates.Template, said: Asked) -> InputFile:
         settings = {**self.remote.templates.get(template.name, {}), **said.settings}
@@ -218,11 +231,13 @@ def _job_toml(folder: bytes) -> Asked:
         script=table.text("script", ""), template=table.text("template", ""), name=table.text("name", ""),
         settings={key: str(value) for key, value in settings.items()},
         inputs=_given(table, "inputs", table.texts), exclude=_given(table, "exclude", table.texts),
-        outputs=_given(table, "outputs", table.texts),
+        outputs=_given(table, "outputs", table.texts), expect=_given(table, "expect", table.texts),
         priority=_given(table, "priority", lambda key: table.whole(key, 0, -499)),
         max_file=_given(table, "max_file", lambda key: table.whole(key, 0, 0)),
+        max_job=_given(table, "max_job", lambda key: table.whole(key, 0, 0)),
         follow=_given(table, "follow", table.flag), rerun=_given(table, "rerun", table.flag))
-    table.done("script, template, set, inputs, exclude, outputs, name, priority, max_file, follow, rerun")
+    table.done("script, template, set, inputs, exclude, outputs, expect, name, priority, max_file, max_job, follow, "
+               "rerun")
     return asked
 
 

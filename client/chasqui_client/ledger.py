@@ -151,6 +151,11 @@ class Ledger:
         found = self.jobs("id = ?", job)
         return found[0] if found else None
 
+    def jobs_by_id(self, ids: Iterable[str]) -> dict[str, Job]:
+        """The jobs with these ids (at most a thousand: it is one query); others are left out."""
+        wanted = list(ids)
+        return {job.id: job for job in self.jobs("id IN (%s)" % ", ".join("?" * len(wanted)), *wanted)}
+
     def folder_jobs(self, folder: bytes) -> list[Job]:
         """The jobs of a folder (real path), on whichever remote."""
         return self.jobs("folder = ?", folder)
@@ -165,11 +170,18 @@ class Ledger:
             " (SELECT 1 FROM ops WHERE ops.job = jobs.id AND ops.attempt = jobs.attempt AND ops.done = ''"
             " AND op IN ('cancel', 'hold')) ORDER BY priority DESC, rowid", remote)]
 
-    def results_wanted(self, remote: str) -> list[Job]:
-        """Ended jobs of the cluster whose results are not all here."""
-        return [_job(row) for row in self.rows(
-            "SELECT * FROM jobs WHERE remote = ? AND results_state IN ('NONE', 'PARTIAL') AND acked = attempt AND"
-            " state IN ('COMPLETED', 'FAILED', 'LOST', 'CANCELLED') ORDER BY rowid", remote)]
+    _RESULTS_WANTED = ("FROM jobs WHERE remote = ? AND results_state IN ('NONE', 'PARTIAL') AND acked = attempt AND"
+                       " state IN ('COMPLETED', 'FAILED', 'LOST', 'CANCELLED')")
+
+    def results_wanted(self, remote: str) -> list[tuple[str, int]]:
+        """(job, attempt) of ended jobs of the cluster whose results are not all here."""
+        found = self.rows("SELECT id, attempt %s ORDER BY rowid" % self._RESULTS_WANTED, remote)
+        return [(row[0], row[1]) for row in found]
+
+    def results_due(self, remote: str) -> tuple[int, int]:
+        """How many of those wait for a sync alone, and how many have been asked for and miss expected results."""
+        row = self.rows("SELECT SUM(missing = '[]'), SUM(missing <> '[]') %s" % self._RESULTS_WANTED, remote)[0]
+        return row[0] or 0, row[1] or 0
 
     def counts(self, remote: str, open_only: bool = False) -> dict[str, int]:
         """Number of jobs a state, states without jobs left out. open_only: cheap however many have ended."""
@@ -211,6 +223,7 @@ class Ledger:
         """A new attempt of an ended job, as `job` now describes it (script, options); returns its number."""
         attempt = job.attempt + 1
         with self.transaction():
+            self.set_missing(job.id, ())
             self.move(job.id, QUEUED_LOCAL, why, attempt=attempt)
             self.set_results_state(job.id, states.NONE)
             self.db.execute("UPDATE jobs SET attempt = ?, exit = NULL, signal = NULL, why = '', pbs = '', script = ?,"
@@ -395,14 +408,15 @@ class Ledger:
                 book.proved(self, job, row["attempt"], "sync", proof)
 
     def record_results(self, job: str, attempt: int, found: Iterable[ResultFile]) -> None:
-        """What the cluster offers for an attempt, replacing what it offered before; files that are HERE stay so."""
-        here = {f.path: f for f in self.result_files(job, attempt) if f.state == "HERE"}
+        """What is known of an attempt's results, replacing what was known before."""
         with self.transaction():
             self.db.execute("DELETE FROM results_files WHERE job = ? AND attempt = ?", (job, attempt))
-            for f in found:
-                state = "HERE" if f.path in here and here[f.path].sha256 == f.sha256 != "" else f.state
-                self.db.execute("INSERT OR REPLACE INTO results_files VALUES (?,?,?,?,?,?,?,?,?,?)",
-                                (job, attempt, f.path, f.size, f.mode, f.mtime, f.sha256, f.kind, state, f.why))
+            self.db.executemany("INSERT INTO results_files(job, attempt, %s) VALUES (?,?,?,?,?,?,?,?,?,?)" % _RESULT,
+                                ((job, attempt, *vars(f).values()) for f in found))
+
+    def set_missing(self, job: str, patterns: Iterable[str]) -> None:
+        """The expected results that a completed job does not have."""
+        self._change("UPDATE jobs SET missing = ? WHERE id = ?", json.dumps(list(patterns)), job)
 
     def set_result(self, job: str, attempt: int, path: bytes, state: str, why: str = "") -> None:
         """WANTED, HERE, LEFT or GONE for one offered file."""
@@ -411,14 +425,26 @@ class Ledger:
 
     def result_files(self, job: str, attempt: int) -> list[ResultFile]:
         """The files offered for an attempt, sorted by path."""
-        columns = "path, size, mode, mtime, sha256, kind, state, why"
-        rows = self.rows("SELECT %s FROM results_files WHERE job = ? AND attempt = ? ORDER BY path" % columns,
+        rows = self.rows("SELECT %s FROM results_files WHERE job = ? AND attempt = ? ORDER BY path" % _RESULT,
                          job, attempt)
         return [ResultFile(*row) for row in rows]
 
+    def results_of(self, jobs: Iterable[str]) -> dict[tuple[str, int], list[ResultFile]]:
+        """The files offered for the newest attempts of these jobs (at most a thousand: it is one query)."""
+        ids = list(jobs)
+        found: dict[tuple[str, int], list[ResultFile]] = {}
+        for row in self.rows("SELECT job, attempt, %s FROM results_files WHERE job IN (%s) AND attempt ="
+                             " (SELECT attempt FROM jobs WHERE id = job)" % (_RESULT, ", ".join("?" * len(ids))), *ids):
+            found.setdefault((row[0], row[1]), []).append(ResultFile(*row[2:]))
+        return found
+
+
+_RESULT = "path, size, mode, mtime_ns, sha256, kind, state, why"
+
 
 def _job(row: sqlite3.Row) -> Job:
-    return Job(*(json.loads(row[c]) if c == "options" else row[c] for c in Job.__annotations__))
+    values = {column: row[column] for column in Job.__annotations__}
+    return Job(**{**values, "options": json.loads(row["options"]), "missing": tuple(json.loads(row["missing"]))})
 
 
 def _text(record: Record, key: str) -> str:

@@ -1,6 +1,6 @@
 """What a session carries, and the checks between what an agent says and that; its users implement `Handler`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeGuard
 
 from chasqui_agent import wire
@@ -64,14 +64,16 @@ class Listed:
     path: bytes
     size: int
     mode: int
-    mtime: float
-    sha256: str
+    mtime_ns: int
     kind: str
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The results of one ended attempt. gone: why there are none to be had, else ""."""
+    """The results of one ended attempt. gone: why there are none to be had, else "".
+
+    missing: the job's expected patterns that no file there matches. fetched: the answer to a fetch.
+    """
 
     job: str
     attempt: int
@@ -79,13 +81,18 @@ class Listing:
     left_out: list[dict[str, Any]]
     gone: str
     fetched: bool
+    missing: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return self.job, self.attempt
 
 
 class Target(Protocol):
-    """Where one result file goes."""
+    """Where one result file goes. `why`: what the agent found wrong with it while it read, else ""."""
 
     def write(self, data: bytes) -> None: ...
-    def finish(self, sha256: str) -> None: ...
+    def finish(self, sha256: str, why: str) -> None: ...
 
 
 class Handler:
@@ -108,13 +115,19 @@ class Handler:
     def waiting(self) -> None: ...
     def finished(self) -> None: ...
 
-    def choose(self, listing: Listing) -> list[int]:
-        """Which files of a listing to fetch."""
-        return []
+    def choose(self, listings: list[Listing], more: bool) -> Iterable[tuple[Key, list[tuple[int, int]]]]:
+        """What to fetch of a slice of listings, in order: (job's key, [(index, bytes of it that are here)]).
 
-    def target(self, key: Key, file: Listed) -> Target:
-        """Where a file that was chosen goes."""
+        An empty list asks for a fresh listing of that job. more: other slices follow this one.
+        """
+        return ()
+
+    def target(self, key: Key, file: Listed, start: int) -> Target:
+        """Where a file that was chosen goes, from byte `start` on."""
         raise NotImplementedError
+
+    def delivered(self) -> None:
+        """All that was chosen of the last slice has come, or has been said to be gone."""
 
     def open(self, offer: JobOffer, file: "InputFile") -> BinaryIO:
         """The content of an input. Raises OSError or Changed."""
@@ -168,22 +181,24 @@ def hashes(value: Any, asked: set[str]) -> list[str]:
 
 def listing(job: str, attempt: int, fields: Mapping[str, Any]) -> Listing:
     """The rest of a results message, checked. Raises WireError."""
-    files, left = fields.get("files"), fields.get("left_out", [])
+    files, left, missing = fields.get("files"), fields.get("left_out", []), fields.get("missing", [])
+    if not isinstance(missing, list) or len(missing) > 1000 or not all(isinstance(text, str) for text in missing):
+        raise wire.WireError("missing results that are no list of patterns")
     if not isinstance(files, list) or len(files) > MAX_LISTED or not isinstance(left, list) or len(left) > MAX_LEFT_OUT:
         raise wire.WireError("a list of results that is none, or too long")
     checked = [_listed(item) for item in files]
     _no_clashes({file.path for file in checked}, len(checked))
     return Listing(job, attempt, checked, [_left_out(item) for item in left], text(fields, "gone"),
-                   fields.get("fetched") is True)
+                   fields.get("fetched") is True, tuple(wire.printable(text) for text in missing))
 
 
 def _listed(item: Any) -> Listed:
-    if not isinstance(item, dict) or not is_int(item.get("size"), MAX_SIZE) or not is_sha(item.get("sha256")):
-        raise wire.WireError("a result without a proper size or hash")
-    mode, mtime, kind = item.get("mode"), item.get("mtime"), item.get("kind")
-    if not is_int(mode, 0o7777) or not is_int(mtime, 1 << 40) or kind not in ("output", "log"):
+    if not isinstance(item, dict) or not is_int(item.get("size"), MAX_SIZE):
+        raise wire.WireError("a result without a proper size")
+    mode, mtime, kind = item.get("mode"), item.get("mtime_ns"), item.get("kind")
+    if not is_int(mode, 0o7777) or not is_int(mtime, 1 << 62) or kind not in ("output", "log"):
         raise wire.WireError("a result without a proper mode, time or kind")
-    return Listed(wire.confined(item.get("path")), item["size"], mode, float(mtime), item["sha256"], kind)
+    return Listed(wire.confined(item.get("path")), item["size"], mode, mtime, kind)
 
 
 def _no_clashes(paths: set[bytes], amount: int) -> None:

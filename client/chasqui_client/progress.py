@@ -18,10 +18,11 @@ class Progress:
         self.terminal = shown and self.stream.isatty()
         self._what = ""
         self._drawn = False
+        self.total = 0  # bytes; may grow while they come
 
     def begin(self, what: str, total: int) -> None:
         """A transfer of `total` bytes begins."""
-        self._what, self._total, self._bytes, self._files = what, total, 0, 0
+        self._what, self.total, self._bytes, self._files = what, total, 0, 0
         self._started = self._last = time.monotonic()
 
     def advance(self, amount: int, files: int = 0) -> None:
@@ -43,10 +44,10 @@ class Progress:
     def _line(self) -> str:
         seconds = max(0.001, time.monotonic() - self._started)
         rate = self._bytes / seconds
-        said = "%s %s of %s, %s files, %s/s" % (self._what, size(self._bytes), size(self._total), number(self._files),
+        said = "%s %s of %s, %s files, %s/s" % (self._what, size(self._bytes), size(self.total), number(self._files),
                                                 size(int(rate)))
-        if 0 < self._bytes < self._total and rate > 0:
-            left = int((self._total - self._bytes) / rate)
+        if 0 < self._bytes < self.total and rate > 0:
+            left = int((self.total - self._bytes) / rate)
             said += ", %d:%02d left" % (left // 60, left % 60)
         return said
 

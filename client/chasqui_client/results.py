@@ -1,336 +1,342 @@
-"""Results on this computer: in <job folder>/<results dir>/, under their final name only once their hash is right.
+"""Results on this computer: which files of a slice of listings are wanted, and what the ledger learns of them.
 
-The job's folder may have changed under us, and what the cluster calls a result is not trusted: every folder on the way
-is opened relative to the one above without following symlinks, and a file is written into results/.chasqui/, checked,
-fsynced and then renamed to its place. A crash leaves at most a file in there, which the next sync removes.
+Nothing is written to the ledger while a slice is on its way: when it has come, one durability pass (`landing`) and then
+one transaction record it. A session that is cut records what has come; a client that is killed records nothing, and
+the next session asks for the hashes of what it finds.
 """
 
 import errno
-import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 
-from chasqui_agent import fault, wire
+from chasqui_agent import wire
 
 from . import errors, states
 from .config import Home, Remote
 from .exchange import SyncReport
+from .landing import PARTS, SMALL, Arriving, Landing
 from .ledger import Job, Ledger, ResultFile
 from .messages import Key, Listed, Listing, Target
 
-fault.register(
-    {
-        "results.rename.before": "a result is whole and verified, not yet under its final name",
-        "results.rename.after": "a result is under its final name, not yet recorded",
-    }
-)
-
-PARTS = b".chasqui"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+BIG = 4 << 20  # bytes; files beyond come when the small results of all jobs are here
+_AGAIN = 500  # jobs asked to be listed again in one turn: the agent lists no more in one
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_BATCH = 200  # files between two commits of the ledger
+_NAMED = 1000  # files left out, jobs incomplete, notes that a report names
 
 
-@contextmanager
-def _opened(path: bytes, above: int | None = None, make: bool = False) -> Iterator[int]:
-    """A descriptor of the folder `path`; raises OSError where it is a symlink."""
-    if make:
-        try:
-            os.mkdir(path, 0o777, dir_fd=above)
-        except FileExistsError:
-            pass
-    fd = os.open(path, _FOLDER, dir_fd=above)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+class _Offered:
+    """The results of one job of the slice, and what becomes of each."""
 
+    def __init__(self, job: Job, listing: Listing, known: list[ResultFile]) -> None:
+        self.job, self.listing = job, listing
+        self.known = {file.path: file for file in known}
+        # What is here stays known, also when it is no longer listed: a fetch got it, or it was removed there.
+        self.rows = {file.path: file for file in known if listing.fetched or file.state == "HERE"}
+        self.wanted: dict[int, int] = {}  # index -> bytes that need not come
+        self.told = False  # that its results can't be written here
+        self.failed: dict[bytes, str] = {}  # path -> why; it may come right when it is listed again
 
-@contextmanager
-def _folder_of(results: bytes, path: bytes) -> Iterator[tuple[int, bytes]]:
-    """(descriptor of the folder that `path` stands in below `results`, its name there); makes what is missing."""
-    *parents, name = path.split(b"/")
-    fd = os.open(results, _FOLDER)
-    try:
-        for parent in parents:
-            with _opened(parent, fd, make=True) as below:
-                below = os.dup(below)
-            os.close(fd)
-            fd = below
-        yield fd, name
-    finally:
-        os.close(fd)
+    def row(self, file: Listed, state: str, sha256: str = "", why: str = "") -> None:
+        """Note what is known of a file."""
+        self.rows[file.path] = ResultFile(file.path, file.size, file.mode, file.mtime_ns, sha256, file.kind, state, why)
 
+    def is_here(self, file: Listed) -> bool:
+        """Whether the ledger has it as it is there now."""
+        row = self.known.get(file.path)
+        return row is not None and row.state == "HERE" and (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
 
-def _hash_of(results: bytes, file: Listed) -> str:
-    """SHA-256 of a file that is here already and has the right size, else ""."""
-    try:
-        with _folder_of(results, file.path) as (folder, name):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return ""
-    with os.fdopen(fd, "rb") as stream:
-        if os.fstat(fd).st_size != file.size:
-            return ""
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Only a job that completed should have what was expected of it."""
+        if self.listing.fetched:
+            return self.job.missing
+        return self.listing.missing if self.job.state == states.COMPLETED else ()
 
-
-class _Arriving:
-    """One file on its way in."""
-
-    def __init__(self, receiver: "Receiver", job: Job, file: Listed) -> None:
-        self.receiver, self.job, self.file = receiver, job, file
-        self.results = job.results_path
-        self.part = b"%s.part" % os.urandom(8).hex().encode("ascii")
-        self.digest = hashlib.sha256()
-        with _opened(self.results) as results, _opened(PARTS, results) as parts:
-            # The user's umask decides who may read it; of the cluster's mode only "executable" counts.
-            mode = 0o777 if file.mode & 0o100 else 0o666
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self.fd = os.open(self.part, flags, mode, dir_fd=parts)
-
-    def write(self, data: bytes) -> None:
-        """Take some of the content."""
-        self.digest.update(data)
-        wire.write_all(self.fd, data)
-        self.receiver.arrived(len(data))
-
-    def finish(self, sha256: str) -> None:
-        """All has come: check, fsync, rename. A file that is not what was listed is dropped, and asked for again."""
-        try:
-            right = self.digest.hexdigest() == sha256 == self.file.sha256
-            if right:
-                os.utime(self.fd, (self.file.mtime, self.file.mtime))
-                os.fsync(self.fd)
-        finally:
-            os.close(self.fd)
-        with _opened(self.results) as results, _opened(PARTS, results) as parts:
-            if not right:
-                os.unlink(self.part, dir_fd=parts)
-            else:
-                with _folder_of(self.results, self.file.path) as (folder, name):
-                    fault.point("results.rename.before")
-                    os.rename(self.part, name, src_dir_fd=parts, dst_dir_fd=folder)
-                    fault.point("results.rename.after")
-                    os.fsync(folder)
-        self.receiver.settled(self.job, self.file, right, "" if right else "it changed while it was sent")
-
-
-class _Discarded:
-    """Where a file goes that can't be written here."""
-
-    def __init__(self, receiver: "Receiver", job: Job, file: Listed, why: str) -> None:
-        self.receiver, self.job, self.file, self.why = receiver, job, file, why
-
-    def write(self, data: bytes) -> None:
-        """Nowhere."""
-        self.receiver.arrived(len(data))
-
-    def finish(self, sha256: str) -> None:
-        """It stays wanted."""
-        self.receiver.settled(self.job, self.file, False, self.why)
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to come."""
+        return not self.missing and not any(row.state == "WANTED" for row in self.rows.values())
 
 
 class Receiver:
-    """The results of one session: what of them is wanted, where they go, and what the ledger learns of it."""
+    """The results of one session."""
 
     def __init__(self, ledger: Ledger, remote: str, report: SyncReport) -> None:
         self.ledger, self.remote, self.report = ledger, remote, report
-        self.expected = 0  # bytes
-        self.received = 0
-        self._jobs: dict[Key, Job] = {}
-        self._due: dict[Key, int] = {}
-        self._here: list[tuple[Job, Listed]] = []
+        self.expected = 0  # bytes asked for so far
+        self._landing = Landing()
+        self._slice: dict[Key, _Offered] = {}
+        self._later: list[Key] = []  # jobs with big files, to be listed again
+        self._again: dict[Key, bool] = {}  # jobs with files that did not come right: whether they were listed again
+        self._target: _Target | None = None
+
+    def close(self) -> None:
+        """Record what has come, however the session ended."""
+        if self._target:
+            self._target.leave()
+        self.delivered()
 
     # -- choosing --------------------------------------------------------------------------------------------------
 
-    def choose(self, listing: Listing) -> list[int]:
-        """The indices of the files to fetch, recorded as wanted. Older attempts and strangers' jobs: none."""
-        job = self.ledger.job(listing.job)
-        if job is None or job.remote != self.remote or job.attempt != listing.attempt or not job.ended:
-            return []
-        if job.results_state in (states.CLEANUP_ELIGIBLE, states.CLEANED) and not listing.fetched:
-            return []  # what is still there says nothing of what came home
-        if listing.gone:
-            self.report.notes.append("results of %s can't be had: %s" % (wire.printable(job.name, 80), listing.gone))
-            return []
-        try:
-            self._prepare(job)
-        except OSError as error:
-            self._complain(job, error)
-            return []
-        self._name_left_out(job, listing)
-        chosen = self._missing(job, listing)
-        self._record(job, listing, chosen)
-        key = (job.id, job.attempt)
-        self._jobs[key], self._due[key] = job, len(chosen)
-        self.expected += sum(listing.files[index].size for index in chosen)
-        if not chosen:
-            self._finish(job)
-        return chosen
+    def choose(self, listings: list[Listing], more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
+        """What to fetch of a slice: small files of all its jobs, then big ones, the smallest first.
 
-    def _complain(self, job: Job, error: OSError) -> None:
-        if error.errno in _FULL:
-            raise errors.DiskFullHere(path=wire.path_text(job.results_path)) from error
-        why = "it is a symlink or no folder" if error.errno in (errno.ELOOP, errno.ENOTDIR) else errors.describe(error)
-        self.report.notes.append("results of %s stay on the cluster: %s: %s. Put that right, then: chasqui sync" % (
-            wire.printable(job.name, 80), wire.path_text(job.results_path), why))
+        Big ones wait until there are no more slices: their jobs are then listed again, as are, once, those with files
+        that changed on their way.
+        """
+        self._slice = {offered.listing.key: offered for offered in self._offered(listings)}
+        big: list[tuple[int, Key, int, int]] = []
+        for key, offered in self._slice.items():
+            sizes = {index: offered.listing.files[index].size for index in offered.wanted}
+            big += [(sizes[index], key, index, have) for index, have in offered.wanted.items() if sizes[index] > BIG]
+            small = [(index, have) for index, have in offered.wanted.items() if sizes[index] <= BIG]
+            self.expected += sum(sizes[index] - have for index, have in small)
+            if small:
+                yield key, small
+        if more:
+            self._later += dict.fromkeys(key for _, key, _, _ in big)
+            return
+        for size, key, index, have in sorted(big):
+            self.expected += size - have
+            yield key, [(index, have)]
+        yield from ((key, []) for key in self._listed_again())
 
-    def _prepare(self, job: Job) -> None:
-        """An empty place for parts in the results folder; an earlier attempt's results are moved aside first."""
-        results = job.results_path
-        if job.attempt > 1 and not self._has_some(job, job.attempt):
+    def _listed_again(self) -> list[Key]:
+        asked = self._later[:_AGAIN]
+        del self._later[:_AGAIN]
+        failed = [key for key, done in self._again.items() if not done and key not in asked][:_AGAIN - len(asked)]
+        self._again.update(dict.fromkeys(failed, True))
+        return asked + failed
+
+    def _offered(self, listings: list[Listing]) -> Iterator[_Offered]:
+        """The listings that concern us. Of older attempts and strangers' jobs nothing is wanted."""
+        jobs = self.ledger.jobs_by_id(listing.job for listing in listings)
+        known = self.ledger.results_of(jobs)
+        for listing in listings:
+            job = jobs.get(listing.job)
+            if job is None or job.remote != self.remote or job.attempt != listing.attempt or not job.ended:
+                continue
+            if job.results_state in (states.CLEANUP_ELIGIBLE, states.CLEANED) and not listing.fetched:
+                continue  # what is still there says nothing of what came home
+            if listing.gone:
+                self._note("results of %s can't be had: %s" % (wire.printable(job.name, 80), listing.gone))
+                continue
+            offered = _Offered(job, listing, known.get(listing.key, []))
+            try:
+                self._consider(offered)
+            except OSError as error:
+                self._complain(job, error)
+                continue
+            yield offered
+
+    def _consider(self, offered: _Offered) -> None:
+        """Find out what is wanted of a job. Raises OSError where its results can't be written."""
+        job, listing = offered.job, offered.listing
+        if job.attempt > 1 and not offered.rows:
             self._move_earlier(job)
-        with _opened(os.path.dirname(results)) as above, _opened(os.path.basename(results), above, make=True) as folder:
-            with _opened(PARTS, folder, make=True) as parts:
-                for name in os.listdir(parts):
-                    os.unlink(os.fsencode(name), dir_fd=parts)
+        candidates = []
+        for index, file in enumerate(listing.files):
+            if offered.is_here(file):
+                continue
+            # A fetch is asked for again by the user alone; and the job is as whole without it.
+            state, why = ("LEFT", "asked for, not here yet") if listing.fetched else ("WANTED", "")
+            offered.row(file, state, "", why)
+            if self._allowed(offered, file):
+                candidates.append(index)
+        files = [listing.files[index] for index in candidates]
+        have = self._landing.have(job.results_path, files, remove=not listing.fetched)
+        offered.wanted = dict(zip(candidates, have, strict=True))
+        self._leave_out(offered)
+        if listing.fetched and not listing.files:
+            self._note("%s has no such result" % wire.printable(job.name, 80))
 
-    def _has_some(self, job: Job, attempt: int) -> bool:
-        return any(file.state == "HERE" for file in self.ledger.result_files(job.id, attempt))
+    def _allowed(self, offered: _Offered, file: Listed) -> bool:
+        """The agent was told the same limits; one that does not keep to them must not fill this disk."""
+        most = offered.job.options.get("max_file")
+        within = offered.listing.fetched or not isinstance(most, int) or file.size <= most
+        if within and file.path.split(b"/")[0] not in (PARTS, SMALL):
+            return True
+        self._note("a result of %s was not taken: %s" % (
+            wire.printable(offered.job.name, 80), wire.printable(wire.path_text(file.path))))
+        return False
+
+    def _leave_out(self, offered: _Offered) -> None:
+        for item in offered.listing.left_out:
+            path, before = item["path"], offered.known.get(item["path"])
+            if before and before.state == "HERE" and before.size == item["size"]:
+                continue
+            offered.rows[path] = ResultFile(path, item["size"], 0, 0, "", "output", "LEFT", item["why"])
+            if before is None or before.state != "LEFT":
+                self.report.left_out_files += 1
+                if len(self.report.left_out) < _NAMED:
+                    self.report.left_out.append({"job": offered.job.id, "path": wire.path_text(path),
+                                                 "size": item["size"], "why": item["why"]})
 
     def _move_earlier(self, job: Job) -> None:
+        """An earlier attempt's results make place for this one's."""
         earlier = next((n for n in range(job.attempt - 1, 0, -1) if self._has_some(job, n)), 0)
         aside = b"%s.attempt-%d" % (job.results_path, earlier)
         if earlier and os.path.isdir(job.results_path) and not os.path.lexists(aside):
             os.rename(job.results_path, aside)
 
-    def _missing(self, job: Job, listing: Listing) -> list[int]:
-        """Indices of files that are neither recorded as here nor (after a crash) here all the same."""
-        known = {f.path: f.sha256 for f in self.ledger.result_files(job.id, job.attempt) if f.state == "HERE"}
-        chosen = []
-        for index, file in enumerate(listing.files):
-            if file.path.split(b"/")[0] == PARTS or file.size > self._limit(job, listing):
-                self.report.notes.append("a result of %s was not taken: %s" % (
-                    wire.printable(job.name, 80), wire.printable(wire.path_text(file.path))))
-            elif known.get(file.path) == file.sha256:
-                continue
-            elif _hash_of(job.results_path, file) == file.sha256:
-                self._here.append((job, file))
-            else:
-                chosen.append(index)
-        return chosen
+    def _has_some(self, job: Job, attempt: int) -> bool:
+        return any(file.state == "HERE" for file in self.ledger.result_files(job.id, attempt))
 
-    @staticmethod
-    def _limit(job: Job, listing: Listing) -> int:
-        """The agent was told the same limit; one that does not keep to it must not fill this disk."""
-        limit = job.options.get("max_file")
-        return limit if isinstance(limit, int) and not listing.fetched else 1 << 62
+    def _complain(self, job: Job, error: OSError) -> None:
+        if error.errno in _FULL:
+            raise errors.DiskFullHere(path=wire.path_text(job.results_path)) from error
+        why = "it is a symlink or no folder" if error.errno in (errno.ELOOP, errno.ENOTDIR) else errors.describe(error)
+        self._note("results of %s stay on the cluster: %s: %s. Put that right, then: chasqui sync" % (
+            wire.printable(job.name, 80), wire.path_text(job.results_path), why))
 
-    def _name_left_out(self, job: Job, listing: Listing) -> None:
-        before = {f.path for f in self.ledger.result_files(job.id, job.attempt) if f.state == "LEFT"}
-        for item in listing.left_out:
-            if item["path"] not in before:
-                self.report.left_out.append({"job": job.id, "path": wire.path_text(item["path"]),
-                                             "size": item["size"], "why": item["why"]})
-
-    def _record(self, job: Job, listing: Listing, chosen: list[int]) -> None:
-        rows = [ResultFile(f.path, f.size, f.mode, f.mtime, f.sha256, f.kind, "WANTED") for f in listing.files]
-        rows += [ResultFile(item["path"], item["size"], 0, 0.0, "", "output", "LEFT", item["why"])
-                 for item in listing.left_out]
-        if listing.fetched:
-            asked = {row.path for row in rows}
-            rows += [row for row in self.ledger.result_files(job.id, job.attempt) if row.path not in asked]
-            if not listing.files:
-                self.report.notes.append("%s has no such result" % wire.printable(job.name, 80))
-        with self.ledger.transaction():
-            self.ledger.record_results(job.id, job.attempt, rows)
-            if chosen and job.results_state == states.NONE:
-                self.ledger.set_results_state(job.id, states.PARTIAL)
+    def _note(self, text: str) -> None:
+        if len(self.report.notes) < _NAMED:
+            self.report.notes.append(text)
 
     # -- arriving --------------------------------------------------------------------------------------------------
 
-    def target(self, key: Key, file: Listed) -> Target:
+    def target(self, key: Key, file: Listed, start: int) -> Target:
         """Where a chosen file goes. Raises DiskFullHere."""
-        job = self._jobs[key]
+        self._target = _Target(self, self._slice[key], file)
         try:
-            return _Guarded(_Arriving(self, job, file))
+            self._target.arriving = self._landing.begin(self._target.results, file, start)
         except OSError as error:
-            self._complain(job, error)
-            return _Discarded(self, job, file, errors.describe(error))
-
-    def arrived(self, size: int) -> None:
-        """Bytes have come in."""
-        self.received += size
-
-    def settled(self, job: Job, file: Listed, here: bool, why: str) -> None:
-        """One file is done with: here, or not this time."""
-        key = (job.id, job.attempt)
-        if here:
-            self._here.append((job, file))
-            self.report.results_files += 1
-            self.report.results_bytes += file.size
-        else:
-            self.report.notes.append("%s of %s: %s; the next sync asks again" % (
-                wire.printable(wire.path_text(file.path)), wire.printable(job.name, 80), why))
-        self._due[key] -= 1
-        if not self._due[key]:
-            self._finish(job)
-        elif len(self._here) >= _BATCH:
-            self.commit()
+            if not self._slice[key].told:
+                self._complain(self._slice[key].job, error)
+            self._slice[key].told = True
+        return self._target
 
     def gone(self, key: Key, file: Listed, why: str) -> None:
         """A file that was listed can't be sent."""
-        self.settled(self._jobs[key], file, False, why or "it is gone")
+        self._slice[key].failed[file.path] = why or "it is gone"
 
-    def commit(self) -> None:
-        """Record what has arrived."""
-        with self.ledger.transaction():
-            for job, file in self._here:
-                self.ledger.set_result(job.id, job.attempt, file.path, "HERE")
-        self._here = []
+    def arrived(self, offered: _Offered, file: Listed, sha256: str) -> None:
+        """A file is whole, and under its name."""
+        offered.row(file, "HERE", sha256)
+        self.report.results_files += 1
+        self.report.results_bytes += file.size
 
-    def _finish(self, job: Job) -> None:
-        """The last file of a job is in: verified, if none is missing."""
-        with self.ledger.transaction():
-            self.commit()
-            missing = any(f.state == "WANTED" for f in self.ledger.result_files(job.id, job.attempt))
-            now = self.ledger.job(job.id)
-            if not missing and now and now.results_state in (states.NONE, states.PARTIAL):
-                self.ledger.set_results_state(job.id, states.VERIFIED)
-                self.report.results_jobs += 1
-        self._sweep(job)
+    def not_now(self, offered: _Offered, path: bytes, why: str) -> None:
+        """A file did not come right, and will not in this session."""
+        self._note("%s of %s: %s; the next sync asks again" % (
+            wire.printable(wire.path_text(path)), wire.printable(offered.job.name, 80), why))
+
+    # -- recording -------------------------------------------------------------------------------------------------
+
+    def delivered(self) -> None:
+        """Make durable what has come of the slice, then record it. Raises DiskFullHere, HomeUnusable, LedgerBusy."""
+        finished, self._target = self._slice, None
+        try:
+            self._landing.durable()
+        except OSError as error:
+            raise _unwritable(next(iter(finished.values())).job.results_path, error) from error
+        self._slice = {}
+        self._record([offered for offered in finished.values() if self._is_news(offered)])
+        for key, offered in finished.items():
+            self._incomplete(offered)
+            if offered.failed and key not in self._again and len(self._again) < _NAMED:
+                self._again[key] = False
+            elif offered.failed:
+                for path, why in offered.failed.items():
+                    self.not_now(offered, path, why)
 
     @staticmethod
-    def _sweep(job: Job) -> None:
-        """Remove the empty place for parts, and the results folder where there are none."""
-        try:
-            with _opened(job.results_path) as results:
-                os.rmdir(PARTS, dir_fd=results)
-            os.rmdir(job.results_path)
-        except OSError:
+    def _is_news(offered: _Offered) -> bool:
+        state = _state_after(offered, offered.job)
+        return offered.rows != offered.known or (state, offered.missing) != (
+            offered.job.results_state, offered.job.missing)
+
+    def _record(self, news: list[_Offered]) -> None:
+        if not news:
             return
+        with self.ledger.transaction():
+            jobs = self.ledger.jobs_by_id(offered.job.id for offered in news)
+            for offered in news:
+                job = jobs.get(offered.job.id)
+                if job is None or job.attempt != offered.job.attempt:  # it was tried again meanwhile
+                    continue
+                if offered.rows != offered.known:
+                    self.ledger.record_results(job.id, job.attempt, offered.rows.values())
+                if offered.missing != job.missing:
+                    self.ledger.set_missing(job.id, offered.missing)
+                state = _state_after(offered, job)
+                self.report.results_jobs += state == states.VERIFIED != job.results_state
+                self.ledger.set_results_state(job.id, state)
+
+    def _incomplete(self, offered: _Offered) -> None:
+        if offered.missing and not offered.listing.fetched and len(self.report.incomplete) < _NAMED:
+            item = {"job": offered.job.id, "name": offered.job.name, "missing": list(offered.missing)}
+            if item not in self.report.incomplete[-1:]:
+                self.report.incomplete.append(item)
 
 
-class _Guarded:
-    """A file arriving whose disk may fill up: its part is removed, and the session ends with a clear word."""
+def _state_after(offered: _Offered, job: Job) -> str:
+    """The state of a job's results with what has come. A fetch is extra: it neither completes nor spoils them."""
+    if job.results_state not in (states.NONE, states.PARTIAL, states.VERIFIED):
+        return job.results_state
+    if offered.listing.fetched:
+        return states.PARTIAL if job.results_state == states.NONE else job.results_state
+    return states.VERIFIED if offered.whole else states.PARTIAL
 
-    def __init__(self, arriving: _Arriving) -> None:
-        self.arriving = arriving
+
+def _unwritable(results: bytes, error: OSError) -> errors.ChasquiError:
+    where = wire.path_text(results)
+    if error.errno in _FULL:
+        return errors.DiskFullHere(path=where)
+    return errors.HomeUnusable(errors.describe(error), path=where, hint="")
+
+
+class _Target:
+    """A file arriving. What this disk says against it ends the session or, where it is the file's own trouble, doesn't.
+
+    Without `arriving` it can't be written here, which was told: the data go nowhere, and it stays wanted.
+    """
+
+    def __init__(self, receiver: Receiver, offered: _Offered, file: Listed) -> None:
+        self.receiver, self.offered, self.file = receiver, offered, file
+        self.results = offered.job.results_path
+        self.arriving: Arriving | None = None
 
     def write(self, data: bytes) -> None:
+        if self.arriving is None:
+            return
         try:
             self.arriving.write(data)
         except OSError as error:
             self._give_up(error)
 
-    def finish(self, sha256: str) -> None:
+    def finish(self, sha256: str, why: str) -> None:
+        arriving, self.arriving = self.arriving, None
+        if arriving is None:
+            return
+        if why:
+            arriving.drop()
+            self.offered.failed[self.file.path] = why
+            return
         try:
-            self.arriving.finish(sha256)
+            right = arriving.finish(sha256)
         except OSError as error:
             if error.errno in _FULL:
-                self._give_up(error)
+                raise _unwritable(self.results, error) from error
             # A folder stands where the file should, or the results folder was swapped for a symlink meanwhile.
-            self.arriving.receiver.settled(self.arriving.job, self.arriving.file, False, errors.describe(error))
+            self.receiver.not_now(self.offered, self.file.path, errors.describe(error))
+            return
+        if right:
+            self.receiver.arrived(self.offered, self.file, sha256)
+        else:
+            self.offered.failed[self.file.path] = "its hash is not the one it has there"
 
     def _give_up(self, error: OSError) -> None:
-        import shutil
-        shutil.rmtree(os.path.join(self.arriving.results, PARTS), ignore_errors=True)
-        where = wire.path_text(self.arriving.results)
-        if error.errno in _FULL:
-            raise errors.DiskFullHere(path=where) from error
-        raise errors.HomeUnusable(errors.describe(error), path=where, hint="") from error
+        arriving, self.arriving = self.arriving, None
+        if arriving:
+            arriving.drop()
+        raise _unwritable(self.results, error) from error
+
+    def leave(self) -> None:
+        """The session broke while it was on its way: its part stays."""
+        if self.arriving:
+            self.arriving.leave()
+            self.arriving = None
 
 
 # -- the output of a job that still runs -------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class Job:
     acked: int  # newest attempt the cluster has acknowledged
     added: str
     changed: str
+    missing: tuple[str, ...] = ()  # of its expected results, the patterns that nothing there matched (COMPLETED alone)
 
     @property
     def ended(self) -> bool:
@@ -63,12 +64,15 @@ class InputFile:
 
 @dataclass(frozen=True)
 class ResultFile:
-    """One file the cluster offers. state: WANTED, HERE (verified), LEFT (left out: `why`) or GONE."""
+    """One file the cluster offers. state: WANTED, HERE (verified), LEFT (left out: `why`) or GONE.
+
+    sha256 is known of what is HERE alone. size and mtime_ns, both as they are there, tell whether it is still the same.
+    """
 
     path: bytes
     size: int
     mode: int
-    mtime: float
+    mtime_ns: int
     sha256: str
     kind: str
     state: str

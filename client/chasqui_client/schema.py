@@ -75,6 +75,22 @@ CREATE TABLE results_files (
 ) WITHOUT ROWID;
 """
 
+# jobs.missing: the patterns of expected results that are not there, JSON. Results that are here are known again by size
+# and time to the nanosecond. Not ALTER TABLE ... DROP COLUMN: SQLite 3.34, which is still about, has none.
+_V2 = """
+ALTER TABLE jobs ADD COLUMN missing TEXT NOT NULL DEFAULT '[]';
+CREATE TABLE results_files_2 (
+    job TEXT NOT NULL, attempt INTEGER NOT NULL, path BLOB NOT NULL,
+    size INTEGER NOT NULL, mode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    kind TEXT NOT NULL, state TEXT NOT NULL, why TEXT NOT NULL,
+    PRIMARY KEY (job, attempt, path)
+) WITHOUT ROWID;
+INSERT INTO results_files_2 SELECT job, attempt, path, size, mode, CAST(mtime AS INTEGER) * 1000000000, sha256, kind,
+    state, why FROM results_files;
+DROP TABLE results_files;
+ALTER TABLE results_files_2 RENAME TO results_files;
+"""
+
 _V3 = """
 CREATE TABLE proofs (                       -- a run found an attempt's results whole
     job TEXT NOT NULL, attempt INTEGER NOT NULL, run TEXT NOT NULL,
@@ -91,7 +107,7 @@ CREATE TABLE clearances (                   -- the last refusal to clean a job
 CREATE INDEX jobs_cleanup ON jobs(remote) WHERE results_state IN ('VERIFIED', 'CLEANUP_ELIGIBLE');
 """
 
-MIGRATIONS = (_V1, _V3)  # the script at n leads from format n to n + 1
+MIGRATIONS = (_V1, _V2, _V3)  # the script at n leads from format n to n + 1
 
 
 def prepare(db: sqlite3.Connection) -> str:

@@ -15,7 +15,7 @@ from chasqui_agent import fault, wire
 
 from . import messages
 from .launcher import new_nonce as new_nonce
-from .messages import AgentError, Changed, Handler, JobOffer, Key, Listed, Listing, NotGreeted, Offer
+from .messages import AgentError, Changed, Handler, JobOffer, Key, NotGreeted, Offer
 from .transport import Pipe
 
 fault.register(
@@ -26,9 +26,9 @@ fault.register(
 )
 
 if TYPE_CHECKING:
+    from .download import Download
     from .ledger import InputFile
 
-MAX_WANTED = 500_000  # result files of one session; the rest comes with the next
 MAX_PIECE = 16 << 20  # journal text in one log message, bytes
 MAX_LOG = 1 << 30  # in one session
 WORKING_FOR = 3600.0  # seconds the agent may say nothing but NOPs
@@ -46,6 +46,7 @@ class Session:
         self._out = bytearray()
         self._rest = b""
         self._cursor = 0
+        self._more = False  # the last turn of the agent's said that a further slice follows
 
     def run(self, offer: Offer) -> None:
         """All turns up to the agent's bye. Raises NotGreeted, AgentError, WireError, and what the handler raises."""
@@ -130,6 +131,7 @@ class Session:
             if fields["m"] not in names:
                 raise wire.WireError("a message out of turn: %s" % wire.printable(fields["m"], 40))
             yield fields
+        self._more = fields.get("more") is True
 
     def _data(self, size: int) -> Iterator[bytes]:
         """Exactly `size` bytes of data frames."""
@@ -240,31 +242,31 @@ class Session:
         for start in range(0, len(data), wire.CHUNK):
             self._send(wire.frame(wire.DATA, data[start:start + wire.CHUNK]))
 
-    # -- turns 4 to 6 ----------------------------------------------------------------------------------------------
+    # -- turn 4, and what follows --------------------------------------------------------------------------------------
 
     _NEWS = ("acked", "refuse", "op_done", "note", "pump", "status", "log", "results")
 
     def _news(self, offer: Offer, welcome: dict[str, Any] | None) -> None:
         if welcome is None:
             self._welcome()
-        wanted: list[tuple[Listing, list[int]]] = []
+        download: Download | None = None
         state = _Turn4({job.key for job in offer.jobs}, {str(op["id"]) for op in offer.operations})
         for fields in self._messages(self._NEWS):
             if fields["m"] == "results":
-                listing = state.listing(fields)
-                chosen = self.handler.choose(listing) if state.wanted < MAX_WANTED else []
-                state.wanted += len(chosen)
-                state.listings += 1
-                if chosen:
-                    wanted.append((listing, chosen))
+                download = download or self._download()
+                download.listed(fields)
             elif fields["m"] == "log":
                 self._log(fields, state)
             else:
                 self._one_news(fields, state)
         state.flush(self.handler)
-        if state.listings:
-            self._fetch(wanted)
+        if download or self._more:
+            (download or self._download()).run(self._more)
         self._bye()
+
+    def _download(self) -> "Download":
+        from .download import Download
+        return Download(self, self.handler)
 
     def _one_news(self, fields: dict[str, Any], state: "_Turn4") -> None:
         name = fields["m"]
@@ -302,35 +304,6 @@ class Session:
         self._cursor = to
         self.handler.records(list(_records(text)), self._cursor)
 
-    def _fetch(self, wanted: list[tuple[Listing, list[int]]]) -> None:
-        due: dict[tuple[str, int, int], Listed] = {}
-        for listing, chosen in wanted:
-            self._send(wire.message("want", job=listing.job, attempt=listing.attempt, files=chosen))
-            due.update({(listing.job, listing.attempt, index): listing.files[index] for index in chosen})
-        self._end()
-        keys = {(listing.job, listing.attempt) for listing, _ in wanted}
-        while due:
-            fields = self._message()
-            key, index = messages.key(fields, keys), fields.get("index")
-            if fields["m"] not in ("file", "gone") or not isinstance(index, int) or (*key, index) not in due:
-                raise wire.WireError("a result that was not asked for")
-            file = due.pop((*key, index))
-            if fields["m"] == "gone":
-                self.handler.gone(key, file, messages.text(fields, "why"))
-            else:
-                self._file(key, file, fields)
-
-    def _file(self, key: Key, file: Listed, fields: dict[str, Any]) -> None:
-        if fields.get("size") != file.size:
-            raise wire.WireError("a result of another size than was listed")
-        target = self.handler.target(key, file)
-        for chunk in self._data(file.size):
-            target.write(chunk)
-        last = self._message()
-        if last["m"] != "sha" or not messages.is_sha(last.get("sha256")):
-            raise wire.WireError("a result without its hash")
-        target.finish(last["sha256"])
-
     def _bye(self) -> None:
         fields = self._message()
         if fields["m"] != "bye" or fields.get("status") != "ok":
@@ -344,8 +317,7 @@ class _Turn4:
     def __init__(self, offered: set[Key], operations: set[str]) -> None:
         self.offered, self.operations = offered, operations
         self.acked: list[Key] = []
-        self.listed: set[Key] = set()
-        self.listings = self.wanted = self.log = 0
+        self.log = 0
         self._left = len(offered) + len(operations) + 200
 
     def count(self) -> None:
@@ -358,18 +330,6 @@ class _Turn4:
         if self.acked:
             handler.acked(self.acked)
             self.acked = []
-
-    def listing(self, fields: dict[str, Any]) -> Listing:
-        """A results message, checked. Raises WireError."""
-        job, attempt = fields.get("job"), fields.get("attempt")
-        if not isinstance(job, str) or len(job) > 64 or not messages.is_int(attempt, 100_000):
-            raise wire.WireError("results of no proper job")
-        if (job, attempt) in self.listed:
-            raise wire.WireError("results of one job twice")
-        self.listed.add((job, attempt))
-        if len(self.listed) > 200_000:
-            raise wire.WireError("results of more jobs than there can be")
-        return messages.listing(job, attempt, fields)
 
 
 def _records(text: bytes) -> Iterator[dict[str, Any]]:

@@ -7,13 +7,13 @@ acknowledged, records of the journal go in together with the cursor behind them,
 import io
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import chasqui_agent
 from chasqui_agent import wire
 
-from . import __version__, deploy, errors, headstart, launcher, results, ssh, states
+from . import __version__, deploy, errors, headstart, launcher, ssh, states
 from .config import Home, Remote
 from .converse import converse
 from .exchange import SyncOptions, SyncReport
@@ -26,8 +26,10 @@ from .progress import Progress
 if TYPE_CHECKING:
     from . import inputs
     from .pace import Bandwidth
+    from .results import Receiver
 
 MAX_JOBS = 20_000  # offered in one session; more go with the next
+MAX_RESULTS = 100_000  # jobs whose results are asked for in one session; the agent takes no more
 _COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
             states.REJECTED: "rejected", states.CANCELLED: "cancelled"}
 
@@ -142,7 +144,7 @@ class Exchange(Handler):
     def __init__(self, ledger: Ledger, remote: Remote, options: SyncOptions, report: SyncReport,
                  progress: Progress) -> None:
         self.ledger, self.remote, self.options, self.report, self.progress = ledger, remote, options, report, progress
-        self.results = results.Receiver(ledger, remote.name, report)
+        self._receiver: Receiver | None = None
         self.report_of_agent: dict[str, Any] = {}
         self._jobs: dict[Key, Job] = {}
         self._sizes: dict[Key, tuple[int, int]] = {}
@@ -182,7 +184,7 @@ class Exchange(Handler):
     def _results_wanted(self) -> list[list[Any]]:
         if not self.options.download:
             return []
-        return [[job.id, job.attempt] for job in self.ledger.results_wanted(self.remote.name)]
+        return [list(pair) for pair in self.ledger.results_wanted(self.remote.name)[:MAX_RESULTS]]
 
     def _fetch(self) -> list[list[Any]]:
         wanted = []
@@ -203,7 +205,8 @@ class Exchange(Handler):
         options = job.options
         fields = {"name": job.name, "priority": job.priority, "script": wire.path_text(job.script),
                   "outputs": options.get("outputs", []), "exclude": options.get("exclude", []),
-                  "max_file": options.get("max_file", 0), "rerun": bool(options.get("rerun")),
+                  "expect": options.get("expect", []), "max_file": options.get("max_file", 0),
+                  "max_job": options.get("max_job", 0), "rerun": bool(options.get("rerun")),
                   "previous": job.attempt - 1}
         offer = JobOffer(job.id, job.attempt, files, fields)
         self._jobs[offer.key] = job
@@ -328,26 +331,37 @@ class Exchange(Handler):
 
     # -- results ---------------------------------------------------------------------------------------------------
 
-    def choose(self, listing: Listing) -> list[int]:
-        return self.results.choose(listing)
+    @property
+    def results(self) -> "Receiver":
+        """Imported and made when results are listed: most syncs bring none."""
+        if self._receiver is None:
+            from .results import Receiver
+            self._receiver = Receiver(self.ledger, self.remote.name, self.report)
+            self.progress.begin("results", 0)
+        return self._receiver
 
-    def target(self, key: Key, file: Listed) -> Target:
-        if not self.results.received:
-            self.progress.begin("results", self.results.expected)
-        self.progress.advance(file.size, 1)
-        return self.results.target(key, file)
+    def choose(self, listings: list[Listing], more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
+        yield from self.results.choose(listings, more)
+        self.progress.total = self.results.expected
+
+    def target(self, key: Key, file: Listed, start: int) -> Target:
+        self.progress.advance(file.size - start, 1)
+        return self.results.target(key, file, start)
 
     def gone(self, key: Key, file: Listed, why: str) -> None:
         self.results.gone(key, file, why)
 
+    def delivered(self) -> None:
+        self.results.delivered()
+
     def finished(self) -> None:
         """Record that all was said, while the agent's process and ssh's are still ending."""
-        self.results.commit()
         self.ledger.set_remote(self.remote.name, synced=self.report.timestamp, report=self.report_of_agent)
 
     def close(self) -> None:
         """Record the results that arrived, however the session ended."""
-        self.results.commit()
+        if self._receiver:
+            self._receiver.close()
 
 
 def _name_changes(job: Job, changes: list[tuple[bytes, str]], report: SyncReport) -> None:

@@ -2,7 +2,7 @@
 
     #% cpus = 16              a default; --set cpus=32 or [remotes.NAME.templates.T] in config.toml replaces it
     #% command                no default: must be given
-    #% inputs = POSCAR INCAR  what is uploaded; likewise exclude and outputs (patterns, separated by spaces)
+    #% inputs = POSCAR INCAR  what is uploaded; likewise exclude, outputs, expect (patterns)
 
 Header lines do not go into the script. A user's template is $CHASQUI_HOME/templates/NAME.sh and hides a built-in one.
 """
@@ -20,13 +20,13 @@ from .config import Home
 _BUILT_IN = Path(__file__).parent / "templates"
 _HEADER = re.compile(r"#%\s*([A-Za-z_][A-Za-z0-9_]*)\s*(?:=\s*(.*?)\s*)?\Z")
 _PLACEHOLDER = re.compile(r"\{\{\s*([^{}\n]*?)\s*\}\}")
-_PATTERNS = ("inputs", "exclude", "outputs")
+_PATTERNS = ("inputs", "exclude", "outputs", "expect")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template. defaults: key -> value, None where one must be given. patterns: inputs, exclude, outputs."""
+    """A parsed template. defaults: key -> value, None where one must be given. patterns: as `_PATTERNS` names them."""
 
     name: str
     body: str

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from chasqui_agent import fault
-from chasqui_client import ledger, results, session
+from chasqui_client import landing, ledger, session
 
 TOP = Path(__file__).resolve().parents[2]
-MODULES = tuple(module.__name__.split(".")[1] for module in (ledger, results, session))
+MODULES = tuple(module.__name__.split(".")[1] for module in (ledger, landing, session))
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in MODULES)
 LATER = (
     range(2, 9) if os.environ.get("CHASQUI_TEST_SIZE") == "long" else (2, 3, 5)
@@ -50,7 +50,8 @@ class Laptop:
         for name in names:
             folder = self.folder / name
             folder.mkdir()
-            (folder / "job.sh").write_text(f"echo start >> '{self.folder}/ran-{name}'\ncat in.dat > out\ncp out out2\n")
+            (folder / "job.sh").write_text(f"echo start >> '{self.folder}/ran-{name}'\ncat in.dat > out\ncp out out2\n"
+                                           "head -c 600000 /dev/zero > large\n")
             (folder / "in.dat").write_text(name)
             made.append(str(folder))
         return made
@@ -92,4 +93,5 @@ def test_client_killed_at(tmp_path: Path, point: str, nth: int) -> None:
         assert (tmp_path / f"ran-{name}").read_text() == "start\n", "run once"
         assert (tmp_path / name / "results" / "out").read_text() == name
         assert (tmp_path / name / "results" / "out2").read_text() == name
+        assert (tmp_path / name / "results" / "large").read_bytes() == bytes(600_000)
     assert {job["results_state"] for job in laptop("list")["jobs"]} == {"VERIFIED"}

@@ -99,7 +99,7 @@ def test_elements_claim_apart_and_have_their_own_output(tmp_path: Path, cluster:
     assert root.outcomes()["duplicate"] == 0
     listing = deliver.listing(root.spool, ("arr", 1), root.spool.job_record("arr", 1).get("ledger"))
     names = ["arr.%s%s.%d" % (letter, parent.partition("[")[0], index) for letter in "oe" for index in (1, 2, 3)]
-    assert listing and [(item["path"], item["kind"]) for item in listing.files] == [(name, "log") for name in names]
+    assert listing and {(row[0], row[4]) for row in listing.files} == {(name, "log") for name in names}
     submitted = next(call[4] for call in cluster.calls("qsub") if "%s/runner.%s" % (meta, token) in call[4])
     assert submitted[submitted.index("-r") + 1] == "y"  # PBS: "cannot submit non-rerunable Array Job"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chasqui_client import errors, session
+from chasqui_client import download, errors, session
 from session.desk import AGENT, Desk
 
 # A stand-in for the deployed agent. `mode` decides where it leaves the protocol; everything up to there is proper.
@@ -80,8 +80,7 @@ if MODE == "control characters":
     record = json.dumps(record).encode()
     say("log", **{"from": 0, "to": 1, "size": len(record)}); send(wire.frame(wire.DATA, record))
 def listed(path, data=b"evil", **more):
-    row = {"path": path, "size": len(data), "mode": 0o644, "mtime": 0, "kind": "output"}
-    row["sha256"] = hashlib.sha256(data).hexdigest()
+    row = {"path": path, "size": len(data), "mode": 0o644, "mtime_ns": 0, "kind": "output"}
     row.update(more)
     return row
 ended = {"t": "2026-01-01T00:00:00Z", "ev": "ended", "job": JOB, "attempt": 1, "state": "DONE", "exit": 0}
@@ -91,30 +90,66 @@ if MODE not in ("control characters",):
 FILES = {
     "dots": [listed("../evil")], "absolute": [listed("/tmp/evil")], "middle dots": [listed("a/../../evil")],
     "nul": [listed("a%%00b")], "encoded dots": [listed("%%2E%%2E/evil")], "empty": [listed("")],
-    "own folder": [listed(".chasqui/x")],
+    "own folder": [listed(".chasqui/x")], "own part": [listed(".chasqui.part")],
     "file and folder": [listed("a"), listed("a/b")], "twice": [listed("a"), listed("a")],
     "negative": [listed("a", size=-1)], "enormous": [listed("a", size=1 << 49)],
-    "bad hash": [listed("a", sha256="zz")], "wrong content": [listed("good", b"good")],
+    "bad time": [listed("a", mtime_ns=1 << 62 + 1)], "time in words": [listed("a", mtime_ns="now")],
+    "bad hash": [listed("good")], "wrong content": [listed("good", b"good")],
     "through a symlink": [listed("link/evil")], "onto a symlink": [listed("onto")],
     "more than announced": [listed("good", b"good")], "another index": [listed("good", b"good")],
     "too many": [listed("f%%d" %% n) for n in range(40001)],
 }
+EXTRA = {"missing in numbers": {"missing": [1]}, "missing for ever": {"missing": ["x"] * 1001},
+         "missing escapes": {"missing": ["\\x1b[2J" + "x" * 5000]}}
+STARTS = {"from before": -1, "from beyond": 5, "from the middle": 2, "from words": "0", "from nowhere": None}
+FILES.update(dict.fromkeys(STARTS, [listed("good")]), **dict.fromkeys(EXTRA, [listed("good")]))
+FILES.update({"nothing comes": [listed("good")], "reasons": [listed("good")], "twice the file": [listed("good")],
+              "a listing in between": [listed("good"), listed("better")]})
+def results(job=JOB, files=None):
+    files = FILES[MODE] if files is None else files
+    say("results", job=job, attempt=1, files=files, left_out=[], **EXTRA.get(MODE, {}))
+if MODE == "too many jobs":
+    for n in range(501): results("j%%015d" %% n, [])
+if MODE == "too many files":
+    for n in range(6): results("j%%015d" %% n, [listed("f%%d" %% m) for m in range(9000)])
+if MODE == "a job twice":
+    results(files=[]); results(files=[])
 if MODE in FILES:
-    say("results", job=JOB, attempt=1, files=FILES[MODE], left_out=[])
-say("end")
-if MODE in FILES:
+    results()
+say("end", more=MODE == "slices for ever")
+if MODE == "slices for ever":
+    n = 0
+    while turn():
+        for m in range(400): results("j%%015d" %% (n + m), [])
+        n += 400; say("end", more=True)
+def one(index, data, sha=None, **more):
+    say("file", job=JOB, attempt=1, index=index + (MODE == "another index"), size=FILES[MODE][index]["size"],
+        **{"from": STARTS.get(MODE, 0)})
+    if data: send(wire.frame(wire.DATA, data))
+    say("sha", sha256=sha or hashlib.sha256(data).hexdigest(), **more)
+said = bool(FILES.get(MODE))
+while said:
     wanted = [m for m in turn() if m["m"] == "want"]
+    said = bool(wanted)
     data = {"more than announced": b"good and more", "another index": b"good"}.get(MODE, b"evil")
     for item in wanted:
-        for index in item["files"]:
-            say("file", job=JOB, attempt=1, index=index + (MODE == "another index"), size=FILES[MODE][index]["size"])
-            send(wire.frame(wire.DATA, data)); say("sha", sha256=hashlib.sha256(data).hexdigest())
+        for index, have in item["files"]:
+            if MODE == "a listing in between": results("j" * 16, [])
+            if MODE == "nothing comes": continue
+            wrong = {"bad hash": "zz", "wrong content": hashlib.sha256(b"good").hexdigest()}.get(MODE)
+            one(index, data, wrong, **({"why": "\\x1b[2Jno" + "y" * 9000} if MODE == "reasons" else {}))
+            if MODE == "twice the file": one(index, data)
+        if not item["files"]:
+            results()
+    say("end", more=False)
 say("bye", status="ok")
 '''
 
 REFUSED = ("dots", "absolute", "middle dots", "nul", "encoded dots", "empty", "file and folder", "twice", "negative",
-           "bad hash", "more than announced", "another index", "too many", "huge frame", "damaged frame", "not json",
-           "deep json",
+           "bad hash", "bad time", "time in words", "more than announced", "another index", "too many", "huge frame",
+           "damaged frame", "not json", "deep json", "missing in numbers", "missing for ever", "from before",
+           "from beyond", "from the middle", "from words", "from nowhere", "nothing comes", "twice the file",
+           "a listing in between", "too many jobs", "too many files", "a job twice", "slices for ever",
            "nothing for ever", "foreign acks", "acks for ever", "backwards journal", "huge journal", "endless journal")
 
 
@@ -152,23 +187,31 @@ def evil(tmp_path):
 @pytest.mark.parametrize("mode", REFUSED)
 def test_what_breaks_the_protocol_ends_the_session(evil, mode, monkeypatch):
     monkeypatch.setattr(session, "MAX_LOG", 32 << 20)
+    monkeypatch.setattr(download, "MAX_LISTINGS", 5000)
     before, memory = evil.outside(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(errors.ProtocolBroken) as caught:
         evil.talk(mode)
     assert str(caught.value).isprintable()
     assert evil.outside() == before
-    assert not any(evil.results.rglob("*")) or mode in ("more than announced", "another index")
+    assert not [path for path in evil.results.rglob("*") if path.is_file()] or mode == "twice the file"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kilobytes
 
 
-@pytest.mark.parametrize("mode", ["own folder", "enormous", "wrong content"])
+@pytest.mark.parametrize("mode", ["own folder", "own part", "enormous", "wrong content", "reasons"])
 def test_results_that_are_not_taken(evil, mode):
     before = evil.outside()
     report = evil.talk(mode)
     assert report.results_files == 0
-    assert report.notes
+    assert report.notes and all(note.isprintable() and len(note) < 5000 for note in report.notes)
     assert evil.outside() == before
     assert not [path for path in evil.results.rglob("*") if path.is_file()]
+
+
+def test_what_is_missing_is_told_harmless(evil):
+    report = evil.talk("missing escapes")
+    text, = report.incomplete[0]["missing"]
+    assert text.isprintable() and len(text) < 600
+    assert evil.job(evil.mine).missing == (text,)
 
 
 def test_a_symlink_in_the_results_is_not_followed(evil):

@@ -5,11 +5,11 @@ import secrets
 
 import pytest
 
-from chasqui_agent import channel, fault, receive, serve
+from chasqui_agent import channel, deliver, fault, receive, serve
 from chasqui_client import errors
 from session.desk import Desk
 
-MODULES = (channel, receive, serve)  # their points are registered by importing them
+MODULES = (channel, deliver, receive, serve)  # their points are registered by importing them
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in [m.__name__.split(".")[1] for m in MODULES])
 
 

@@ -211,7 +211,7 @@ def test_logs_show_what_is_here(work: Path, capsys: pytest.CaptureFixture[str]) 
     home = Home()
     job = api.find(home, Selection(("a",)))[0]
     with api.open_ledger(home) as ledger:
-        ledger.record_results(job.id, 1, [ResultFile(b"a.o7", 1, 0o600, 0.0, "", "log", "WANTED")])
+        ledger.record_results(job.id, 1, [ResultFile(b"a.o7", 1, 0o600, 0, "", "log", "WANTED")])
         ledger.set_result(job.id, 1, b"a.o7", "HERE")
     (work / "a" / "results").mkdir()
     (work / "a" / "results" / "a.o7").write_bytes(b"one\ttwo\x1b[31m\xff\n")
@@ -233,7 +233,7 @@ def test_the_summary_of_a_sync(work: Path, monkeypatch: pytest.MonkeyPatch, caps
         "uploaded 3,000 jobs · submitted 70 · completed 2,991 · failed 7 · lost 2 · waiting 2,930"
         " · in the scheduler 70\n"
         "results of 2 jobs verified: 4 files, 1.5 kB\n"
-        "left there: WAVECAR of abcdefgh (2.0 GB, big); chasqui results abcdefgh --get 'WAVECAR' fetches it\n"
+        "left there: WAVECAR of abcdefgh (2.0 GB, big); chasqui results fetch abcdefgh --glob 'WAVECAR' gets it\n"
         "next: chasqui list --state FAILED,LOST\n")
     assert _run("sync", "--fail") == 3
 
@@ -288,10 +288,10 @@ def test_results_that_were_left_there(work: Path, monkeypatch: pytest.MonkeyPatc
     _init_and_add()
     job = api.find(Home(), Selection(("a",)))[0]
     with api.open_ledger(Home()) as ledger:
-        ledger.record_results(job.id, 1, [ResultFile(b"WAVE\x1bCAR", 5, 0o600, 0.0, "", "output", "LEFT", "too big")])
+        ledger.record_results(job.id, 1, [ResultFile(b"WAVE\x1bCAR", 5, 0o600, 0, "", "output", "LEFT", "too big")])
     capsys.readouterr()
     assert _run("results", "a") == 0
-    assert "left there: WAVE%1BCAR  5 bytes  too big; chasqui results " + job.id[:8] in capsys.readouterr().out
+    assert "left there: WAVE%1BCAR  5 bytes  too big; chasqui results fetch " + job.id[:8] in capsys.readouterr().out
     asked = []
 
     def run_sync(home: Home, remote: Any, options: exchange.SyncOptions) -> exchange.SyncReport:
@@ -299,9 +299,42 @@ def test_results_that_were_left_there(work: Path, monkeypatch: pytest.MonkeyPatc
         return exchange.SyncReport(remote="here", results_jobs=1, results_files=1, counts={"RUNNING": 1})
 
     monkeypatch.setattr(api, "run_sync", run_sync)
-    assert _run("results", "a", "--get", "WAVE*") == 0
-    assert asked == [{job.id: ("WAVE*",)}]
+    assert _run("results", "fetch", "a", "--all") == 2
+    assert "No job that has ended" in capsys.readouterr().err
+    _end(job.id)
+    assert _run("results", "fetch", "a", "--glob", "WAVE*", "--glob", "run/**") == 0
     assert "results of 1 job verified" in capsys.readouterr().out
+    assert _run("results", "fetch", "--state", "COMPLETED", "--all") == 0
+    assert asked == [{job.id: ("WAVE*", "run/**")}, {job.id: ()}]
+    for words in (("fetch", "a"), ("fetch", "a", "--all", "--glob", "x"), ("a", "--glob", "x"), ("fetch", "--all")):
+        assert _run("results", *words) == 2
+        assert "hint: chasqui" in capsys.readouterr().err
+    assert len(asked) == 2
+
+
+def _end(job: str) -> None:
+    with api.open_ledger(Home()) as ledger:
+        ledger.apply_record("here", {"t": "2026-01-01T00:00:00Z", "ev": "ended", "state": "DONE", "job": job,
+                                     "attempt": 1})
+
+
+def test_missing_results_are_told_everywhere(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _init_and_add()
+    job = api.find(Home(), Selection(("a",)))[0]
+    _end(job.id)
+    with api.open_ledger(Home()) as ledger:
+        ledger.set_missing(job.id, ["OUTCAR", "vasp*.xml"])
+        ledger.set_results_state(job.id, "PARTIAL")
+    capsys.readouterr()
+    for verb, said in (("status", "  1 completed job without all the results expected"),
+                       ("list", "results incomplete: no OUTCAR, vasp*.xml"),
+                       ("show a", "missing       OUTCAR, vasp*.xml"),
+                       ("results a", "incomplete: no OUTCAR, vasp*.xml")):
+        assert _run(*verb.split()) == 0
+        assert said in capsys.readouterr().out
+        assert _run(*verb.split(), "--json") == 0
+        answer = capsys.readouterr().out
+        assert '"results_incomplete": 1' in answer or '"missing": ["OUTCAR", "vasp*.xml"]' in answer
 
 
 def test_status_repeats_what_the_scheduler_said(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The ledger: states move by the table alone, records count once, a no-op sync does not pay for the past."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -171,9 +172,9 @@ def test_what_a_sync_asks(ledger: Ledger) -> None:
     ledger.acknowledge("hpc", [("high", 1), ("mid", 1), ("nobody", 1), ("low", 7)])
     assert [job.id for job in ledger.to_upload("hpc")] == ["low"]
     ledger.apply_record("hpc", _record("ended", job="high", state="DONE"))
-    assert [job.id for job in ledger.results_wanted("hpc")] == ["high"]
-    ledger.record_results("high", 1, [ResultFile(b"out\xff", 3, 0o644, 1.5, "cd" * 32, "output", "WANTED"),
-                                      ResultFile(b"big", 3, 0o644, 1.5, "", "output", "LEFT", "larger than 100 MB")])
+    assert ledger.results_wanted("hpc") == [("high", 1)] and ledger.results_due("hpc") == (1, 0)
+    ledger.record_results("high", 1, [ResultFile(b"out\xff", 3, 0o644, 1500, "cd" * 32, "output", "WANTED"),
+                                      ResultFile(b"big", 3, 0o644, 1500, "", "output", "LEFT", "larger than 100 MB")])
     ledger.set_results_state("high", "PARTIAL")
     ledger.set_result("high", 1, b"out\xff", "HERE")
     assert {f.path: f.state for f in ledger.result_files("high", 1)} == {b"out\xff": "HERE", b"big": "LEFT"}
@@ -183,13 +184,27 @@ def test_what_a_sync_asks(ledger: Ledger) -> None:
     assert ledger.counts("hpc", open_only=True) == {"QUEUED_LOCAL": 1, "UPLOADED": 1}
 
 
-def test_offered_results_that_are_here_stay_here(ledger: Ledger) -> None:
-    offer = ResultFile(b"out", 3, 0o644, 1.5, "cd" * 32, "output", "WANTED")
+def test_results_of_many_jobs_are_those_of_their_newest_attempts(ledger: Ledger) -> None:
+    offer = ResultFile(b"out", 3, 0o644, 1500, "", "output", "WANTED")
+    for name in ("j1", "j2", "j3"):
+        _add(ledger, name)
+        ledger.record_results(name, 1, [offer])
+    for record in STORY:
+        ledger.apply_record("hpc", {**record, "job": "j2"})
+    ledger.add_attempt(_job(ledger, "j2"), [FILE])
+    ledger.record_results("j1", 1, [offer, ResultFile(b"b", 1, 0o600, 1, "", "log", "LEFT", "big")])
+    assert {key: len(files) for key, files in ledger.results_of(["j1", "j2", "no"]).items()} == {("j1", 1): 2}
+
+
+def test_missing_results_are_counted_apart_until_a_new_attempt(ledger: Ledger) -> None:
     _add(ledger)
-    ledger.record_results("j1", 1, [offer])
-    ledger.set_result("j1", 1, b"out", "HERE")
-    ledger.record_results("j1", 1, [offer])
-    assert ledger.result_files("j1", 1)[0].state == "HERE"
+    for record in STORY:
+        ledger.apply_record("hpc", record)
+    ledger.set_missing("j1", ["OUT*"])
+    assert _job(ledger).missing == ("OUT*",)
+    assert ledger.results_due("hpc") == (0, 1) and ledger.results_wanted("hpc") == [("j1", 1)]
+    ledger.add_attempt(_job(ledger), [FILE])
+    assert _job(ledger).missing == () and ledger.results_due("hpc") == (0, 0)
 
 
 # -- operations --------------------------------------------------------------------------------------------------------
@@ -222,7 +237,7 @@ def test_a_cancel_of_a_job_there_waits_for_the_journal(ledger: Ledger) -> None:
     ledger.finish_op("op1")
     assert _job(ledger).state == "UPLOADED"
     assert ledger.apply_record("hpc", _record("cancelled", 8, why="by hand")) == "CANCELLED"
-    assert job.id == "j1" and ledger.results_wanted("hpc")[0].id == "j1"
+    assert job.id == "j1" and ledger.results_wanted("hpc") == [("j1", 1)]
 
 
 def test_hold_and_release_both_on_their_way(ledger: Ledger) -> None:
@@ -324,11 +339,21 @@ def test_files_that_are_no_ledger(tmp_path: Path) -> None:
         Ledger(tmp_path / "newer")
 
 
-def test_the_first_format_is_kept_for_ever() -> None:
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    schema.prepare(db)
-    tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables >= {"meta", "remotes", "jobs", "files", "attempts", "ops", "events", "results_files"}
+def test_a_ledger_of_the_first_format_is_brought_up_to_date(tmp_path: Path) -> None:
+    """The file was written by the first version: a finished job with results here, wanted and left, one failed job."""
+    shutil.copy(Path(__file__).with_name("ledger-v1.db"), tmp_path / "jobs.db")
+    for _ in range(2):
+        with Ledger(tmp_path / "jobs.db") as ledger:
+            assert len(ledger.id) == 32 and ledger.rows("PRAGMA user_version")[0][0] == len(schema.MIGRATIONS)
+            done, failed = ledger.jobs()
+            assert (done.state, done.results_state, done.missing, done.options["outputs"]) == (
+                "COMPLETED", "PARTIAL", (), ["*"])
+            assert [(f.path, f.size, f.mtime_ns, f.state, f.why) for f in ledger.result_files(done.id, 1)] == [
+                (b"big", 10 ** 9, 0, "LEFT", "larger than 100000000 bytes"),
+                (b"out\xff", 3, 1767225600 * 10 ** 9, "HERE", ""), (b"sub/more", 5, 1767225601 * 10 ** 9, "WANTED", "")]
+            assert failed.state == "FAILED" and len(ledger.events(failed.id)) == 6
+            ledger.set_missing(done.id, [])
+            assert ledger.results_due("hpc") == (2, 0)
 
 
 def test_a_ledger_from_before_proofs_is_brought_on(tmp_path: Path) -> None:
