@@ -1,0 +1,442 @@
+"""Results come home once, from where a cut left them, whole or not at all; and those that the user asked for."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.agentroot import until
+from chasqui_client import api, deploy, download, errors, landing, results, states
+from chasqui_client.fields import replace
+from chasqui_client.select import Selection
+from session.desk import Desk
+from session.ended import CHUNK, Campaign, CountingLocal
+
+TOP = Path(__file__).resolve().parents[2]
+LARGE = os.urandom(3 * CHUNK + 1000)
+FILES = {"large": LARGE, "small": b"small\n", "sub/even": os.urandom(2 * CHUNK), "empty": b""}
+SIZE = sum(len(content) for content in FILES.values())
+
+
+@pytest.fixture
+def campaign(memory_path):
+    return Campaign(memory_path)
+
+
+def sync(campaign, on_want=None, **cut):
+    """One sync over a line that counts and may be cut: (line, report or None where it broke)."""
+    line = CountingLocal(**cut)
+    line.on_want = on_want
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploy, "transport_to", lambda *_: line)
+        try:
+            return line, campaign.sync()
+        except (errors.ConnectionLost, errors.NoGreeting):
+            return line, None
+
+
+def forget(campaign, job):
+    with campaign.ledger() as ledger, ledger.transaction():
+        ledger.db.execute("UPDATE jobs SET results_state = 'NONE' WHERE id = ?", (job.id,))
+        ledger.db.execute("DELETE FROM results_files WHERE job = ?", (job.id,))
+
+
+def whole(campaign, job):
+    assert campaign.completed(job)
+    assert campaign.here(job) == FILES
+    assert not (Path(os.fsdecode(job.results_path)) / ".chasqui").exists()
+    with campaign.ledger() as ledger:
+        rows = ledger.result_files(job.id, 1)
+    assert {row.state for row in rows} == {"HERE"} and len(rows) == len(FILES)
+
+
+def nothing_half_done(campaign, job):
+    for name, content in campaign.here(job).items():
+        assert name.startswith(".chasqui") or FILES[name] == content, name
+
+
+def test_a_line_cut_at_every_frame_costs_at_most_a_chunk(campaign):
+    job, = campaign.make(FILES)
+    for number in range(60):
+        line, report = sync(campaign, received=number)
+        assert (report is None) == line.was_cut
+        nothing_half_done(campaign, job)
+        again, _ = sync(campaign)
+        assert SIZE <= line.brought + again.brought <= SIZE + CHUNK, number
+        whole(campaign, job)
+        if not line.was_cut:
+            break
+        forget(campaign, job)
+        shutil.rmtree(job.results_path)
+    assert 15 < number < 59
+
+
+def killed(campaign, point, monkeypatch, number=1, client=False):
+    """A sync with one side killed at a fault point; the bytes that came."""
+    once = campaign.path / ("once%d" % len(list(campaign.path.glob("once*"))))
+    fault = {"CHASQUI_FAULT": "%s:%d" % (point, number), "CHASQUI_FAULT_ONCE": str(once)}
+    if client:
+        environment = {**os.environ, **fault, "CHASQUI_HOME": str(campaign.home.path),
+                       "PYTHONPATH": f"{TOP / 'client'}:{TOP / 'agent'}"}
+        done = subprocess.run([sys.executable, "-m", "chasqui_client", "sync"], env=environment, capture_output=True,
+                              stdin=subprocess.DEVNULL, timeout=120)
+        assert done.returncode == -9, done.stderr
+        return 0
+    with monkeypatch.context() as patch:
+        for name, value in fault.items():
+            patch.setenv(name, value)
+        line, report = sync(campaign)
+    assert report is None and once.exists()
+    return line.brought
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 6])
+def test_an_agent_killed_after_any_chunk(campaign, monkeypatch, number):
+    job, = campaign.make(FILES)
+    brought = killed(campaign, "deliver.chunk", monkeypatch, number)
+    nothing_half_done(campaign, job)
+    line, _ = sync(campaign)
+    assert SIZE <= brought + line.brought <= SIZE + CHUNK
+    whole(campaign, job)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 6])
+def test_a_client_killed_after_any_chunk_has_what_it_wrote(campaign, monkeypatch, number):
+    job, = campaign.make(FILES)
+    killed(campaign, "landing.chunk", monkeypatch, number, client=True)
+    nothing_half_done(campaign, job)
+    kept = sum(len(content) // CHUNK * CHUNK if name.startswith(".chasqui") else len(content)
+               for name, content in campaign.here(job).items())
+    line, _ = sync(campaign)
+    assert line.brought == SIZE - kept
+    whole(campaign, job)
+
+
+def test_what_is_here_but_not_recorded_is_only_compared(campaign, monkeypatch):
+    job, = campaign.make(FILES)
+    killed(campaign, "landing.durable.after", monkeypatch, client=True)
+    line, report = sync(campaign)
+    assert line.brought == 0 and report.results_files == len(FILES)
+    whole(campaign, job)
+
+
+def test_what_is_here_but_rotten_comes_again_in_the_same_session(campaign, monkeypatch):
+    job, = campaign.make(FILES)
+    killed(campaign, "landing.durable.after", monkeypatch, client=True)
+    place = Path(os.fsdecode(job.results_path)) / "sub/even"
+    status = place.stat()
+    place.write_bytes(b"?" + FILES["sub/even"][1:])
+    os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
+    line, report = sync(campaign)
+    assert line.brought == 2 * CHUNK and not report.notes
+    whole(campaign, job)
+
+
+def part_of(job):
+    part, = (Path(os.fsdecode(job.results_path)) / ".chasqui").iterdir()
+    return part
+
+
+def test_a_rotten_part_is_not_believed(campaign, monkeypatch):
+    job, = campaign.make({"large": LARGE})
+    killed(campaign, "landing.chunk", monkeypatch, 2, client=True)
+    with open(part_of(job), "r+b") as stream:
+        stream.write(b"?")
+    line, report = sync(campaign)
+    assert line.brought == len(LARGE) - 2 * CHUNK + len(LARGE) and not report.notes
+    assert campaign.here(job) == {"large": LARGE}
+    assert campaign.completed(job)
+
+
+def test_a_part_of_what_the_file_was_is_not_continued(campaign, monkeypatch):
+    job, = campaign.make({"large": LARGE})
+    killed(campaign, "landing.chunk", monkeypatch, 2, client=True)
+    assert part_of(job).stat().st_size == 2 * CHUNK
+    other = LARGE[::-1]
+    (campaign.work(job) / "large").write_bytes(other)
+    line, _ = sync(campaign)
+    assert line.brought == len(LARGE)
+    assert campaign.here(job) == {"large": other}
+
+
+def test_rubbish_among_the_parts_goes(campaign):
+    job, = campaign.make(FILES)
+    folder = Path(os.fsdecode(job.results_path)) / ".chasqui"
+    folder.mkdir(parents=True)
+    (folder / "0123.part").write_bytes(b"old")
+    (folder / "link.part").symlink_to(campaign.home.path)
+    (folder.parent / ".chasqui.part").write_bytes(b"of a killed client")
+    sync(campaign)
+    whole(campaign, job)
+
+
+@pytest.mark.parametrize("swapped", ["results", "results/.chasqui", "results/sub"])
+def test_a_folder_swapped_for_a_symlink(campaign, swapped):
+    """Before the sync; and what stands behind the link is left alone."""
+    job, = campaign.make(FILES)
+    elsewhere = campaign.path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "x.part").write_bytes(b"mine")
+    link = Path(os.fsdecode(job.folder)) / swapped
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(elsewhere)
+    _, report = sync(campaign)
+    assert report.notes
+    assert [path.name for path in elsewhere.iterdir()] == ["x.part"]
+    link.unlink()
+    sync(campaign)
+    whole(campaign, job)
+
+
+def test_a_folder_swapped_while_files_arrive(tmp_path):
+    """The folder that was opened is written to, wherever it is now; never what stands in its place."""
+    from chasqui_client.messages import Listed
+    (tmp_path / "job").mkdir()
+    results_path, elsewhere = tmp_path / "job" / "results", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place = landing.Landing()
+    for name in (b"one", b"large"):
+        arriving = place.begin(os.fsencode(results_path), Listed(name, len(LARGE), 0o644, 5 * 10 ** 18, "output"), 0)
+        arriving.write(LARGE)
+        if name == b"one":
+            os.rename(results_path, tmp_path / "job" / "moved")
+            results_path.symlink_to(elsewhere)
+        assert arriving.finish(hashlib.sha256(LARGE).hexdigest())
+    with pytest.raises(OSError):
+        place.durable()
+    assert list(elsewhere.iterdir()) == []
+    assert (tmp_path / "job" / "moved" / "one").read_bytes() == LARGE
+
+
+def append(place):
+    with open(place, "ab") as stream:
+        stream.write(b"more\n")
+
+
+def test_a_file_that_never_rests_is_reported_and_asked_for_next_time(campaign):
+    """It grows each time it was listed, before it is read."""
+    job, = campaign.make({"grows": b"x", "rests": b"y"})
+    place = campaign.work(job) / "grows"
+    _, report = sync(campaign, on_want=lambda: append(place))
+    note, = report.notes
+    assert "grows" in note and "it changed since it was listed; the next sync asks again" in note
+    assert campaign.job(job).results_state == states.PARTIAL and campaign.here(job) == {"rests": b"y"}
+    sync(campaign)
+    assert campaign.completed(job) and campaign.here(job)["grows"] == place.read_bytes()
+
+
+@pytest.mark.parametrize("change", [append, lambda place: place.write_bytes(LARGE[1:]), os.unlink,
+                                    lambda place: (place.unlink(), place.symlink_to("/etc/passwd"))],
+                         ids=["grown", "rewritten", "gone", "a symlink"])
+def test_a_file_that_changed_once_comes_in_the_same_session(campaign, change):
+    job, = campaign.make({"changes": LARGE, "rests": b"y"})
+    place = campaign.work(job) / "changes"
+    changes = [change]
+    _, report = sync(campaign, on_want=lambda: changes and changes.pop()(place))
+    assert report.notes == [] and not changes
+    assert campaign.completed(job)
+    left = {"changes": place.read_bytes()} if place.is_file() and not place.is_symlink() else {}
+    assert campaign.here(job) == {"rests": b"y", **left}
+
+
+def test_a_slow_disk_here_does_not_look_like_silence(campaign, monkeypatch):
+    job, = campaign.make(FILES)
+    real = landing.Landing.durable
+    monkeypatch.setattr(landing.Landing, "durable", lambda self: time.sleep(3) or real(self))
+    monkeypatch.setattr(download, "_ALIVE", 0.1)
+    monkeypatch.setenv("CHASQUI_IDLE", "1.5")
+    sync(campaign)
+    whole(campaign, job)
+
+
+# -- slices, order, memory ---------------------------------------------------------------------------------------------
+
+
+def test_big_files_of_any_slice_come_last(campaign, monkeypatch):
+    order = []
+    real = results.Receiver.target
+    monkeypatch.setattr(results, "BIG", 1000)
+    monkeypatch.setattr(results.Receiver, "target",
+                        lambda self, key, file, start: order.append(file.path) or real(self, key, file, start))
+    first, = campaign.make({"big": 5000, "bigger": 9000, "small": b"s"})
+    campaign.make({"small": b"s"}, count=1100)
+    last, = campaign.make({"big": 4000, "small": b"s"})
+    report = campaign.sync()
+    assert order == [b"small"] * 1102 + [b"big", b"big", b"bigger"]
+    assert report.results_jobs == 1102 and not report.notes
+    assert campaign.here(first).keys() == {"big", "bigger", "small"} and campaign.here(last)["big"] == bytes(4000)
+    assert campaign.sync().results_files == 0
+
+
+MEASURED = """
+import os, sys, threading, time
+from chasqui_client import cli
+def peak(pid):
+    with open("/proc/%s/status" % pid) as stream:
+        return int(next(line for line in stream if line.startswith("VmHWM")).split()[1])
+theirs, over = [0], threading.Event()
+def watch():
+    while not over.is_set():
+        for task in os.listdir("/proc/self/task"):
+            try:
+                with open("/proc/self/task/%s/children" % task) as stream:
+                    theirs.extend(peak(pid) for pid in stream.read().split())
+            except (OSError, StopIteration):
+                pass
+        theirs[:] = [max(theirs)]
+        time.sleep(0.02)
+thread = threading.Thread(target=watch)
+thread.start()
+code = cli.main(["sync"])
+over.set()
+thread.join()
+print(code, peak("self"), theirs[0])
+"""
+
+
+def measured(campaign):
+    """A sync in a process of its own: peak memory of client and agent, kB."""
+    environment = {**os.environ, "CHASQUI_HOME": str(campaign.home.path),
+                   "PYTHONPATH": f"{TOP / 'client'}:{TOP / 'agent'}"}
+    done = subprocess.run([sys.executable, "-c", MEASURED], env=environment, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    code, client, agent = map(int, done.stdout.splitlines()[-1].split())
+    assert code == 0 and agent > 0
+    return client, agent
+
+
+def test_memory_does_not_grow_with_jobs(campaign, size):
+    count = 20_000 if size.long else 2_000
+    campaign.make({"out%d" % n: b"content %d\n" % n for n in range(4)}, count=count)
+    client, agent = measured(campaign)
+    assert campaign.completed(campaign.jobs()[-1])
+    assert max(client, agent) < 100_000, (client, agent)
+    campaign.make({"small": b"s"})
+    least = measured(campaign)
+    assert client < least[0] + 30_000 and agent < least[1] + 30_000, (client, agent, least)
+
+
+def test_memory_does_not_grow_with_a_file(campaign, size):
+    job, = campaign.make({"small": b"s"})
+    least = measured(campaign)
+    big, = campaign.make({"big": (4 << 30) + 1 if size.long else (200 << 20) + 1})
+    client, agent = measured(campaign)
+    assert campaign.completed(job) and campaign.completed(big)
+    assert client < least[0] + 10_000 and agent < least[1] + 10_000, (client, agent, least)
+
+
+# -- what is chosen ----------------------------------------------------------------------------------------------------
+
+
+TREE = {"OUTCAR": b"o", "run/a/OUTCAR": b"1", "run/b.log": b"2", "run/a/deep/c.log": b"3", "tmp/x": b"4",
+        "WAVECAR": 900}
+
+
+@pytest.mark.parametrize("outputs, exclude, brought", [
+    ([], [], set(TREE)),
+    (["OUTCAR"], [], {"OUTCAR", "run/a/OUTCAR"}),
+    (["./OUTCAR"], [], {"OUTCAR"}),
+    (["run/*.log"], [], {"run/b.log"}),
+    (["run/**/*.log"], [], {"run/b.log", "run/a/deep/c.log"}),
+    (["run/**"], ["deep"], {"run/a/OUTCAR", "run/b.log"}),
+    (["**/a/**"], [], {"run/a/OUTCAR", "run/a/deep/c.log"}),
+    ([], ["tmp", "WAVE*", "run/**/c.*"], {"OUTCAR", "run/a/OUTCAR", "run/b.log"}),
+    (["**"], ["run/a"], {"OUTCAR", "run/b.log", "tmp/x", "WAVECAR"}),
+])
+def test_patterns_mean_what_users_think(campaign, outputs, exclude, brought):
+    job, = campaign.make(TREE, outputs=outputs, exclude=exclude)
+    campaign.sync()
+    assert set(campaign.here(job)) == brought
+    assert campaign.completed(job)
+
+
+def test_limits_leave_the_biggest_and_fetch_gets_them(campaign):
+    job, = campaign.make({"a": 400, "b": 500, "c": 600, "d": 5000}, max_file=1000, max_job=1000, exclude=["x*"])
+    (campaign.work(job) / "x1").write_bytes(b"excluded")
+    report = campaign.sync()
+    assert set(campaign.here(job)) == {"a", "b"}
+    assert {(item["path"], item["why"]) for item in report.left_out} == {
+        ("c", "more than 1000 bytes of results"), ("d", "larger than 1000 bytes")}
+    assert campaign.completed(job)
+    campaign.sync(fetch={job.id: ("c", "[x]*")})
+    assert set(campaign.here(job)) == {"a", "b", "c", "x1"}
+    campaign.sync(fetch={job.id: ("nothing*",)})
+    campaign.sync(fetch={job.id: ()})
+    assert set(campaign.here(job)) == {"a", "b", "c", "d", "x1"}
+    assert campaign.completed(job)
+    assert {row["state"] for row in api.show(campaign.home, job.id)["result_files"]} == {"HERE"}
+
+
+def test_a_fetch_that_is_cut_goes_on_when_it_is_typed_again(campaign, monkeypatch):
+    job, = campaign.make({"large": LARGE, "a": b"a"}, max_file=1000)
+    campaign.sync()
+    monkeypatch.setenv("CHASQUI_FAULT", "deliver.chunk:3")
+    monkeypatch.setenv("CHASQUI_FAULT_ONCE", str(campaign.path / "once"))
+    with pytest.raises(errors.ConnectionLost):
+        campaign.sync(fetch={job.id: ("large",)})
+    assert campaign.job(job).results_state == states.VERIFIED
+    assert part_of(job).stat().st_size >= 2 * CHUNK
+    campaign.sync(fetch={job.id: ("large",)})
+    assert campaign.here(job) == {"large": LARGE, "a": b"a"}
+
+
+def test_expected_results_are_asked_for_until_they_are_there(campaign):
+    job, = campaign.make({"OUTCAR": b"o", "x.log": b"l"}, outputs=["*.log"], expect=["OUTCAR", "vasprun.xml", "run/**"])
+    failed, = campaign.make({"x.log": b"l"}, state="FAILED", expect=["OUTCAR"])
+    for _ in range(2):
+        report = campaign.sync()
+        assert report.incomplete == [{"job": job.id, "name": job.name, "missing": ["vasprun.xml", "run/**"]}]
+        found = campaign.job(job)
+        assert (found.state, found.results_state) == (states.COMPLETED, states.PARTIAL)
+        assert found.missing == ("vasprun.xml", "run/**")
+        assert set(campaign.here(job)) == {"OUTCAR", "x.log"}
+    assert campaign.job(failed).results_state == states.VERIFIED and not campaign.job(failed).missing
+    (campaign.work(job) / "vasprun.xml").write_bytes(b"v")
+    assert campaign.sync().incomplete[0]["missing"] == ["run/**"]
+    (campaign.work(job) / "run").mkdir()
+    (campaign.work(job) / "run/x").write_bytes(b"r")
+    assert campaign.sync().incomplete == []
+    assert campaign.completed(job).missing == ()
+    assert set(campaign.here(job)) == {"OUTCAR", "x.log", "vasprun.xml", "run/x"}
+
+
+def lose(desk):
+    """Kill everything of the relay and its job, as a node that dies does."""
+    done = subprocess.run(["pgrep", "-f", str(desk.root)], capture_output=True, text=True)
+    for pid in map(int, done.stdout.split()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", ["FAILED", "CANCELLED", "LOST"])
+def test_jobs_that_ended_badly_bring_their_files_and_logs(tmp_path, kind):
+    desk = Desk(tmp_path)
+    desk.remote = replace(desk.remote, settings=replace(desk.remote.settings, grace=1))
+    wait = "" if kind == "FAILED" else "while [ ! -e %s/go ]; do sleep 0.05; done" % tmp_path
+    job, = desk.add(desk.folder("bad", "echo partial >out; echo said; echo warned >&2; %s\nexit 3" % wait))
+    desk.sync()
+    work = desk.root / "work" / job.id
+    until(lambda: (work / "out").exists(), "a job that has begun")
+    try:
+        if kind == "CANCELLED":
+            api.cancel(desk.home, Selection((job.id,)))
+        elif kind == "LOST":
+            lose(desk)
+        end = time.monotonic() + 60
+        while not desk.job(job).ended or desk.job(job).results_state != states.VERIFIED:
+            assert time.monotonic() < end, desk.job(job)
+            desk.sync()
+            time.sleep(0.1)
+    finally:
+        (tmp_path / "go").touch()
+    assert desk.job(job).state == kind
+    found = {name.rstrip("0123456789"): content for name, content in Campaign.here(job).items()}
+    assert found["out"] == b"partial\n" and found["bad.o"] == b"said\n" and b"warned\n" in found["bad.e"]
