@@ -285,3 +285,19 @@ def test_set_needs_a_template_and_name_one_folder(home: Home, tmp_path: Path) ->
         _add(home, _folder(tmp_path / "a"), asked=Asked(settings={"x": "1"}))
     with pytest.raises(errors.BadInput, match="--name names one job"):
         _add(home, _folder(tmp_path / "a"), _folder(tmp_path / "b"), asked=Asked(name="x"))
+
+
+def test_what_is_expected_and_the_limit_of_a_job(home: Home, tmp_path: Path) -> None:
+    """The command line, else job.toml, else [jobs]; what was asked for is asked for again by a retry."""
+    text = home.config_path.read_text()
+    home.config_path.write_text('[jobs]\nexpect = ["out"]\nmax_job = 7\n' + text)
+    plain = _folder(tmp_path / "plain")
+    own = _folder(tmp_path / "own", **{"job.sh": "x\n", "job.toml": 'expect = ["OUTCAR", "run/**"]\nmax_job = 5\n'})
+    said = _folder(tmp_path / "said", **{"job.sh": "x\n", "job.toml": 'expect = ["OUTCAR"]\n'})
+    found = [_add(home, folder, asked=asked).jobs[0].options
+             for folder, asked in ((plain, None), (own, None), (said, Asked(expect=("*.xml",), max_job=0)))]
+    assert [(options["expect"], options["max_job"]) for options in found] == [
+        (["out"], 7), (["OUTCAR", "run/**"], 5), (["*.xml"], 0)]
+    assert Asked.load(found[2]["asked"]).expect == ("*.xml",)
+    with pytest.raises(errors.BadFolders, match="expect: not a pattern inside the job's folder"):
+        _add(home, _folder(tmp_path / "bad"), asked=Asked(expect=("../x",)))
