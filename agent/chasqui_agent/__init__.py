@@ -6,4 +6,4 @@ with different versions never replace each other's agent in turn.
 
 VERSION = "0.1.0"
 SERIAL = 3
-PROTOCOL = 1
+PROTOCOL = 2

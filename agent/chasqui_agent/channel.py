@@ -14,8 +14,8 @@ if MYPY:
     from typing import Any, Tuple
 
 fault.register({
-    "channel.send.before": "a frame is made, nothing of it sent",
-    "channel.send.after": "a frame is sent",
+    "channel.send.before": "frames are made, nothing of them sent",
+    "channel.send.after": "frames are sent",
 })
 
 IDLE = 60.0  # seconds the client may be silent on its turn; settable for tests through CHASQUI_IDLE
@@ -31,7 +31,10 @@ class Channel:
         self.idle = float(os.environ.get("CHASQUI_IDLE", IDLE))
         self.stall = float(os.environ.get("CHASQUI_STALL", STALL))
         self.broken = False
+        self.last_size = 0  # bytes of the message read last
         self._buffer = bytearray()
+        self._unpacker = wire.Unpacker(self._read)
+        self.packer = wire.Packer(self._write_out, packing=False)  # until the client has said that it wants it
         os.set_blocking(sink, False)
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -40,7 +43,7 @@ class Channel:
         while len(self._buffer) < count:
             if not select.select([self.source], [], [], self.idle)[0]:
                 raise wire.Silence("the client has said nothing for %d seconds" % self.idle)
-            data = os.read(self.source, 256 << 10)
+            data = os.read(self.source, wire.CHUNK)
             if not data:
                 break
             self._buffer += data
@@ -50,8 +53,9 @@ class Channel:
 
     def frame(self) -> "Tuple[bytes, bytes]":
         """The next message or data frame. Raises Closed, Silence, WireError."""
+        self.packer.flush()
         while True:
-            kind, payload = wire.read_frame(self._read)
+            kind, payload = self._unpacker.frame()
             if kind != wire.NOTHING:
                 return kind, payload
 
@@ -60,6 +64,7 @@ class Channel:
         kind, payload = self.frame()
         if kind != wire.MESSAGE:
             raise wire.WireError("data where a message was due")
+        self.last_size = len(payload)
         return wire.parse_message(payload)
 
     def data(self) -> bytes:
@@ -72,16 +77,26 @@ class Channel:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def send(self, frame: bytes) -> None:
-        """Send one frame. Raises Closed where the client is gone or has taken nothing for STALL seconds."""
+        """Send one frame, at the latest with the next `flush`, `frame` or `working`.
+
+        Raises Closed where the client is gone or has taken nothing for STALL seconds.
+        """
         if self.broken:
             raise wire.Closed("the client is gone")
-        fault.point("channel.send.before")
-        self._write(frame)
-        fault.point("channel.send.after")
+        self.packer.send(frame)
 
     def say(self, name: str, **fields: "Any") -> None:
         """Send one message."""
         self.send(wire.message(name, **fields))
+
+    def flush(self) -> None:
+        """Send what is gathered. Raises Closed."""
+        self.packer.flush()
+
+    def _write_out(self, data: bytes) -> None:
+        fault.point("channel.send.before")
+        self._write(data)
+        fault.point("channel.send.after")
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -119,6 +134,7 @@ class Working:
         self.channel = channel
 
     def __enter__(self) -> None:
+        self.channel.flush()
         signal.signal(signal.SIGALRM, self.channel.nop)
         # Restart interrupted calls in children's setup too: PEP 475 does it for ours.
         signal.siginterrupt(signal.SIGALRM, False)

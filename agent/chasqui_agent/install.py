@@ -87,9 +87,11 @@ def remove(spool: "Spool", purge: bool) -> "List[str]":
     busy = status.busy_jobs(spool)
     if busy:
         return busy
-    for name in FOLDERS + ("shell", "heartbeat", "linger"):
+    for name in FOLDERS + ("shell", "heartbeat", "linger", "objects"):
         if name != "work":
             shutil.rmtree(os.path.join(spool.root, name), ignore_errors=True)
+    for name in (".objects", ".staging"):  # there where work_root is on another file system
+        shutil.rmtree(os.path.join(spool.work, name), ignore_errors=True)
     if purge:
         _remove_work(spool)
     for name in ("state.json", "snapshot.json", "config.json", "uuid"):

@@ -1,273 +1,422 @@
 """Taking jobs in: what of them is known, what is missing, staging, verification, the rename that makes them real.
 
-    staging/<session>/content/<sha256>     verified content, once each
-    staging/<session>/<job>.<attempt>/     a job's work folder being built
+    staging/<session>/<job>.<attempt>/     a job's work folder being built; what it alone uses is written right there
+    staging/<session>/content/<sha256>     verified content for several places, or of the cache (objects.py)
+    staging/<session>/partial/<sha256>     the beginning of a large content
+    staging/<session>/taken/               what an earlier session was building (leftovers.py)
+    staging/<session>/shards/<prio>/       the scripts of a batch, as they will stand in waiting/
 
-A job is complete in its staging folder, with every file and folder fsynced, before one rename makes it its work folder;
-then its script is published into waiting/ by one rename a batch. Only then it is acknowledged. A crash between the two
-renames leaves a work folder nobody runs: the next session that offers the same job finds it and only publishes.
-Where work/ is on another file system (work_root), staging is work/.staging/ there: a rename can't cross.
+A batch of jobs, complete in staging, is made durable by one pass (durable.py); then a rename each makes them work
+folders, and one rename publishes their scripts into waiting/. Only then they are acknowledged. Before that pass a power
+cut may take anything of them. A session that is cut leaves its folder for the next one of its ledger. A crash between
+the two renames leaves a work folder nobody runs: the next session that offers the job publishes the script it finds in
+the dead one's shard. Whoever has moved that script, or that job's folder in staging, is the one to go on with it.
+
+Where work/ is on another file system (work_root), staging is work/.staging/ there: a rename can't cross. Shards stay.
 """
 
+import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
+import sys
 import time
+from collections import namedtuple
 
-from . import beneath, channel, fault, files, wire
-from .offers import MAX_SCRIPT, Refusal, check_job, is_sha, key_of, manifest_digest, manifest_of
-from .spool import ON_THEIR_WAY, Publication
+from . import beneath, channel, copies, durable, fault, files, leftovers, wire
+from . import spool as spools
+from .leftovers import CONTENT, PARTIAL, SHARDS, Leftovers
+from .objects import Objects
+from .offers import MAX_SCRIPT, Refusal, check_job, key_of, manifest_digest, manifest_of
+from .spool import ON_THEIR_WAY
 
 MYPY = False
 if MYPY:
-    from typing import Any, Callable, Dict, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
     from .spool import Spool
 
     Key = Tuple[str, int]
 
 fault.register({
-    "receive.content.before": "content written and fsynced, not yet under its hash",
-    "receive.content.after": "content under its hash",
-    "receive.commit.before": "a job complete in staging, not yet renamed to its work folder",
+    "receive.content.before": "content verified, not yet where it belongs",
+    "receive.content.after": "content where it belongs, not durable",
+    "receive.built": "a job complete in staging, not durable",
+    "receive.commit.before": "a job durable in staging, not yet renamed to its work folder",
     "receive.commit.after": "a job in its work folder, not yet published",
     "receive.publish.before": "a batch of jobs in work folders, none of it published",
     "receive.publish.after": "a batch published, not yet acknowledged",
 })
 
-BATCH_JOBS, BATCH_SECONDS = 100, 2.0
-STALE = 86400.0  # seconds after which a session's staging folder is rubbish
+BATCH_JOBS, BATCH_SECONDS = 500, 5.0
+NEED = 1000  # contents named in one message
 _EMPTY = hashlib.sha256().hexdigest()
+_Place = namedtuple("_Place", "key path mode")
+_Built = namedtuple("_Built", "key folder entry rank")  # folder: "" where it is a work folder already
 
 
 class Receiver:
-    """The jobs one session brings: offered, then committed, then published and acknowledged."""
+    """The jobs one session brings, slice by slice: offered, then committed, then published and acknowledged."""
 
-    def __init__(self, spool: "Spool", ledger: str) -> None:
-        self.spool, self.ledger = spool, ledger
+    def __init__(self, spool: "Spool", ledger: str, cache_size: int, working: "Callable[[], Any]") -> None:
+        """working: what the channel's `working` is: a phase in which the client waits."""
+        self.spool, self.ledger, self._working = spool, ledger, working
         self.session = channel.session_name()
-        self.base = _staging_base(spool)
-        self.folder = os.path.join(self.base, self.session)
-        self.content = os.path.join(self.folder, "content")
+        self.base = staging_base(spool)
+        name = leftovers.owner_prefix(ledger) + self.session
+        self.folder, self.shards = os.path.join(self.base, name), os.path.join(spool.staging, name, SHARDS)
+        self.objects = Objects(objects_folder(spool), cache_size)
+        bases = sorted({self.base, spool.staging})
+        for base in bases:
+            leftovers.remove_stale(base)
+        for kind in (CONTENT, PARTIAL):
+            os.makedirs(os.path.join(self.folder, kind), 0o700)
+        self.left = Leftovers(bases, leftovers.owner_prefix(ledger), self.folder)
         self.acked: "List[Key]" = []
         self.refused: "List[Tuple[Key, str]]" = []
+        self._pending: "List[_Built]" = []
+        self._positions: "Dict[int, int]" = {}  # rank -> scripts in its shard
+        self._batches = 0
+        self._flushed = time.monotonic()
+        self._contents: "Set[str]" = set()
+        self._earlier: "Dict[bytes, Tuple[Key, str]]" = {}  # content that one job alone had in an earlier slice
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is offered."""
         self._offers: "Dict[Key, Dict[str, Any]]" = {}
         self._uses: "Dict[str, int]" = {}
         self._sizes: "Dict[str, int]" = {}
-        self._pending: "List[Publication]" = []
-        self._batches = 0
-        self._flushed = time.monotonic()
+        self._place: "Dict[str, _Place]" = {}  # the first use of each content
+        self._placed: "Set[str]" = set()  # contents that are there
+        self._previous: "Dict[str, Tuple[str, str]]" = {}
+        self._asked: "Set[str]" = set()
+        self._held: "Dict[str, int]" = {}
+        self._made = {os.fsencode(self.folder)}
+        self._index = _Index(self.spool)
 
     # -- turn 2: what is known, what is missing --------------------------------------------------------------------
 
     def consider(self, jobs: "List[Dict[str, Any]]") -> "List[bytes]":
-        """The answers to the jobs offered: known, conflict and refuse messages, then what content is needed."""
-        _remove_stale(self.base)
-        os.makedirs(self.content, 0o700)
-        index = _Index(self.spool)
-        answers = []
-        for job in jobs:
-            answer = self._consider(job, index)
-            if answer:
-                answers.append(answer)
-        self.flush()
-        answers += [wire.message("known", job=job, attempt=attempt, state="waiting") for job, attempt in self.acked]
-        del self.acked[:]
-        needed = self._missing()
-        answers += [wire.message("need", sha=needed[i:i + 1000]) for i in range(0, len(needed), 1000)]
-        return answers
+        """The answers to a slice of jobs: known, conflict and refuse messages, then what content is needed."""
+        answers = [answer for answer in map(self._consider, jobs) if answer]
+        return answers + self._needs()
 
-    def _consider(self, job: "Dict[str, Any]", index: "_Index") -> "Optional[bytes]":
+    def _consider(self, job: "Dict[str, Any]") -> "Optional[bytes]":
         name, attempt = key = key_of(job)
+        if key in self._offers:
+            raise wire.WireError("a job that is offered twice")
         try:
             check_job(job)
         except Refusal as refusal:
             return wire.message("refuse", job=name, attempt=attempt, why=str(refusal))
         record = self.spool.job_record(name, attempt)
-        state = index.state(name, attempt)
+        state = self._index.state(name, attempt)
         if record.get("manifest") == manifest_digest(job["files"]):
-            if state:
-                return wire.message("known", job=name, attempt=attempt, state=state)
-            self._publish_again(key, record)
-            return None
+            state = state or self._publish_again(key, record)
+            return wire.message("known", job=name, attempt=attempt, state=state) if state else None
         if state or os.path.lexists(self.spool.work_dir(name, attempt)):
             why = "the cluster has this attempt with other files"
             return wire.message("conflict", job=name, attempt=attempt, why=why)
-        self._offers[key] = job
-        for item in job["files"]:
-            self._uses[item["sha256"]] = self._uses.get(item["sha256"], 0) + 1
-            self._sizes[item["sha256"]] = item["size"]
-        self._reuse(job)
+        self._take_offer(key, job)
         return None
 
-    def _publish_again(self, key: "Key", record: "Dict[str, Any]") -> None:
-        with open(os.path.join(self.spool.meta_dir(*key), "script"), "rb") as stream:
-            script = stream.read(MAX_SCRIPT)
-        self._pending.append(Publication(key[0], key[1], int(record.get("priority", 0)), script))
-
-    def _reuse(self, job: "Dict[str, Any]") -> None:
-        """Take what is unchanged from an earlier attempt's work folder, by its hash: its job may have changed it."""
-        previous = job.get("previous", 0)
-        if not previous:
-            return
-        folder = self.spool.work_dir(job["job"], previous)
-        places = {item["sha256"]: item["path"] for item in manifest_of(folder)}
+    def _take_offer(self, key: "Key", job: "Dict[str, Any]") -> None:
+        self._offers[key] = job
         for item in job["files"]:
             sha = item["sha256"]
-            if sha in places and not self._has(sha):
-                try:
-                    self._copy_previous(folder, wire.confined(places[sha]), sha, item["size"])
-                except (OSError, wire.WireError):
-                    continue  # then the client sends it
+            self._uses[sha] = self._uses.get(sha, 0) + 1
+            self._sizes[sha] = item["size"]
+            self._place.setdefault(sha, _Place(key, item["path"], _mode(item)))
+        self.left.take_job("%s.%d" % key, job["files"])
+        if job.get("previous", 0):
+            folder = self.spool.work_dir(key[0], job["previous"])
+            self._previous.update((item["sha256"], (folder, item["path"])) for item in manifest_of(folder))
 
-    def _copy_previous(self, folder: str, path: bytes, sha: str, size: int) -> None:
-        above = beneath.open_folder(folder)
-        try:
-            fd = beneath.open_file(above, path)
-        finally:
-            os.close(above)
-        with os.fdopen(fd, "rb") as stream:
-            if os.fstat(fd).st_size == size:
-                self._store(sha, size, iter(lambda: stream.read(wire.CHUNK), b""))
+    def _publish_again(self, key: "Key", record: "Dict[str, Any]") -> str:
+        """A work folder that was made and, it seems, not published: its state if it was, else "", and it will be.
 
-    def _missing(self) -> "List[str]":
-        missing = []
-        for sha, size in sorted(self._sizes.items()):
-            if size == 0 and sha == _EMPTY:
-                self._store(sha, 0, iter(()))
-            elif not self._has(sha):
-                missing.append(sha)
-        return missing
+        In this order nobody can be overlooked who is about to publish it: his script goes from his shard to waiting/.
+        """
+        rank = spools.rank_of(int(record.get("priority", 0)))
+        entry = self._entry(key, rank)
+        if not self.left.take_script("%s.%d.sh" % key, entry):
+            state = self.spool.known(*key)
+            if state:
+                return state
+            path = os.path.join(os.fsencode(self.spool.work_dir(*key)), wire.confined(record.get("script")))
+            files.write_file(entry, _script(path), durable=False)
+        self._pending.append(_Built(key, "", entry, rank))
+        self._offers[key] = {"files": []}  # the client's commit finds it done
+        return ""
+
+    def _needs(self) -> "List[bytes]":
+        needed = []
+        for sha, size in self._sizes.items():
+            if sha not in self._contents and not self._find(sha, size):
+                needed.append(sha)
+                self._hold(sha, size)
+        self._asked = set(needed)
+        answers = []
+        for at in range(0, len(needed), NEED):
+            some = needed[at:at + NEED]
+            have = {sha: self._held[sha] for sha in some if sha in self._held}
+            answers.append(wire.message("need", sha=some, have=have))
+        return answers
+
+    def _find(self, sha: str, size: int) -> bool:
+        """Whether a content is here already; if so, it is put where it belongs, verified now."""
+        if self.objects.take(sha, size, self._content(sha)):
+            self._contents.add(sha)
+            return True
+        if sha == _EMPTY and size == 0:
+            self._write(sha, b"")
+            return True
+        if sha in self.left.contents and self.left.take_content(sha, size, self._target(sha)):
+            self._arrived(sha, 0)
+            return True
+        return self._copy(sha, size, self._places_of(sha))
+
+    def _places_of(self, sha: str) -> "Iterator[Tuple[str, str]]":
+        """(folder, path) of where jobs that may have begun have, or had, a content."""
+        if sha in self._previous:
+            yield self._previous[sha]
+        if self._earlier and bytes.fromhex(sha) in self._earlier:
+            key, path = self._earlier[bytes.fromhex(sha)]
+            for folder in (self._job_folder(key), self.spool.work_dir(*key)):
+                yield folder, path
+
+    def _copy(self, sha: str, size: int, places: "Iterator[Tuple[str, str]]") -> bool:
+        for folder, path in places:
+            try:
+                fd = _open_beneath(folder, wire.confined(path))
+            except (OSError, wire.WireError):
+                continue  # then the client sends it
+            with os.fdopen(fd, "rb") as stream:
+                if os.fstat(fd).st_size == size:
+                    chunks = iter(functools.partial(stream.read, wire.CHUNK), b"")
+                    if self._stream(sha, chunks, hashlib.sha256(), self._create(sha)):
+                        return True
+        return False
+
+    def _hold(self, sha: str, size: int) -> None:
+        held = self.left.take_partial(sha, size, self._partial(sha) + ".old") if sha in self.left.partials else 0
+        if held:
+            self._held[sha] = held
 
     # -- turn 3: content and commits -------------------------------------------------------------------------------
 
-    def _path(self, sha: str) -> str:
-        return os.path.join(self.content, sha)
+    def blob(self, fields: "Dict[str, Any]", read: "Callable[[], bytes]") -> None:
+        """Take one content; read() gives its next data frame. A wrong hash is found at the commit of who needs it."""
+        sha, size, start = fields.get("sha"), fields.get("size"), fields.get("from", 0)
+        if not isinstance(sha, str) or sha not in self._asked or size != self._sizes[sha]:
+            raise wire.WireError("content that was not asked for")
+        if start not in (0, self._held.get(sha, 0)):
+            raise wire.WireError("content from another place on than was asked for")
+        self._asked.discard(sha)
+        chunks = _exactly(self._sizes[sha] - start, read)
+        if self._sizes[sha] <= wire.CHUNK:
+            data = b"".join(chunks)
+            if hashlib.sha256(data).hexdigest() == sha:
+                self._write(sha, data)
+            return
+        digest, fd = hashlib.sha256(), self._create(sha)
+        if start:
+            with self._working():
+                self._continue(sha, start, digest, fd)
+        self._stream(sha, chunks, digest, fd)
 
-    def _has(self, sha: str) -> bool:
-        return os.path.exists(self._path(sha))
+    def _continue(self, sha: str, length: int, digest: "Any", fd: int) -> None:
+        """Begin a content with what an earlier session had of it. A copy: its process may still write to that file."""
+        old = self._partial(sha) + ".old"
+        left = length
+        with open(old, "rb", buffering=0) as stream:
+            while left:
+                chunk = stream.read(min(left, wire.CHUNK))
+                if not chunk:
+                    raise wire.WireError("the beginning of a content is gone")
+                digest.update(chunk)
+                wire.write_all(fd, chunk)
+                left -= len(chunk)
+        files.remove(old)
 
-    def _store(self, sha: str, size: int, chunks: "Any") -> bool:
-        """Write content and put it under its hash; False, and nothing there, where the hash is another one."""
-        digest, length = hashlib.sha256(), 0
-        partial = self._path(sha) + ".part"
-        with open(partial, "wb") as stream:
+    def _create(self, sha: str) -> int:
+        path = self._partial(sha)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def _stream(self, sha: str, chunks: "Iterator[bytes]", digest: "Any", fd: int) -> bool:
+        """Write a content, chunk by chunk as it comes; False, and nothing left of it, where its hash is another one."""
+        partial = self._partial(sha)
+        try:
             for chunk in chunks:
                 digest.update(chunk)
-                length += len(chunk)
-                stream.write(chunk)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if length != size or digest.hexdigest() != sha:
+                wire.write_all(fd, chunk)
+        finally:
+            os.close(fd)
+        if digest.hexdigest() != sha:
             os.unlink(partial)
             return False
         fault.point("receive.content.before")
-        os.rename(partial, self._path(sha))
-        fault.point("receive.content.after")
+        os.rename(partial, self._target(sha))
+        self._arrived(sha, 0o600)
         return True
 
-    def blob(self, fields: "Dict[str, Any]", read: "Callable[[], bytes]") -> None:
-        """Take one blob; read() gives its next data frame. A wrong hash is found at the commit of who needs it."""
-        sha, size = fields.get("sha"), fields.get("size")
-        if not isinstance(sha, str) or not isinstance(size, int) or not is_sha(sha) or self._sizes.get(sha) != size:
-            raise wire.WireError("content that was not asked for")
-        chunks = _inflated(size, read) if fields.get("z") else _plain(size, read)
-        self._store(sha, size, chunks)
+    def _write(self, sha: str, data: bytes) -> None:
+        """Put a small content, verified, where it belongs."""
+        fault.point("receive.content.before")
+        mode = self._place[sha].mode
+        files.write_file(self._target(sha), data, mode, durable=False)
+        self._arrived(sha, mode)
+
+    def _arrived(self, sha: str, mode: int) -> None:
+        """A content is where it belongs, in a file with this mode."""
+        fault.point("receive.content.after")
+        if not self._is_shared(sha):
+            if mode != self._place[sha].mode:
+                os.chmod(self._target(sha), self._place[sha].mode)
+            self._placed.add(sha)
+            return
+        self._contents.add(sha)
+        if self.objects.wants(self._sizes[sha], self._uses[sha]):
+            self.objects.add(sha, self._content(sha))
+
+    def _is_shared(self, sha: str) -> bool:
+        """Whether a content stays in content/, and every job gets a copy."""
+        return self._uses[sha] > 1 or self.objects.wants(self._sizes[sha], 1)
+
+    def _content(self, sha: str) -> str:
+        return os.path.join(self.folder, CONTENT, sha)
+
+    def _partial(self, sha: str) -> str:
+        return os.path.join(self.folder, PARTIAL, sha)
+
+    def _target(self, sha: str) -> str:
+        """Where a content belongs once it is whole."""
+        place = self._place[sha]
+        return self._content(sha) if self._is_shared(sha) else os.fsdecode(self._make_place(place.key, place.path))
+
+    def _job_folder(self, key: "Key") -> str:
+        return os.path.join(self.folder, "%s.%d" % key)
+
+    def _make_place(self, key: "Key", path: str) -> bytes:
+        """The path of a job's file in staging, the folders above it made."""
+        whole = os.path.join(os.fsencode(self._job_folder(key)), wire.confined(path))
+        self._make(os.path.dirname(whole))
+        return whole
+
+    def _make(self, folder: bytes) -> None:
+        # Each once: a folder that another session took away must not come back, half empty.
+        if folder not in self._made:
+            self._make(os.path.dirname(folder))
+            os.mkdir(folder, 0o700)
+            self._made.add(folder)
+
+    def end_slice(self, more: bool) -> None:
+        """Nothing more comes of this slice; if there are more of them, what they may share with it is remembered."""
+        for sha in self._placed if more else ():
+            place = self._place[sha]
+            self._earlier[bytes.fromhex(sha)] = place.key, sys.intern(place.path)
+        self._begin()
 
     def skip(self, key: "Key") -> None:
         """The client can't send this job after all."""
-        self._drop(key)
+        self._offers.pop(key, None)
 
     def commit(self, key: "Key") -> None:
-        """All content of a job has arrived: build its folder, make it real. Publishes batches, full or 2 s old."""
-        job = self._offers.get(key)
+        """All content of a job has arrived: build its folder. Makes batches real and public, full or 5 s old."""
+        job = self._offers.pop(key, None)
         if job is None:
             raise wire.WireError("a commit of a job that was not offered")
-        if not all(self._has(item["sha256"]) for item in job["files"]):
+        shas = {item["sha256"] for item in job["files"]}
+        if not all(map(self._has, shas)):
             self.refused.append((key, "content was missing or damaged"))
-            self._drop(key)
-            return
-        self._pending.append(self._build(key, job))
-        del self._offers[key]
+        elif shas:
+            self._pending.append(self._build(key, job))
         if len(self._pending) >= BATCH_JOBS or time.monotonic() - self._flushed > BATCH_SECONDS:
             self.flush()
 
-    def _drop(self, key: "Key") -> None:
-        job = self._offers.pop(key, None)
-        for item in job["files"] if job else ():
-            self._release(item["sha256"])
+    def _has(self, sha: str) -> bool:
+        return sha in self._contents or sha in self._placed
 
-    def _release(self, sha: str) -> bool:
-        """One use less; True where it was the last."""
-        self._uses[sha] -= 1
-        if self._uses[sha] == 0:
-            files.remove(self._path(sha))
-        return self._uses[sha] <= 0
+    def _build(self, key: "Key", job: "Dict[str, Any]") -> _Built:
+        manifest = [self._put(key, item) for item in job["files"]]
+        folder, rank = self._job_folder(key), spools.rank_of(job.get("priority", 0))
+        script = _script(os.path.join(os.fsencode(folder), wire.confined(job["script"])))
+        self._write_meta(os.path.join(folder, ".chasqui"), job, manifest)
+        entry = self._entry(key, rank)
+        files.write_file(entry, script, durable=False)
+        fault.point("receive.built")
+        return _Built(key, folder, entry, rank)
 
-    def _build(self, key: "Key", job: "Dict[str, Any]") -> Publication:
-        name, attempt = key
-        folder = os.path.join(self.folder, "%s.%d" % key)
-        os.mkdir(folder, 0o700)
-        folders = {folder}
-        manifest = [self._place(folder, item, folders) for item in job["files"]]
-        script = self._write_meta(folder, job, manifest)
-        for path in folders:
-            files.fsync_folder(path)
-        fault.point("receive.commit.before")
-        os.rename(folder, self.spool.work_dir(name, attempt))
-        fault.point("receive.commit.after")
-        return Publication(name, attempt, job.get("priority", 0), script)
+    def _put(self, key: "Key", item: "Dict[str, Any]") -> "Dict[str, Any]":
+        """Copy one file to its place unless it was written there; its row in the manifest."""
+        sha, mode = item["sha256"], _mode(item)
+        path = self._make_place(key, item["path"])
+        if sha in self._contents:
+            copies.copy(os.fsencode(self._content(sha)), path, mode)
+        return {"path": item["path"], "size": item["size"], "mode": mode, "sha256": sha,
+                "mtime_ns": os.lstat(path).st_mtime_ns}
 
-    def _place(self, folder: str, item: "Dict[str, Any]", folders: "set") -> "Dict[str, Any]":
-        """Put one file into the folder being built: the content itself at its last use, a copy before."""
-        path = os.path.join(os.fsencode(folder), wire.confined(item["path"]))
-        parent = os.fsdecode(os.path.dirname(path))
-        while parent not in folders:
-            os.makedirs(parent, 0o700, exist_ok=True)
-            folders.add(parent)
-            parent = os.path.dirname(parent)
-        content = os.fsencode(self._path(item["sha256"]))
-        self._uses[item["sha256"]] -= 1
-        if self._uses[item["sha256"]]:
-            _copy_durably(content, path)
-        else:
-            os.rename(content, path)
-        mode = 0o600 | (item["mode"] & 0o100)
-        os.chmod(path, mode)
-        kept = {"path": item["path"], "size": item["size"], "mode": mode, "sha256": item["sha256"]}
-        kept["mtime_ns"] = os.lstat(path).st_mtime_ns
-        return kept
-
-    def _write_meta(self, folder: str, job: "Dict[str, Any]", manifest: "List[Dict[str, Any]]") -> bytes:
-        meta = os.path.join(folder, ".chasqui")
-        os.mkdir(meta, 0o700)
-        with open(os.path.join(os.fsencode(folder), wire.confined(job["script"])), "rb") as stream:
-            script = stream.read(MAX_SCRIPT)
+    def _write_meta(self, meta: str, job: "Dict[str, Any]", manifest: "List[Dict[str, Any]]") -> None:
         record = {key: job[key] for key in _RECORD if key in job}
         record.update(ledger=self.ledger, manifest=manifest_digest(job["files"]))
-        files.write_file(os.path.join(meta, "script"), script, 0o700)
-        files.write_file(os.path.join(meta, "manifest.json"), json.dumps({"files": manifest}).encode("ascii"))
-        files.write_file(os.path.join(meta, "job.json"), json.dumps(record, sort_keys=True).encode("ascii"))
-        files.fsync_folder(meta)
-        return script
+        self._make(os.fsencode(meta))
+        for name, value in (("manifest.json", {"files": manifest}), ("job.json", record)):
+            files.write_file(os.path.join(meta, name), json.dumps(value).encode("ascii"), durable=False)
+
+    def _entry(self, key: "Key", rank: int) -> str:
+        """Where a job's script is put to be published with the batch."""
+        position = self._positions.get(rank, 0)
+        self._positions[rank] = position + 1
+        folder = os.path.join(self.shards, "%03d" % rank)
+        if not position:
+            os.makedirs(folder, 0o700)
+        return os.path.join(folder, spools.shard_name(position, *key))
 
     def flush(self) -> None:
         """Publish what is committed; afterwards it is acknowledged, and stays whatever becomes of the session."""
         self._flushed = time.monotonic()
         if not self._pending:
             return
-        files.fsync_folder(self.spool.work)
-        self._batches += 1
-        fault.point("receive.publish.before")
-        self.spool.publish(self._pending, "%s-%04d" % (self.session, self._batches))
-        fault.point("receive.publish.after")
-        self.acked += [(item.job, item.attempt) for item in self._pending]
-        self._pending = []
+        with self._working():
+            pending, self._pending = self._pending, []
+            durable.settle([item.folder for item in pending if item.folder] + [self.shards])
+            real = [item.key for item in pending if self._make_real(item)]
+            files.fsync_folder(self.spool.work)
+            self._batches += 1
+            fault.point("receive.publish.before")
+            for rank in sorted(self._positions):
+                folder = os.path.join(self.shards, "%03d" % rank)
+                self.spool.publish(folder, rank, "%s-%04d" % (self.session, self._batches))
+            self._positions = {}
+            fault.point("receive.publish.after")
+        self.acked += real
 
-    def close(self) -> None:
-        """Remove the session's staging folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _make_real(self, item: _Built) -> bool:
+        """Rename a job to its work folder; False where another session took it over."""
+        if not item.folder:
+            return True
+        fault.point("receive.commit.before")
+        try:
+            os.rename(item.folder, self.spool.work_dir(*item.key))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            files.remove(item.entry)
+            self.refused.append((item.key, "another session of this ledger has taken it over; sync again"))
+            return False
+        fault.point("receive.commit.after")
+        return True
+
+    def close(self, keep: bool) -> None:
+        """Remove the session's staging folders and those it has taken over; keep: it was cut, the next one goes on."""
+        if not keep:
+            self.left.remove()
+            shutil.rmtree(os.path.dirname(self.shards), ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.objects.trim()
 
 
 _RECORD = ("job", "attempt", "name", "priority", "script", "outputs", "exclude", "expect", "max_file", "max_job",
@@ -279,20 +428,27 @@ class _Index:
 
     def __init__(self, spool: "Spool") -> None:
         self.spool = spool
-        self.found: "Dict[Key, str]" = dict.fromkeys(spool.find_waiting(), "waiting")
-        for state in ("held",) + ON_THEIR_WAY:
-            self.found.update({(entry.job, entry.attempt): state for entry in spool.entries(state)})
+        self._found: "Optional[Dict[Key, str]]" = None
 
     def state(self, job: str, attempt: int) -> str:
         """"" only where the spool, looked at again now, does not have the attempt."""
         settled = self.spool.settled_state(job, attempt)
-        if settled or (job, attempt) in self.found:
-            return settled or self.found[job, attempt]
-        # An attempt in flight can have moved past our look; without a work folder there can be none.
-        return self.spool.known(job, attempt) if os.path.lexists(self.spool.work_dir(job, attempt)) else ""
+        if settled or not os.path.lexists(self.spool.work_dir(job, attempt)):
+            return settled  # without a work folder there is none on its way
+        if self._found is None:
+            self._found = self._look()
+        # An attempt in flight can have moved past our look.
+        return self._found.get((job, attempt)) or self.spool.known(job, attempt)
+
+    def _look(self) -> "Dict[Key, str]":
+        found: "Dict[Key, str]" = dict.fromkeys(self.spool.find_waiting(), "waiting")
+        for state in ("held",) + ON_THEIR_WAY:
+            found.update({(entry.job, entry.attempt): state for entry in self.spool.entries(state)})
+        return found
 
 
-def _staging_base(spool: "Spool") -> str:
+def staging_base(spool: "Spool") -> str:
+    """The folder of sessions' staging, on the file system of the work folders."""
     if os.stat(spool.staging).st_dev == os.stat(spool.work).st_dev:
         return spool.staging
     base = os.path.join(spool.work, ".staging")
@@ -300,46 +456,33 @@ def _staging_base(spool: "Spool") -> str:
     return base
 
 
-def _remove_stale(base: str) -> None:
-    for name in files.names(base):
-        path = os.path.join(base, name)
-        try:
-            old = time.time() - os.lstat(path).st_mtime > STALE
-        except OSError:
-            continue
-        if old:
-            shutil.rmtree(path, ignore_errors=True)
+def objects_folder(spool: "Spool") -> str:
+    """The folder of the content cache, which need not be there: where copies into work folders are cheap."""
+    beside = staging_base(spool) == spool.staging
+    return os.path.join(spool.root, "objects") if beside else os.path.join(spool.work, ".objects")
 
 
-def _copy_durably(source: bytes, target: bytes) -> None:
-    with open(source, "rb") as reading, open(target, "wb") as writing:
-        shutil.copyfileobj(reading, writing, wire.CHUNK)
-        writing.flush()
-        os.fsync(writing.fileno())
+def _mode(item: "Dict[str, Any]") -> int:
+    return 0o600 | (int(item["mode"]) & 0o100)
 
 
-def _plain(size: int, read: "Callable[[], bytes]") -> "Any":
+def _script(path: bytes) -> bytes:
+    with open(path, "rb", buffering=0) as stream:
+        return stream.read(MAX_SCRIPT)
+
+
+def _open_beneath(folder: str, path: bytes) -> int:
+    above = beneath.open_folder(folder)
+    try:
+        return beneath.open_file(above, path)
+    finally:
+        os.close(above)
+
+
+def _exactly(size: int, read: "Callable[[], bytes]") -> "Iterator[bytes]":
     while size > 0:
         chunk = read()
         size -= len(chunk)
         if size < 0 or not chunk:
             raise wire.WireError("more data than was announced")
         yield chunk
-
-
-def _inflated(size: int, read: "Callable[[], bytes]") -> "Any":
-    """The content of one zlib stream of `size` bytes; never more than a chunk in memory, whatever was compressed."""
-    import zlib
-    stream, chunk = zlib.decompressobj(), b""
-    while not stream.eof:
-        # A full chunk came out: more of it may be waiting inside the stream although all input is taken.
-        data = stream.unconsumed_tail or (b"" if len(chunk) == wire.CHUNK else read())
-        try:
-            chunk = stream.decompress(data, wire.CHUNK)
-        except zlib.error:
-            raise wire.WireError("compressed data that can't be expanded") from None
-        size -= len(chunk)
-        if size < 0:
-            raise wire.WireError("more data than was announced")
-        if chunk:
-            yield chunk

@@ -1,8 +1,9 @@
 """A session with a client on stdin and stdout, in strict turns so that neither side can block on a full pipe.
 
-    1 client  hello, job..., op..., end
+    1 client  hello, op..., job..., end {more}
     2 agent   welcome, known/conflict/refuse..., need..., end            (only if jobs were offered)
     3 client  blob + data..., commit or skip..., end                     (only if jobs were offered)
+               while there is more: 1 (without hello and op), 2 and 3 again, with the next slice of jobs
     4 agent   [welcome] acked/refuse, op_done, pump, status, log + data, a slice of results..., end {more}
     5 client  want..., end
     6 agent   file + data + sha, or gone...; the next slice of results..., end {more}
@@ -11,7 +12,7 @@
 5 and 6 come again after each turn of the agent's that had results or files in it, or said that there are more.
 
 The lock is never held while the pipe is read or written. Whatever breaks, jobs that were committed are published;
-operations are applied only after turn 3's end. The pump finishes even if the client is gone.
+operations are applied only after the last turn 3's end. The pump finishes even if the client is gone.
 """
 
 import errno
@@ -39,12 +40,11 @@ fault.register({
     "serve.delivered": "what turn 5 asked for is sent, no listing after it",
 })
 
-MAX_JOBS, MAX_OPS, MAX_WANTED = 100000, 100000, 100000
+MAX_OPS, MAX_WANTED = 100000, 100000
 SLICE_JOBS, SLICE_FILES = 500, 5000  # of listings in one turn: memory must not grow with the number of ended jobs
-_BATCH = 256 << 10  # small frames are sent together
 PUMP_BUDGET = 120.0
 PATIENCE = 10.0  # seconds a query may take while the client waits for journal and results
-CAPABILITIES = ["zlib", "log-pieces"]
+CAPABILITIES = ["log-pieces"]
 
 
 class Failed(Exception):
@@ -97,6 +97,7 @@ def _guarded(session: "Session") -> int:
 
         pipe.say("error", code="internal", why=explain(error), hint="")
     pipe.say("bye", status="error")
+    pipe.flush()
     return 1
 
 
@@ -106,31 +107,48 @@ class Session:
     def __init__(self, spool: "Spool", pipe: channel.Channel) -> None:
         self.spool, self.pipe = spool, pipe
         self.hello: "Dict[str, Any]" = {}
-        self.jobs: "List[Dict[str, Any]]" = []
+        self.jobs: "List[Dict[str, Any]]" = []  # of the slice at hand
+        self.more = False
         self.operations: "List[Dict[str, Any]]" = []
         self.ended: "List[Key]" = []
         self.notes: "List[str]" = []
         self._greeted = False
         self._due: "List[Key]" = []
         self._fetch: "Dict[Key, List[str]]" = {}
-        self._outgoing = bytearray()
 
     def converse(self) -> None:
         """All turns. Raises Failed, SpoolError, OSError, WireError; committed jobs are published in every case."""
         self._turn_1()
         receiver = None
-        if self.jobs:
+        if self.jobs or self.more:
             from . import receive
-            receiver = receive.Receiver(self.spool, self.hello["ledger"])
-            try:
-                self._turn_2(receiver)
-                self._turn_3(receiver)
-            finally:
-                receiver.close()
+            size = settings.load(self.spool).cache_size
+            receiver = receive.Receiver(self.spool, self.hello["ledger"], size, self.pipe.working)
+            self._take_in(receiver)
         listed = self._turn_4(receiver)
         while listed is not None:
             listed = self._turn_6(self._turn_5(listed))
         self.pipe.say("bye", status="ok")
+        self.pipe.flush()
+
+    def _take_in(self, receiver: "receive.Receiver") -> None:
+        """Turns 2 and 3, for each slice. What a cut leaves in staging stays for the next session, unless the disk is
+        full: then the room is worth more."""
+        keep = True
+        try:
+            self._turn_2(receiver)
+            self._turn_3(receiver)
+            while self.more:
+                self._next_slice()
+                self._turn_2(receiver)
+                self._turn_3(receiver)
+            keep = False
+        except OSError as error:
+            keep = error.errno not in (errno.ENOSPC, errno.EDQUOT)
+            raise
+        finally:
+            receiver.close(keep)
+        fault.point("serve.received")
 
     # -- turn 1 ----------------------------------------------------------------------------------------------------
 
@@ -141,20 +159,27 @@ class Session:
             raise Failed("protocol", why, "upgrade the older side")
         _check_hello(first)
         self.hello = first
-        while True:
-            item = self.pipe.message()
-            if item["m"] == "end":
-                break
+        self.pipe.packer.packing = first["pack"]
+        self._next_slice()
+        fault.point("serve.offered")
+
+    def _next_slice(self) -> None:
+        """Operations, which only the first has, and jobs, up to the end of the client's turn."""
+        size = 0
+        item = self.pipe.message()
+        while item["m"] != "end":
             if item["m"] == "job":
+                if len(self.jobs) >= wire.SLICE_JOBS or size > wire.SLICE_BYTES:
+                    raise wire.WireError("more jobs than are taken at once")
                 self.jobs.append(item)
+                size += self.pipe.last_size
             elif item["m"] == "op":
                 check_operation(item)
                 self.operations.append(item)
-            if len(self.jobs) > MAX_JOBS or len(self.operations) > MAX_OPS:
-                raise wire.WireError("more than %d jobs or operations in one session" % MAX_JOBS)
-        if len(self.jobs) != first["jobs"] or len(self.operations) != first["ops"]:
-            raise wire.WireError("another number of jobs or operations than announced")
-        fault.point("serve.offered")
+            if len(self.operations) > MAX_OPS:
+                raise wire.WireError("more than %d operations in one session" % MAX_OPS)
+            item = self.pipe.message()
+        self.more = item.get("more") is True
 
     def _welcome(self) -> None:
         """The first message of our first turn; says which journal offset the records will be sent from."""
@@ -188,9 +213,9 @@ class Session:
         try:
             while self._take(receiver):
                 pass
+            receiver.end_slice(self.more)
         finally:
             receiver.flush()
-        fault.point("serve.received")
 
     def _take(self, receiver: "receive.Receiver") -> bool:
         item = self.pipe.message()
@@ -287,16 +312,16 @@ class Session:
         """End a turn with the next slice of listings; returns them, None where the turn said nothing."""
         listed: "List[deliver.Listing]" = []
         amount = 0
-        while self._due and len(listed) < SLICE_JOBS and amount < SLICE_FILES:
-            key = self._due.pop()
-            with self.pipe.working():
+        with self.pipe.working():
+            while self._due and len(listed) < SLICE_JOBS and amount < SLICE_FILES:
+                key = self._due.pop()
                 found = deliver.listing(self.spool, key, self.hello["ledger"], self._fetch.get(key))
-            if found:
-                listed.append(found)
-                amount += len(found.files)
-                self._post(found.message())
-        self._post(wire.message("end", more=bool(self._due)))
-        self._post(b"")
+                if found:
+                    listed.append(found)
+                    amount += len(found.files)
+        for found in listed:
+            self.pipe.send(found.message())
+        self.pipe.say("end", more=bool(self._due))
         return listed if listed or said or self._due else None
 
     def _turn_5(self, listed: "List[deliver.Listing]") -> "List[Tuple[deliver.Listing, int, int]]":
@@ -321,7 +346,7 @@ class Session:
         return wanted
 
     def _turn_6(self, wanted: "List[Tuple[deliver.Listing, int, int]]") -> "Optional[List[deliver.Listing]]":
-        sender = deliver.Sender(self._post, self.pipe.working)
+        sender = deliver.Sender(self.pipe.send, self.pipe.working)
         try:
             for found, index, have in wanted:
                 sender.file(found, index, have)
@@ -329,17 +354,6 @@ class Session:
             sender.close()
         fault.point("serve.delivered")
         return self._list(bool(wanted))
-
-    def _post(self, frame: bytes) -> None:
-        """Send a frame, small ones together; b"" sends what is left."""
-        small = 0 < len(frame) < _BATCH
-        if small:
-            self._outgoing += frame
-        if self._outgoing and (not small or len(self._outgoing) >= _BATCH):
-            outgoing, self._outgoing = bytes(self._outgoing), bytearray()
-            self.pipe.send(outgoing)
-        if not small and frame:
-            self.pipe.send(frame)
 
 
 def _wanted(found: "Optional[deliver.Listing]", files: "List[Any]") -> "List[Tuple[deliver.Listing, int, int]]":
@@ -357,8 +371,8 @@ def _wanted(found: "Optional[deliver.Listing]", files: "List[Any]") -> "List[Tup
 
 def _check_hello(hello: "Dict[str, Any]") -> None:
     """Fill in what an older client leaves out; raises WireError for what makes no sense."""
-    for key, default in (("ledger", ""), ("cursor", 0), ("jobs", 0), ("ops", 0), ("results", []),
-                         ("fetch", []), ("want_results", False)):
+    for key, default in (("ledger", ""), ("cursor", 0), ("results", []), ("fetch", []),
+                         ("want_results", False), ("pack", False)):
         value = hello.setdefault(key, default)
         if not isinstance(value, type(default)):
             raise wire.WireError("a hello whose %s is not what it should be" % key)

@@ -24,6 +24,7 @@ DEFAULTS = {
     "lease": (600.0, "how long a lock holder on another host is believed to be alive"),
     "heartbeat": (15.0, "minutes after which the relay is woken where none of its jobs is alive; 0: never"),
     "settle": (5.0, "age at which a script dropped into waiting/ is taken in"),
+    "cache_size": (2 << 30, "bytes of content kept for later uploads; 0: none"),
 }
 TEXTS = {
     "pbs_bin": ("", "folder of qsub and its like; \"\": looked for"),
@@ -33,14 +34,15 @@ TEXTS = {
 RUNNING_CAPS = ("hold", "site")
 # It stands on ssh's command line: nothing in front that is an option, no port, no address in brackets.
 _WAKE_VIA = re.compile(r"(auto|direct|hook|sync|ssh:([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9_.-]*)\Z")
-COUNTS = ("max_running", "max_queued", "max_total", "slots")
+COUNTS = ("max_running", "max_queued", "max_total", "slots", "cache_size")
+MAX_CACHE = 1 << 50
 
 
 # The settings of one root, checked. owner, revision: the ledger that sent them, and its count of changes.
 Settings = namedtuple(
     "Settings",
-    "max_running max_queued max_total slots query_interval grace lease heartbeat settle pbs_bin running_cap wake_via"
-    " scheduler owner revision",
+    "max_running max_queued max_total slots query_interval grace lease heartbeat settle cache_size pbs_bin running_cap"
+    " wake_via scheduler owner revision",
 )
 
 
@@ -51,8 +53,9 @@ def check(values: "Dict[str, Any]") -> str:
             continue
         value = values[key]
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 <= value <= 10**6 or (key in COUNTS and value != int(value)):
-            return "%s must be a number from 0 to 1,000,000" % key
+        most = MAX_CACHE if key == "cache_size" else 10**6
+        if not number or not 0 <= value <= most or (key in COUNTS and value != int(value)):
+            return "%s must be a number from 0 to %s" % (key, "{:,}".format(most))
         if value == 0 and key in ("max_running", "max_queued", "lease"):
             return "%s must be at least 1" % key
     for key, (text, _) in TEXTS.items():

@@ -38,7 +38,6 @@ TOKEN = re.compile(r"[a-z][a-z2-7]{7}\Z")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 Entry = namedtuple("Entry", "path job attempt token")  # token is "" outside submitting/, submitted/ and ending/
-Publication = namedtuple("Publication", "job attempt priority script")  # script: the user's text, bytes
 
 
 class SpoolError(Exception):
@@ -70,6 +69,16 @@ def parse_name(name: str) -> "Optional[Tuple[str, int, str]]":
     if (token and not TOKEN.match(token)) or (len(parts) == 5 and not parts[3].isdigit()):
         return None
     return parts[0], int(parts[1]), token
+
+
+def rank_of(priority: int) -> int:
+    """Where a priority's scripts stand in waiting/."""
+    return min(999, max(0, MIDDLE_PRIORITY - priority))
+
+
+def shard_name(position: int, job: str, attempt: int) -> str:
+    """The name of a script in a shard of waiting/; position 0 to SHARD_SIZE - 1."""
+    return "%03d.%s.%d.sh" % (position, job, attempt)
 
 
 class Spool:
@@ -230,30 +239,14 @@ class Spool:
 
     # -- publishing ------------------------------------------------------------------------------------------------
 
-    def publish(self, batch: "List[Publication]", shard: str) -> None:
-        """Put a batch of scripts into waiting/, each priority's share by one rename, without the lock.
+    def publish(self, building: str, rank: int, shard: str) -> None:
+        """Put a folder of scripts, each durable under its `shard_name`, into waiting/ by one rename, without the lock.
 
-        shard: a name that sorts where the batch belongs and that nobody else uses; ends up with ".new" and a number.
-        Afterwards every job of the batch is in waiting, durably; after an error any priority's share is there or not,
-        whole.
+        rank: the priority's place, 0 to 999. shard: a name that sorts where the batch belongs and that nobody else
+        uses; it gets ".new". Afterwards every job of the batch is in waiting, durably; after an error all or none is.
         """
-        shares: "Dict[int, List[Publication]]" = {}
-        for item in batch:
-            shares.setdefault(min(999, max(0, MIDDLE_PRIORITY - item.priority)), []).append(item)
-        for rank, share in sorted(shares.items()):
-            for start in range(0, len(share), SHARD_SIZE):
-                self._publish_shard(
-                    "%03d" % rank, "%s-%04d" % (shard, start // SHARD_SIZE), share[start : start + SHARD_SIZE]
-                )
-
-    def _publish_shard(self, priority: str, shard: str, share: "List[Publication]") -> None:
-        building = os.path.join(self.staging, ".shard.%s.%s" % (priority, shard))
-        os.mkdir(building, 0o700)
-        for position, item in enumerate(share):
-            name = "%03d.%s.%d.sh" % (position, item.job, item.attempt)
-            files.write_file(os.path.join(building, name), item.script)
         files.fsync_folder(building)
-        folder = os.path.join(self.waiting, priority)
+        folder = os.path.join(self.waiting, "%03d" % rank)
         os.makedirs(folder, 0o700, exist_ok=True)
         files.move(building, os.path.join(folder, shard + ".new"))
 

@@ -216,7 +216,7 @@ class _Trial(Handler):
                  "config": None, "take_caps": False, "want_results": True, "results": [[self.job, 1]], "fetch": []}
         script = inputs.generated(b"doctor.sh", _SCRIPT)
         fields = {"name": "chasqui-doctor", "priority": 500, "script": "doctor.sh", "max_file": 1000}
-        offer = Offer(hello, [JobOffer(self.job, 1, [script], fields)] if first else [])
+        offer = Offer(hello, [([JobOffer(self.job, 1, [script], fields)], False)] if first else [])
         converse(transport, self.remote, offer, self)
 
     def welcome(self, fields: dict[str, Any]) -> None:

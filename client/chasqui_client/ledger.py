@@ -160,13 +160,14 @@ class Ledger:
         """The jobs of a folder (real path), on whichever remote."""
         return self.jobs("folder = ?", folder)
 
-    def to_upload(self, remote: str) -> list[Job]:
-        """Jobs whose newest attempt the cluster has not acknowledged, highest priority first, else in the order added.
+    def to_upload(self, remote: str) -> list[str]:
+        """Ids of the jobs whose newest attempt the cluster has not acknowledged, highest priority first, else in the
+        order added. There may be very many: whoever wants more than ids reads them one by one.
 
         A job with a cancel or hold on its way is left out: what the user took back is not sent.
         """
-        return [_job(row) for row in self.rows(
-            "SELECT * FROM jobs WHERE remote = ? AND state = 'QUEUED_LOCAL' AND acked < attempt AND NOT EXISTS"
+        return [row[0] for row in self.rows(
+            "SELECT id FROM jobs WHERE remote = ? AND state = 'QUEUED_LOCAL' AND acked < attempt AND NOT EXISTS"
             " (SELECT 1 FROM ops WHERE ops.job = jobs.id AND ops.attempt = jobs.attempt AND ops.done = ''"
             " AND op IN ('cancel', 'hold')) ORDER BY priority DESC, rowid", remote)]
 

@@ -47,13 +47,19 @@ class JobOffer:
     def key(self) -> Key:
         return self.job, self.attempt
 
+    @property
+    def message_size(self) -> int:
+        """At least as many bytes as it takes to offer it."""
+        return 3 * len(repr(self.fields)) + sum(200 + 3 * len(file.path) for file in self.files)
+
 
 @dataclass
 class Offer:
-    """All that one session says in its first turn."""
+    """All that one session has to say. slices: jobs in lists that keep to wire's SLICE_JOBS and SLICE_BYTES, each with
+    whether another follows; made one after the other, as the agent takes them."""
 
     hello: dict[str, Any]
-    jobs: list[JobOffer] = field(default_factory=list)
+    slices: Iterable[tuple[list[JobOffer], bool]] = ()
     operations: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -170,13 +176,6 @@ def key(fields: dict[str, Any], among: Any) -> Key:
     if not isinstance(job, str) or not is_int(attempt, 100_000) or (job, attempt) not in among:
         raise wire.WireError("a job that was not offered")
     return job, attempt
-
-
-def hashes(value: Any, asked: set[str]) -> list[str]:
-    """A list of hashes, each of something that was offered."""
-    if not isinstance(value, list) or not all(isinstance(sha, str) and sha in asked for sha in value):
-        raise wire.WireError("content needed that was not offered")
-    return value
 
 
 def listing(job: str, attempt: int, fields: Mapping[str, Any]) -> Listing:

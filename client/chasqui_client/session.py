@@ -6,17 +6,17 @@ not trusted: every list, size, path and hash is checked, everything is bounded, 
 
 import json
 import time
-import zlib
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import chasqui_agent
 from chasqui_agent import fault, wire
 
 from . import messages
 from .launcher import new_nonce as new_nonce
-from .messages import AgentError, Changed, Handler, JobOffer, Key, NotGreeted, Offer
+from .messages import AgentError, Handler, Key, NotGreeted, Offer
 from .transport import Pipe
+from .upload import Upload
 
 fault.register(
     {
@@ -27,13 +27,10 @@ fault.register(
 
 if TYPE_CHECKING:
     from .download import Download
-    from .ledger import InputFile
 
 MAX_PIECE = 16 << 20  # journal text in one log message, bytes
 MAX_LOG = 1 << 30  # in one session
 WORKING_FOR = 3600.0  # seconds the agent may say nothing but NOPs
-_FLUSH = 1 << 20
-_SAMPLE = 64 << 10
 
 
 class Session:
@@ -43,7 +40,8 @@ class Session:
         self.pipe, self.nonce, self.handler, self.compress = pipe, nonce, handler, compress
         self.greeted = False
         self._nops, self._last = 0, time.monotonic()
-        self._out = bytearray()
+        self._packer = wire.Packer(self._write, compress)
+        self._unpacker = wire.Unpacker(self._read)
         self._rest = b""
         self._cursor = 0
         self._more = False  # the last turn of the agent's said that a further slice follows
@@ -52,12 +50,8 @@ class Session:
         """All turns up to the agent's bye. Raises NotGreeted, AgentError, WireError, and what the handler raises."""
         try:
             self._greeting()
-            self._offer(offer)
-            welcome = None
-            if offer.jobs:
-                welcome = self._welcome()
-                self._hand_over(offer)
-            self._news(offer, welcome)
+            welcome, offered = self._hand_over(offer)
+            self._news(offer, offered, welcome)
         except wire.Closed:
             self._last_words()
             raise
@@ -105,18 +99,23 @@ class Session:
     def _frame(self) -> tuple[bytes, bytes]:
         """The next frame that says something. Bounds how long, and how fast, the agent may say nothing."""
         while True:
-            kind, payload = wire.read_frame(self._read)
+            kind, payload = self._unpacker.frame()
             if kind != wire.NOTHING:
                 self._nops, self._last = 0, time.monotonic()
                 return kind, payload
-            self._nops += 1
-            quiet = time.monotonic() - self._last
-            if self._nops > 1000 + quiet or quiet > WORKING_FOR:
-                raise wire.WireError("nothing but signs of life")
-            self.handler.waiting()
+            self._sign_of_life()
+
+    def _sign_of_life(self) -> None:
+        self._nops += 1
+        quiet = time.monotonic() - self._last
+        if self._nops > 1000 + quiet or quiet > WORKING_FOR:
+            raise wire.WireError("nothing but signs of life")
+        self.handler.waiting()
 
     def _message(self) -> dict[str, Any]:
-        kind, payload = self._frame()
+        return self._parsed(*self._frame())
+
+    def _parsed(self, kind: bytes, payload: bytes) -> dict[str, Any]:
         if kind != wire.MESSAGE:
             raise wire.WireError("data where a message was due")
         fields = wire.parse_message(payload)
@@ -143,38 +142,44 @@ class Session:
             yield payload
 
     def _send(self, frame: bytes) -> None:
-        self._out += frame
-        if len(self._out) >= _FLUSH:
-            self._write_out()
-            while self.pipe.early:
-                # It is our turn: the agent speaks only to end the session.
-                self._message()
+        """Send one frame on our turn. The agent speaks then only to say that it works, or to end the session."""
+        self._packer.send(frame)
+        while self.pipe.early:
+            kind, payload = self._unpacker.frame()
+            if kind == wire.NOTHING:
+                self._sign_of_life()
+            else:
+                raise wire.WireError("a message out of turn: %s" % self._parsed(kind, payload)["m"][:40])
 
-    def _write_out(self) -> None:
-        data, self._out = bytes(self._out), bytearray()
+    def _write(self, data: bytes) -> None:
         fault.point("session.send.before")
         self.pipe.write(data)
         fault.point("session.send.after")
 
-    def _end(self) -> None:
+    def _end(self, **fields: Any) -> None:
         """End our turn. From here on the agent may answer, so nothing is looked for that came early."""
-        self._out += wire.message("end")
-        self._write_out()
+        self._packer.send(wire.message("end", **fields))
+        self._packer.flush()
 
-    # -- turn 1 ----------------------------------------------------------------------------------------------------
+    # -- turns 1 to 3 ----------------------------------------------------------------------------------------------
 
-    def _offer(self, offer: Offer) -> None:
-        hello = {"proto": chasqui_agent.PROTOCOL, "jobs": len(offer.jobs), "ops": len(offer.operations), **offer.hello}
+    def _hand_over(self, offer: Offer) -> tuple[dict[str, Any] | None, set[Key]]:
+        """Say what we have to say, and hand jobs over, a slice at a time; the welcome, if it was said by then, and the
+        jobs that were offered."""
+        upload = Upload(self._send, self._end, self._messages, self.handler)
+        hello = {"proto": chasqui_agent.PROTOCOL, "pack": self._packer.packing, **offer.hello}
         self._send(wire.message("hello", **hello))
-        for job in offer.jobs:
-            listed = [{"path": wire.path_text(f.path), "size": f.size, "mode": f.mode, "sha256": f.sha256}
-                      for f in job.files]
-            fields = {**job.fields, "m": "job", "job": job.job, "attempt": job.attempt, "files": listed}
-            # Not by wire.message: a job has a field "name", which is that function's own argument.
-            self._send(wire.frame(wire.MESSAGE, json.dumps(fields, separators=(",", ":")).encode("ascii")))
         for operation in offer.operations:
             self._send(wire.message("op", **operation))
-        self._end()
+        welcome, more = None, False
+        for jobs, more in offer.slices:
+            upload.offer(jobs, more)
+            welcome = welcome or self._welcome()
+            upload.hand_over(jobs)
+            del jobs  # before the next ones are made
+        if more or welcome is None:
+            self._end(more=False)
+        return welcome, upload.offered
 
     def _welcome(self) -> dict[str, Any]:
         fields = self._message()
@@ -184,73 +189,15 @@ class Session:
         self.handler.welcome(fields)
         return fields
 
-    # -- turns 2 and 3 ---------------------------------------------------------------------------------------------
-
-    def _hand_over(self, offer: Offer) -> None:
-        jobs = {job.key: job for job in offer.jobs}
-        asked = {file.sha256 for job in offer.jobs for file in job.files}
-        needed: set[str] = set()
-        for fields in self._messages(("known", "conflict", "refuse", "need")):
-            if fields["m"] == "need":
-                needed.update(messages.hashes(fields.get("sha"), asked))
-                continue
-            key = messages.key(fields, jobs)
-            del jobs[key]
-            if fields["m"] == "known":
-                self.handler.known(key)
-            else:
-                self.handler.refused(key, messages.text(fields, "why"))
-        self._upload(list(jobs.values()), needed)
-
-    def _upload(self, jobs: list[JobOffer], needed: set[str]) -> None:
-        sizes = {file.sha256: file.size for job in jobs for file in job.files if file.sha256 in needed}
-        self.handler.uploading(len(jobs), sum(sizes.values()))
-        for job in jobs:
-            try:
-                for file in job.files:
-                    if file.sha256 in needed:
-                        self._blob(job, file)
-                        needed.discard(file.sha256)
-            except (OSError, Changed) as error:
-                why = "%s: %s" % (wire.path_text(file.path), getattr(error, "strerror", None) or error)
-                self._send(wire.message("skip", job=job.job, attempt=job.attempt, why=why[:500]))
-                self.handler.skipped(job.key, why)
-                continue
-            self._send(wire.message("commit", job=job.job, attempt=job.attempt))
-        self._end()
-
-    def _blob(self, job: JobOffer, file: "InputFile") -> None:
-        """Send one content. Exactly the announced size goes out, whatever the file became; then Changed is raised."""
-        import hashlib
-        with self.handler.open(job, file) as stream:
-            sample = stream.read(min(file.size, _SAMPLE))
-            packed = self.compress and len(zlib.compress(sample, 1)) < 0.9 * len(sample)
-            self._send(wire.message("blob", sha=file.sha256, size=file.size, z=packed))
-            pack = zlib.compressobj(1) if packed else None
-            digest = hashlib.sha256()
-            for chunk in _exactly(stream, file.size, sample):
-                digest.update(chunk)
-                self._send_data(pack.compress(chunk) if pack else chunk)
-                self.handler.sent(len(chunk), 0)
-            if pack:
-                self._send_data(pack.flush())
-        self.handler.sent(0, 1)
-        if digest.hexdigest() != file.sha256:
-            raise Changed("it changed while it was sent")
-
-    def _send_data(self, data: bytes) -> None:
-        for start in range(0, len(data), wire.CHUNK):
-            self._send(wire.frame(wire.DATA, data[start:start + wire.CHUNK]))
-
     # -- turn 4, and what follows --------------------------------------------------------------------------------------
 
     _NEWS = ("acked", "refuse", "op_done", "note", "pump", "status", "log", "results")
 
-    def _news(self, offer: Offer, welcome: dict[str, Any] | None) -> None:
+    def _news(self, offer: Offer, offered: set[Key], welcome: dict[str, Any] | None) -> None:
         if welcome is None:
             self._welcome()
         download: Download | None = None
-        state = _Turn4({job.key for job in offer.jobs}, {str(op["id"]) for op in offer.operations})
+        state = _Turn4(offered, {str(op["id"]) for op in offer.operations})
         for fields in self._messages(self._NEWS):
             if fields["m"] == "results":
                 download = download or self._download()
@@ -347,14 +294,3 @@ def _words(data: bytes) -> str:
     """What a login shell said, safe for a terminal, the last lines of it."""
     lines = [line.strip() for line in data.decode("utf-8", "replace").split("\n") if line.strip()]
     return " | ".join(wire.printable(line, 200) for line in lines[-5:])
-
-
-def _exactly(stream: BinaryIO, size: int, first: bytes) -> Iterator[bytes]:
-    """`size` bytes in chunks: `first`, then the stream, then zeros where the file has become shorter."""
-    chunk = first
-    while size:
-        if chunk:
-            yield chunk
-            size -= len(chunk)
-        if size:
-            chunk = stream.read(min(size, wire.CHUNK)) or bytes(min(size, wire.CHUNK))

@@ -61,7 +61,7 @@ def run(home: Home, remote: Remote, options: SyncOptions) -> SyncReport:
 def _plan(ledger: Ledger, remote: Remote, report: SyncReport) -> None:
     """What a sync would do, from the ledger and the folders alone."""
     from . import inputs
-    for job in ledger.to_upload(remote.name):
+    for job in filter(None, map(ledger.job, ledger.to_upload(remote.name))):
         files = ledger.files(job.id, job.attempt)
         _name_changes(job, inputs.changed(files), report)
         report.would_upload.append({"id": job.id, "name": job.name, "folder": wire.path_text(job.folder),
@@ -146,8 +146,7 @@ class Exchange(Handler):
         self.ledger, self.remote, self.options, self.report, self.progress = ledger, remote, options, report, progress
         self._receiver: Receiver | None = None
         self.report_of_agent: dict[str, Any] = {}
-        self._jobs: dict[Key, Job] = {}
-        self._sizes: dict[Key, tuple[int, int]] = {}
+        self._offered: dict[Key, tuple[str, int, int]] = {}  # name, files, bytes
         self._hashes: inputs.Hashes = {}
 
     # -- turn 1 ----------------------------------------------------------------------------------------------------
@@ -155,16 +154,14 @@ class Exchange(Handler):
     def offer(self) -> Offer:
         """All that this sync says first. From here on only the cluster can cancel or hold the jobs in it."""
         known = self.ledger.remote_state(self.remote.name)
-        jobs = [offer for job in self._jobs_to_offer() if (offer := self._job_offer(job))]
-        self.ledger.mark_offered([self._jobs[offer.key] for offer in jobs])
         hello = {"client": __version__, "ledger": self.ledger.id, "root_uuid": known.uuid, "cursor": known.cursor,
                  "config": self._config(), "take_caps": self.options.take_caps, "want_results": self.options.download,
                  "results": self._results_wanted(), "fetch": self._fetch()}
         operations = [{"id": op.id, "op": op.op, "job": op.job, "attempt": op.attempt}
                       for op in self.ledger.pending_ops(self.remote.name)]
-        return Offer(hello, jobs, operations)
+        return Offer(hello, self._slices(self._jobs_to_offer()), operations)
 
-    def _jobs_to_offer(self) -> list[Job]:
+    def _jobs_to_offer(self) -> list[str]:
         if not self.options.upload:
             return []
         found = self.ledger.to_upload(self.remote.name)
@@ -174,8 +171,27 @@ class Exchange(Handler):
 
     @property
     def offered(self) -> tuple[int, int]:
-        """(files, bytes) of the jobs offered."""
-        return sum(files for files, _ in self._sizes.values()), sum(size for _, size in self._sizes.values())
+        """(files, bytes) of the jobs offered so far."""
+        return sum(files for _, files, _ in self._offered.values()), sum(size for *_, size in self._offered.values())
+
+    def _slices(self, ids: list[str]) -> Iterator[tuple[list[JobOffer], bool]]:
+        """What there is to hand over, in pieces: 20,000 jobs with their files are more than memory is for."""
+        start = 0
+        while start < len(ids):
+            jobs: list[Job] = []
+            offers: list[JobOffer] = []
+            size = 0
+            while start < len(ids) and len(jobs) < wire.SLICE_JOBS and size < wire.SLICE_BYTES:
+                job = self.ledger.job(ids[start])
+                start += 1
+                offer = self._job_offer(job) if job else None
+                if job and offer:
+                    jobs.append(job)
+                    offers.append(offer)
+                    size += offer.message_size
+            self.ledger.mark_offered(jobs)
+            yield offers, start < len(ids)
+            del job, offer, offers
 
     def _config(self) -> Mapping[str, Any]:
         values = {"max_total": 0, **self.remote.agent_config()}
@@ -209,8 +225,7 @@ class Exchange(Handler):
                   "max_job": options.get("max_job", 0), "rerun": bool(options.get("rerun")),
                   "previous": job.attempt - 1}
         offer = JobOffer(job.id, job.attempt, files, fields)
-        self._jobs[offer.key] = job
-        self._sizes[offer.key] = len(files), sum(f.size for f in files)
+        self._offered[offer.key] = job.name, len(files), sum(f.size for f in files)
         return offer
 
     def _current(self, job: Job, files: list[InputFile]) -> list[InputFile] | None:
@@ -242,7 +257,7 @@ class Exchange(Handler):
     def open(self, offer: JobOffer, file: InputFile) -> BinaryIO:
         if file.content is not None:
             return io.BytesIO(file.content)
-        stream = open(file.source, "rb")
+        stream = open(file.source, "rb", buffering=0)
         if os.fstat(stream.fileno()).st_size != file.size:
             stream.close()
             raise Changed("it changed since it was offered")
@@ -271,23 +286,20 @@ class Exchange(Handler):
         self.acked([key])
 
     def acked(self, keys: list[Key]) -> None:
+        attempts = dict(keys)
         for job_id in self.ledger.acknowledge(self.remote.name, keys):
-            files, size = self._sizes[job_id, self._jobs_attempt(job_id, keys)]
+            _, files, size = self._offered[job_id, attempts[job_id]]
             self.report.uploaded += 1
             self.report.uploaded_files += files
             self.report.uploaded_bytes += size
 
-    @staticmethod
-    def _jobs_attempt(job_id: str, keys: list[Key]) -> int:
-        return next(attempt for name, attempt in keys if name == job_id)
-
     def refused(self, key: Key, why: str) -> None:
-        self.report.refused.append({"job": key[0], "name": self._jobs[key].name, "why": why})
+        self.report.refused.append({"job": key[0], "name": self._offered[key][0], "why": why})
 
     def skipped(self, key: Key, why: str) -> None:
         self.ledger.withdraw(key[0])
         path, _, rest = why.partition(": ")
-        self.report.changed_inputs.append({"job": key[0], "name": self._jobs[key].name, "path": path,
+        self.report.changed_inputs.append({"job": key[0], "name": self._offered[key][0], "path": path,
                                            "why": rest + ": not uploaded"})
 
     def uploading(self, jobs: int, size: int) -> None:

@@ -12,7 +12,7 @@ AGENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "ag
 sys.path.insert(0, AGENT)
 
 from chasqui_agent import install, settings  # noqa: E402
-from chasqui_agent.spool import Spool  # noqa: E402
+from chasqui_agent.spool import Spool, rank_of, shard_name  # noqa: E402
 
 PATIENCE = 60.0  # seconds; only ever waited in full by a test that is about to fail
 
@@ -118,6 +118,17 @@ class Root:
     def wait_idle(self):
         """Wait until nothing runs any more."""
         until(self.idle, "an empty slot table")
+
+
+def publish(spool, batch, texts, priority=0):
+    """As a session does it: a work folder for each job, then one shard with their scripts."""
+    building = os.path.join(spool.staging, batch)
+    os.mkdir(building)
+    for position, (job, text) in enumerate(texts):
+        os.makedirs(spool.meta_dir(job, 1))
+        with open(os.path.join(building, shard_name(position, job, 1)), "w", encoding="utf-8") as stream:
+            stream.write(text)
+    spool.publish(building, rank_of(priority), "20260101T000000-%s-0000" % batch)
 
 
 def end_jobs(root):

@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from agent.agentroot import until
+from agent.agentroot import publish, until
 from chasqui_agent import operations, pump, settings
-from chasqui_agent import spool as spools
 
 
 def overlap(folder):
@@ -316,16 +315,8 @@ def test_priorities_and_order(make_root):
     root = make_root(max_running=1, max_queued=1)
     order = root.ran + "/order"
     for batch, priority in (("a", 0), ("b", 5), ("c", -5)):
-        publications = []
-        for number in range(3):
-            job = "%s%d" % (batch, number)
-            os.makedirs(root.spool.meta_dir(job, 1))
-            publications.append(
-                spools.Publication(
-                    job, 1, priority, b"echo %s >> '%s'\n" % (job.encode("ascii"), order.encode("utf-8"))
-                )
-            )
-        root.spool.publish(publications, "20260101T000000-" + batch)
+        jobs = ["%s%d" % (batch, number) for number in range(3)]
+        publish(root.spool, batch, [(job, "echo %s >> '%s'\n" % (job, order)) for job in jobs], priority)
     root.pump()
     root.wait_finished(9)
     with open(order) as stream:

@@ -25,7 +25,7 @@ def test_frames_come_back():
 def test_the_documented_bytes():
     assert wire.frame(b"N") == b"N\0\0\0\0" + bytes.fromhex("7c4ac9d6")[:0] + wire.frame(b"N")[5:]
     assert wire.message("end")[5:-4] == b'{"m":"end"}'
-    assert wire.greeting("00" * 16)[:9] == b"\0chasqui " and wire.greeting("00" * 16).endswith(b" 1\n")
+    assert wire.greeting("00" * 16)[:9] == b"\0chasqui " and wire.greeting("00" * 16).endswith(b" 2\n")
 
 
 def test_every_flipped_bit_is_noticed():

@@ -71,8 +71,9 @@ def client_counts(desk: Desk) -> dict[str, int]:
 
 def agent_counts(desk: Desk, cursor: int) -> dict[str, int]:
     hello = wire.message(
-        "hello", proto=1, client="0.1.0", ledger="0" * 32, root_uuid=(desk.root / "uuid").read_text().strip(),
-        cursor=cursor, config=None, take_caps=False, jobs=0, ops=0, results=[], fetch=[], want_results=True,
+        "hello", proto=wire.PROTOCOL, client="0.1.0", ledger="0" * 32,
+        root_uuid=(desk.root / "uuid").read_text().strip(), cursor=cursor, config=None,
+        take_caps=False, results=[], fetch=[], want_results=True,
     )
     done = subprocess.run(
         [PYTHON, "-I", "-c", AGENT, str(desk.root), str(desk.root / "agent" / "current")], timeout=60, cwd="/",

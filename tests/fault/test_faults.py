@@ -13,9 +13,10 @@ import time
 
 import pytest
 
+from agent.agentroot import publish
 from chasqui_agent import cli, fault, install, intake, operations, pump, selftest  # noqa: F401  register their points
 from chasqui_agent.schedulers import shell  # noqa: F401
-from chasqui_agent.spool import Publication, Spool
+from chasqui_agent.spool import Spool
 from needs import python36
 
 GRACE = 1.0
@@ -75,10 +76,7 @@ class Scenario:
                 stream.write(self.text(name, seconds))
 
     def publish(self, *names):
-        """As a session does it: work folders, then one shard."""
-        for name in names:
-            os.makedirs(self.spool.meta_dir(name, 1))
-        self.spool.publish([Publication(n, 1, 0, self.text(n).encode()) for n in names], "20260101T000000-test-0000")
+        publish(self.spool, "test", [(name, self.text(name)) for name in names])
 
     def killed(self):
         return os.path.exists(self.once)

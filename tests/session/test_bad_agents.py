@@ -27,10 +27,11 @@ def send(data):
     out.write(data); out.flush()
 def say(name, **fields):
     send(wire.message(name, **fields))
+frames = wire.Unpacker(sys.stdin.buffer.read)
 def turn():
     found = []
     while True:
-        kind, payload = wire.read_frame(sys.stdin.buffer.read)
+        kind, payload = frames.frame()
         if kind == wire.MESSAGE:
             found.append(json.loads(payload.decode()))
             if found[-1]["m"] == "end":
@@ -60,7 +61,7 @@ if MODE == "cut": sys.exit(1)
 turn()
 if MODE == "not json": send(wire.frame(wire.MESSAGE, b"{" * 100000)); sys.exit(0)
 if MODE == "deep json": send(wire.frame(wire.MESSAGE, b"[" * 200000)); sys.exit(0)
-say("welcome", proto=1, agent="9", serial=10**9, digest="", capabilities=[], root_uuid="a" * 24, cursor=0,
+say("welcome", proto=wire.PROTOCOL, agent="9", serial=10**9, digest="", capabilities=[], root_uuid="a" * 24, cursor=0,
     python="3.6.0", host="evil", notes=["\\x1b[31mnote"])
 if MODE == "foreign acks":
     say("acked", job="j" * 16, attempt=1)

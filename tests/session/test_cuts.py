@@ -79,7 +79,7 @@ def test_a_client_that_falls_silent_leaves_what_it_committed(tmp_path, monkeypat
     class Opens(Handler):
         def open(self, offer, file):
             if offer.job == jobs[1].id:
-                session._write_out()
+                session._packer.flush()
                 raise Stop
             return open(file.source, "rb")
 
@@ -87,7 +87,7 @@ def test_a_client_that_falls_silent_leaves_what_it_committed(tmp_path, monkeypat
     channel = Channel(Child(["/bin/sh", "-c", launcher.agent(desk.remote.root, ["serve", "--nonce", nonce])]))
     session = Session(channel, nonce, Opens())
     with pytest.raises(Stop):
-        session.run(Offer(hello, offers))
+        session.run(Offer(hello, [(offers, False)]))
     until(lambda: channel.process.poll() is not None, "the end of an agent that is not spoken to")
     assert channel.process.poll() == 1
     channel.close()

@@ -8,7 +8,7 @@ import pytest
 
 import chasqui_agent
 from agent.agentroot import until
-from chasqui_client import api, errors, jobs, results, session, states
+from chasqui_client import api, errors, jobs, results, states, upload
 from chasqui_client.exchange import SyncOptions
 from chasqui_client.holder import sync_lock
 from chasqui_client.select import Selection
@@ -94,14 +94,14 @@ def test_retry_sends_only_what_changed_and_keeps_earlier_results(desk):
     with desk.ledger() as ledger:
         jobs.retry(desk.home, ledger, desk.home.config(), [desk.job(job)])
     sizes = []
-    whole = session.Session._blob
+    whole = upload.Upload._blob
 
-    def counted(self, offer, file):
+    def counted(self, offer, file, have):
         sizes.append(file.size)
-        whole(self, offer, file)
+        whole(self, offer, file, have)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session.Session, "_blob", counted)
+        patch.setattr(upload.Upload, "_blob", counted)
         desk.sync()
     assert sizes == [3]
     desk.finish()

@@ -168,9 +168,9 @@ def test_every_state_is_in_the_tables() -> None:
 def test_what_a_sync_asks(ledger: Ledger) -> None:
     for name, priority in (("low", -5), ("mid", 0), ("high", 5)):
         _add(ledger, name, priority=priority)
-    assert [job.id for job in ledger.to_upload("hpc")] == ["high", "mid", "low"]
+    assert ledger.to_upload("hpc") == ["high", "mid", "low"]
     ledger.acknowledge("hpc", [("high", 1), ("mid", 1), ("nobody", 1), ("low", 7)])
-    assert [job.id for job in ledger.to_upload("hpc")] == ["low"]
+    assert ledger.to_upload("hpc") == ["low"]
     ledger.apply_record("hpc", _record("ended", job="high", state="DONE"))
     assert ledger.results_wanted("hpc") == [("high", 1)] and ledger.results_due("hpc") == (1, 0)
     ledger.record_results("high", 1, [ResultFile(b"out\xff", 3, 0o644, 1500, "cd" * 32, "output", "WANTED"),
@@ -247,7 +247,7 @@ def test_hold_and_release_both_on_their_way(ledger: Ledger) -> None:
     assert [op.op for op in ledger.pending_ops("hpc")] == ["hold", "release"]
     ledger.finish_op("a")
     ledger.finish_op("b")
-    assert _job(ledger).state == "QUEUED_LOCAL" and [job.id for job in ledger.to_upload("hpc")] == ["j1"]
+    assert _job(ledger).state == "QUEUED_LOCAL" and ledger.to_upload("hpc") == ["j1"]
 
 
 # -- remotes -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,140 @@
+"""Handing jobs over, turns 1 to 3 slice by slice: what is offered, what the agent lacks of it, the contents themselves.
+
+Nothing here grows with the number of jobs but the set of those that were offered.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from chasqui_agent import wire
+
+from . import messages
+from .messages import Changed, Handler, JobOffer, Key
+
+if TYPE_CHECKING:
+    from .ledger import InputFile
+
+_SIGN_OF_LIFE = 10.0  # seconds of reading without sending after which we say that we are here
+
+
+class Upload:
+    """The jobs of one session on their way."""
+
+    def __init__(self, send: Callable[[bytes], None], end: Callable[..., None],
+                 messages_of: Callable[[Iterable[str]], Iterator[dict[str, Any]]], handler: Handler) -> None:
+        """send takes frames, end ends our turn, messages_of(names) gives the messages of the agent's."""
+        self._send, self._end, self._messages, self.handler = send, end, messages_of, handler
+        self.offered: set[Key] = set()
+
+    def offer(self, jobs: list[JobOffer], more: bool) -> None:
+        """One slice of jobs, and the end of our turn."""
+        for job in jobs:
+            if job.key in self.offered:
+                raise ValueError("offered twice: %s" % job.job)
+            self.offered.add(job.key)
+            listed = [{"path": wire.path_text(f.path), "size": f.size, "mode": f.mode, "sha256": f.sha256}
+                      for f in job.files]
+            fields = {**job.fields, "m": "job", "job": job.job, "attempt": job.attempt, "files": listed}
+            # Not by wire.message: a job has a field "name", which is that function's own argument.
+            self._send(wire.frame(wire.MESSAGE, json.dumps(fields, separators=(",", ":")).encode("ascii")))
+        self._end(more=more)
+
+    def hand_over(self, jobs: list[JobOffer]) -> None:
+        """Turns 2 and 3 for a slice: send what the agent lacks, each content once, and commit each job."""
+        left = {job.key: job for job in jobs}
+        sizes = {file.sha256: file.size for job in jobs for file in job.files}
+        needed: dict[str, int] = {}  # content -> bytes of it that the agent has
+        for fields in self._messages(("known", "conflict", "refuse", "need")):
+            if fields["m"] == "need":
+                needed.update(_needed(fields, sizes))
+                continue
+            key = messages.key(fields, left)
+            del left[key]
+            if fields["m"] == "known":
+                self.handler.known(key)
+            else:
+                self.handler.refused(key, messages.text(fields, "why"))
+        used = {file.sha256 for job in left.values() for file in job.files}
+        self.handler.uploading(len(left), sum(sizes[sha] - have for sha, have in needed.items() if sha in used))
+        for job in left.values():
+            self._job(job, needed)
+        self._end()
+
+    def _job(self, job: JobOffer, needed: dict[str, int]) -> None:
+        for file in job.files:
+            if file.sha256 not in needed:
+                continue
+            try:
+                self._blob(job, file, needed[file.sha256])
+            except (OSError, Changed) as error:
+                why = "%s: %s" % (wire.path_text(file.path), getattr(error, "strerror", None) or error)
+                self._send(wire.message("skip", job=job.job, attempt=job.attempt, why=why[:500]))
+                self.handler.skipped(job.key, why)
+                return
+            del needed[file.sha256]
+        self._send(wire.message("commit", job=job.job, attempt=job.attempt))
+
+    def _blob(self, job: JobOffer, file: "InputFile", have: int) -> None:
+        """Send one content from byte `have` on. Raises OSError or Changed where it is not what was offered: before
+        anything was said of it if it is small, else after exactly the announced bytes."""
+        with self.handler.open(job, file) as stream:
+            if file.size <= wire.CHUNK:
+                data = stream.read(file.size + 1)
+                if hashlib.sha256(data).hexdigest() != file.sha256:
+                    raise Changed("it changed since it was offered")
+                self._announce(file, 0)
+                if data:
+                    self._send(wire.frame(wire.DATA, data))
+            else:
+                self._large(file, stream, have)
+        self.handler.sent(min(file.size, wire.CHUNK) if file.size <= wire.CHUNK else 0, 1)
+
+    def _announce(self, file: "InputFile", start: int) -> None:
+        self._send(wire.message("blob", sha=file.sha256, size=file.size, **{"from": start}))
+
+    def _large(self, file: "InputFile", stream: BinaryIO, have: int) -> None:
+        digest = self._beginning(stream, have)
+        self._announce(file, have)
+        for chunk in _exactly(stream, file.size - have):
+            digest.update(chunk)
+            self._send(wire.frame(wire.DATA, chunk))
+            self.handler.sent(len(chunk), 0)
+        if digest.hexdigest() != file.sha256 or stream.read(1):
+            raise Changed("it changed while it was sent")
+
+    def _beginning(self, stream: BinaryIO, length: int) -> Any:
+        """The hash of what is not sent again: the proof is always over the whole."""
+        digest, said = hashlib.sha256(), time.monotonic()
+        for chunk in _exactly(stream, length):
+            digest.update(chunk)
+            if time.monotonic() - said > _SIGN_OF_LIFE:
+                self._send(wire.frame(wire.NOTHING))
+                said = time.monotonic()
+        return digest
+
+
+def _needed(fields: dict[str, Any], sizes: dict[str, int]) -> dict[str, int]:
+    """A need message, checked: contents that were offered, and how much of each the agent has."""
+    shas, have = fields.get("sha"), fields.get("have")
+    if not isinstance(shas, list) or not isinstance(have, dict):
+        raise wire.WireError("content needed that was not offered")
+    found = {}
+    for sha in shas:
+        if not isinstance(sha, str) or sha not in sizes:
+            raise wire.WireError("content needed that was not offered")
+        held = have.get(sha, 0)
+        if not messages.is_int(held, max(0, sizes[sha] - 1)) or held % wire.CHUNK:
+            raise wire.WireError("more of a content there than there is")
+        found[sha] = held
+    return found
+
+
+def _exactly(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    """`size` bytes in chunks: the stream, then zeros where the file has become shorter."""
+    while size:
+        chunk = stream.read(min(size, wire.CHUNK)) or bytes(min(size, wire.CHUNK))
+        yield chunk
+        size -= len(chunk)
