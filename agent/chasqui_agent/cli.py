@@ -190,7 +190,7 @@ def _status(root: str, argv: "List[str]") -> int:
     options = _options(argv, json=False)
     from . import status
 
-    now = status.gather(_spool(root))
+    now = status.gather(_spool(root), ask=not options["json"])
     _print(_json(now) if options["json"] else status.text(now))
     return 0
 

@@ -1,9 +1,8 @@
 """Does the relay work here? Python, folder, space, scheduler; the client runs a job on top of that."""
 
-import os
 import sys
 
-from . import heartbeat, schedulers, selftest, settings
+from . import heartbeat, schedulers, selftest, settings, space
 from .schedulers.base import Unreachable
 from .state import State
 
@@ -13,8 +12,7 @@ if MYPY:
 
     from .spool import Spool
 
-LEAST_BYTES = 50 << 20
-LEAST_INODES = 1000
+_LEAST = {space.BYTES: 50 << 20, space.FILES: 1000}
 
 
 def run(spool: "Spool") -> "List[Tuple[str, str, bool]]":
@@ -38,11 +36,9 @@ def _folder(spool: "Spool") -> "Tuple[str, bool]":
 
 
 def _space(spool: "Spool") -> "Tuple[str, bool]":
-    free = os.statvfs(spool.work)
-    space, inodes = free.f_bavail * free.f_frsize, free.f_favail
-    # Some file systems have no inodes to count and say 0 of 0.
-    good = space >= LEAST_BYTES and (inodes >= LEAST_INODES or free.f_files == 0)
-    return "%d MB and %d inodes free in %s" % (space >> 20, inodes, os.path.realpath(spool.work)), good
+    limits = space.look([spool.work, spool.root])
+    good = all(limit.left >= _LEAST[limit.kind] for limit in limits)
+    return "; ".join(space.words(limit) for limit in limits), good
 
 
 def _scheduler(spool: "Spool") -> "Tuple[str, bool]":

@@ -20,6 +20,11 @@ fault.register(
 )
 
 
+def no_space(error: "Any") -> bool:
+    """Whether it was for want of space, of inodes or of quota."""
+    return getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+
+
 def fsync_folder(path: str) -> None:
     """Make the names in a folder durable. Some file systems refuse to fsync a folder: they order names themselves."""
     try:

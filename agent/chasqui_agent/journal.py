@@ -40,7 +40,9 @@ _TAIL = 64 << 10
 
 
 class JournalError(Exception):
-    """The journal could not be written; what was appended last may be missing or torn, never wrong."""
+    """The journal could not be written; what was appended last may be missing or torn, never wrong. errno: why."""
+
+    errno = 0
 
 
 def now() -> str:
@@ -189,7 +191,9 @@ class Writer:
         except OSError as error:
             # What was written may be half a record; a record behind it would be lost with it. The next holder seals it.
             self.close()
-            raise JournalError("the journal cannot be written: %s" % error.strerror) from None
+            failure = JournalError("the journal cannot be written: %s" % error.strerror)
+            failure.errno = error.errno or 0
+            raise failure from None
         self._later = []
         fault.point("journal.append.after")
 

@@ -226,7 +226,7 @@ def create_link(path: str, text: str) -> bool:
         return False
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
+            raise OSError(error.errno, error.strerror, path) from None  # by itself it would name the text
     temporary = path + "." + random_name(12)
     files.write_file(temporary, text.encode("utf-8"), exclusive=True)
     try:

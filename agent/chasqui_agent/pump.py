@@ -69,7 +69,8 @@ def pump(
     """Pump until no request is left or `budget` seconds are gone; what was done, as one flat dictionary:
 
     accepted submitted released ended rejected queries rounds (counts), settling (scripts too young), operations
-    (id -> note), refused (the scheduler's words), stalled_since, note, busy (somebody else pumps). Raises SpoolError
+    (id -> note), refused (the scheduler's words), stalled_since, note, full (which limit of space or inodes stopped
+    it), busy (somebody else pumps). Raises SpoolError
     for a root that can't be used. A full disk, a lost lock and a silent scheduler end the round with a note: nothing
     is half done. Wakes that keep coming in are left to a process of their own when the budget is gone, or, attended (so
     that somebody waits for the report), after a few seconds. patience: seconds a query may take where the caller has
@@ -114,20 +115,24 @@ def _round_under_lock(
 ) -> "List[str]":
     """One round, and the lock given back whatever happens; the names in wake/ it dealt with."""
     handled = _requests(spool)
-    journal = None
+    journal, full = None, False
     try:
         journal = Writer(spool.log, lock.generation, lock.took_over)
         Round(spool, chosen, lock, journal, report, deadline, patience).run(handled)
     except Lost as error:
         report["note"] = "lost the lock: %s" % error
     except JournalError as error:
-        report["note"] = str(error)
+        report["note"], full = str(error), files.no_space(error)
     except OSError as error:
-        report["note"] = "%s: %s" % (error.strerror, error.filename or spool.root)
+        report["note"], full = "%s: %s" % (error.strerror, error.filename or spool.root), files.no_space(error)
     finally:
         if journal is not None:
             journal.close()
         lock.release()
+    if full:
+        from . import space
+
+        report["full"] = space.tightest(spool.work, spool.root)
     report["rounds"] += 1
     return handled
 

@@ -25,7 +25,7 @@ import sys
 import time
 from collections import namedtuple
 
-from . import beneath, channel, copies, durable, fault, files, leftovers, wire
+from . import beneath, channel, copies, durable, fault, files, leftovers, space, wire
 from . import spool as spools
 from .leftovers import CONTENT, PARTIAL, SHARDS, Leftovers
 from .objects import Objects
@@ -71,8 +71,8 @@ class Receiver:
         bases = sorted({self.base, spool.staging})
         for base in bases:
             leftovers.remove_stale(base)
-        for kind in (CONTENT, PARTIAL):
-            os.makedirs(os.path.join(self.folder, kind), 0o700)
+        self._room = space.Room(spool.work, spool.root)
+        self._make_folders()
         self.left = Leftovers(bases, leftovers.owner_prefix(ledger), self.folder)
         self.acked: "List[Key]" = []
         self.refused: "List[Tuple[Key, str]]" = []
@@ -83,6 +83,16 @@ class Receiver:
         self._contents: "Set[str]" = set()
         self._earlier: "Dict[bytes, Tuple[Key, str]]" = {}  # content that one job alone had in an earlier slice
         self._begin()
+
+    def _make_folders(self) -> None:
+        try:
+            for kind in (CONTENT, PARTIAL):
+                os.makedirs(os.path.join(self.folder, kind), 0o700)
+        except OSError as error:
+            if not files.no_space(error):
+                raise
+            # All jobs stay where they are; results still leave, and that is what makes room.
+            self._room.shut(space.tightest(self.spool.work, self.spool.root))
 
     def _begin(self) -> None:
         """Nothing is offered."""
@@ -120,6 +130,9 @@ class Receiver:
         if state or os.path.lexists(self.spool.work_dir(name, attempt)):
             why = "the cluster has this attempt with other files"
             return wire.message("conflict", job=name, attempt=attempt, why=why)
+        why = self._room.take(*space.need(job["files"]))
+        if why:
+            return wire.message("refuse", job=name, attempt=attempt, why=why)
         self._take_offer(key, job)
         return None
 

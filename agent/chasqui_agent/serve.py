@@ -15,11 +15,10 @@ The lock is never held while the pipe is read or written. Whatever breaks, jobs 
 operations are applied only after the last turn 3's end. The pump finishes even if the client is gone.
 """
 
-import errno
 import os
 import sys
 
-from . import PROTOCOL, SERIAL, VERSION, channel, deliver, fault, install, journal, offers, quiet, settings, wire
+from . import PROTOCOL, SERIAL, VERSION, channel, deliver, fault, files, install, journal, offers, quiet, settings, wire
 from .spool import SpoolError
 
 MYPY = False
@@ -82,8 +81,11 @@ def _guarded(session: "Session") -> int:
     except SpoolError as error:
         pipe.say("error", code="root", why=str(error), hint="")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            why = "no space left in %s" % session.spool.root
+        if files.no_space(error):
+            from . import space
+
+            with pipe.working():
+                why = space.tightest(session.spool.work, session.spool.root)
             pipe.say("error", code="disk-full", why=why, hint="make room there, then sync again")
         else:
             where = " (%s)" % error.filename if error.filename else ""
@@ -144,7 +146,7 @@ class Session:
                 self._turn_3(receiver)
             keep = False
         except OSError as error:
-            keep = error.errno not in (errno.ENOSPC, errno.EDQUOT)
+            keep = not files.no_space(error)
             raise
         finally:
             receiver.close(keep)
@@ -268,9 +270,11 @@ class Session:
         try:
             return pump.pump(self.spool, "sync", PUMP_BUDGET, patience=PATIENCE)
         except Exception as error:
+            from . import space
             from .cli import explain
 
-            return {"error": explain(error)}
+            full = space.tightest(self.spool.work, self.spool.root) if files.no_space(error) else ""
+            return {"error": explain(error), "full": full}
 
     def _acknowledge(self, receiver: "Any") -> None:
         for job, attempt in receiver.acked if receiver else ():

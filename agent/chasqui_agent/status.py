@@ -3,7 +3,7 @@
 import os
 import time
 
-from . import files, heartbeat, live, outlook, schedulers, settings, site_limits
+from . import files, heartbeat, live, outlook, schedulers, settings, site_limits, space
 from .schedulers.base import EVERYWHERE, Unreachable
 from .spool import JOB, ON_THEIR_WAY
 from .state import State
@@ -18,8 +18,9 @@ if MYPY:
 MOST_STUCK = 5  # told by name
 
 
-def gather(spool: "Spool") -> "Dict[str, Any]":
-    """Counts of every state, when the relay last pumped, and since when it has stood still ("" if it has not)."""
+def gather(spool: "Spool", ask: bool = False) -> "Dict[str, Any]":
+    """Counts of every state, when the relay last pumped, since when it has stood still ("" if it has not), and the room
+    that is left. ask: quotas as well, which may take some seconds."""
     state = files.read_json(os.path.join(spool.root, "state.json"), {})
     chosen = settings.load(spool)
     counts = {name: len(spool.entries(name)) for name in ("held", "submitting", "submitted")}
@@ -37,6 +38,7 @@ def gather(spool: "Spool") -> "Dict[str, Any]":
         stalled_since=_stamp(pumped) if still and pumped else "",
         caps={"max_running": chosen.max_running, "max_queued": chosen.max_queued, "max_total": chosen.max_total},
         notes=notes(spool, chosen),
+        room=[space.words(limit) for limit in space.look([spool.work, spool.root], ask)],
     )
 
 
@@ -105,6 +107,7 @@ def text(status: "Dict[str, Any]") -> str:
     )
     caps = status["caps"]
     lines.append("caps: %(max_running)d running, %(max_queued)d queued" % caps)
+    lines.extend(["room: " + text for text in status["room"]])
     lines.extend(status["notes"])
     lines.append("last pump: %s" % (status["pumped"] or "never"))
     if status["stalled_since"]:

@@ -10,7 +10,7 @@ import os
 import pwd
 
 from . import directives, ending, fault, files, heartbeat, launch, marks, runner, way
-from .schedulers.base import Request, Sought, Submission
+from .schedulers.base import NotQueued, Request, Sought, Submission
 from .spool import Entry, new_token
 
 MYPY = False
@@ -44,9 +44,14 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     pump.journal.append({"ev": "intent", "job": job, "attempt": attempt, "token": token})
     in_flight = Entry(pump.spool.entry_path("submitting", job, attempt, token), job, attempt, token)
     files.move(entry.path, in_flight.path)
-    pump.lock.check()
-    fault.point("submit.call.before")
-    answer = _no_array(pump, request) or pump.scheduler.submit(request, CALL_SECONDS)
+    try:
+        _check_lock(pump)
+        fault.point("submit.call.before")
+        answer = _no_array(pump, request) or pump.scheduler.submit(request, CALL_SECONDS)
+    except NotQueued:
+        # A full disk, and nobody has the job: not an outcome to wait for.
+        files.move(in_flight.path, entry.path)
+        raise
     fault.point("submit.call.after")
     answer = way.learn(pump, answer)
     if answer.kind == "accepted":
@@ -64,6 +69,13 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
             files.move(in_flight.path, entry.path)
             files.remove(request.script)  # one for every refusal would pile up, and count as starts of the job
     return answer
+
+
+def _check_lock(pump: "Round") -> None:
+    try:
+        pump.lock.check()
+    except OSError as error:
+        raise NotQueued(error.errno, error.strerror, error.filename) from None
 
 
 def _no_array(pump: "Round", request: Request) -> "Optional[Submission]":

@@ -104,6 +104,7 @@ def _sync(command: Command) -> int:
     else:
         reports = [_synced(command, command.remote, options)]
     command.data = {**reports[-1].as_dict(), "syncs": len(reports)}
+    _check_room(reports[-1])
     return 3 if args.fail and any(report.jobs_failed for report in reports) else 0
 
 
@@ -119,10 +120,30 @@ def _synced(command: Command, remote: config.Remote, options: SyncOptions) -> Sy
     return report
 
 
+def _without_room(report: SyncReport) -> list[dict[str, str]]:
+    """The jobs that stayed here because there is no room for them there."""
+    if not report.refused:
+        return []
+    from chasqui_agent import space
+    return [item for item in report.refused if item["why"].startswith(space.NO_ROOM)]
+
+
+def _check_room(report: SyncReport) -> None:
+    """Raises RemoteDiskFull where the pump could not go on, NoRoomThere: one line for all jobs that do not fit, which
+    names the file systems."""
+    if report.disk_full:
+        raise errors.RemoteDiskFull(remote=report.remote, root=report.disk_full)
+    jobs = _without_room(report)
+    if jobs:
+        why = "; ".join(sorted({item["why"] for item in jobs}))
+        raise errors.NoRoomThere(why, remote=report.remote, jobs=count(len(jobs), "job"))
+
+
 def _left(command: Command, report: SyncReport, options: SyncOptions) -> bool:
     """Whether another sync may bring news: a job that is neither held nor ended, or results not here yet."""
     waiting = set(states.OPEN) - {states.HELD, states.BLOCKED, states.PREPARED}
-    if any(amount for state, amount in report.counts.items() if state in waiting):
+    # What finds no room is offered again while anything else goes on; alone it would wait for ever.
+    if sum(amount for state, amount in report.counts.items() if state in waiting) > len(_without_room(report)):
         return True
     with api.open_ledger(command.home) as ledger:
         return options.download and bool(ledger.results_due(report.remote)[0])
@@ -140,7 +161,8 @@ def _tell(command: Command, report: SyncReport) -> None:
     if report.deployed:
         command.say("agent installed in %s" % report.deployed)
     command.say(_numbers(report))
-    for item in report.refused:
+    without_room = {item["job"] for item in _without_room(report)}
+    for item in [item for item in report.refused if item["job"] not in without_room]:
         command.say("not taken: %s: %s" % (item["job"], item["why"]))
     if report.stalled_since:
         command.say("the relay had stalled since %s; this sync started it again" % report.stalled_since)

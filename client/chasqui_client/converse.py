@@ -71,7 +71,7 @@ def _not_greeted(remote: Remote, status: int | None, said: str, printed: str) ->
 
 def _agent_error(remote: Remote, error: AgentError) -> errors.ChasquiError:
     if error.code == "disk-full":
-        return errors.RemoteDiskFull(remote=remote.name, root=remote.root)
+        return errors.RemoteDiskFull(remote=remote.name, root=error.why or remote.root)
     return errors.AgentRefused(error.why or error.code, remote=remote.name, hint=error.hint or None)
 
 

@@ -331,11 +331,21 @@ class UnsupportedScheduler(RemoteRefused):
     hint = "set scheduler in [remotes.{remote}] of config.toml"
 
 
-class RemoteDiskFull(RemoteRefused):
-    """{remote}: no space left (or quota used up) in {root}{message}."""
+_MAKE_ROOM = ("make room there, then: chasqui sync --remote {remote}"
+              "    (what may go: chasqui clean --dry-run; how much is left: chasqui agent status)")
 
-    hint = "make room there, then: chasqui sync --remote {remote}"
+
+class RemoteDiskFull(RemoteRefused):
+    """{remote}: no space left (or quota used up) there: {root}."""
+
+    hint = _MAKE_ROOM
     report: Any = None  # of the sync that went on without uploads; then journal and results came home, and are recorded
+
+
+class NoRoomThere(RemoteRefused):
+    """{remote}: {message}; not uploaded, for want of room: {jobs}. All else was done."""
+
+    hint = _MAKE_ROOM
 
 
 class DiskFullHere(ChasquiError):

@@ -23,7 +23,7 @@ TABLE: dict[str, tuple[type[errors.ChasquiError], ...]] = {
     NETWORK: (errors.Unreachable, errors.HostUnreachable, errors.ConnectionLost, errors.SessionRefused),
     LATER: (errors.LedgerBusy, errors.TransfersPaused),
     DAMAGED: (errors.ProtocolBroken,),
-    FULL_THERE: (errors.RemoteDiskFull,),
+    FULL_THERE: (errors.RemoteDiskFull, errors.NoRoomThere),
     FULL_HERE: (errors.DiskFullHere, errors.LedgerFull),
     FINAL: (errors.ChasquiError, errors.BadInput, errors.RemoteRefused, errors.NoConfig, errors.BadConfig,
             errors.UnknownRemote, errors.SeveralRemotes, errors.RemoteExists, errors.BadHost, errors.HomeUnusable,

@@ -78,7 +78,6 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
     if remote.bandwidth:
         options = _unless_paused(remote.bandwidth, options, report)
     full: errors.RemoteDiskFull | None = None
-    wanted = 0, 0
     for _ in range(4):
         exchange = Exchange(ledger, remote, options, report, progress)
         try:
@@ -94,10 +93,10 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
             deploy.ensure(transport, remote)
             report.deployed = remote.root
         except errors.RemoteDiskFull as error:
-            if not options.upload or not exchange.offered[0]:
+            if not options.upload or not exchange.has_offered:
                 raise
             # Nothing more goes there, but journal and results come home in a session that brings nothing.
-            full, options, wanted = error, replace(options, upload=False), exchange.offered
+            full, options = error, replace(options, upload=False)
         finally:
             progress.end()
             exchange.close()
@@ -108,10 +107,8 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
         headstart.leave(str(sync_lock_path(home, remote.name)), transport.path, again)
     report.counts = ledger.counts(remote.name)
     if full:
-        from . import room
-        told = room.describe(transport, remote, ledger, full, *wanted)
-        told.report = report
-        raise told
+        full.report = report
+        raise full
 
 
 def _unless_paused(bandwidth: "Bandwidth", options: SyncOptions, report: SyncReport) -> SyncOptions:
@@ -170,9 +167,9 @@ class Exchange(Handler):
         return found[:MAX_JOBS]
 
     @property
-    def offered(self) -> tuple[int, int]:
-        """(files, bytes) of the jobs offered so far."""
-        return sum(files for _, files, _ in self._offered.values()), sum(size for *_, size in self._offered.values())
+    def has_offered(self) -> bool:
+        """Whether any job was."""
+        return bool(self._offered)
 
     def _slices(self, ids: list[str]) -> Iterator[tuple[list[JobOffer], bool]]:
         """What there is to hand over, in pieces: 20,000 jobs with their files are more than memory is for."""
@@ -294,6 +291,10 @@ class Exchange(Handler):
             self.report.uploaded_bytes += size
 
     def refused(self, key: Key, why: str) -> None:
+        from chasqui_agent import space
+        if why.startswith(space.NO_ROOM):
+            # Nothing of it was sent: it may be changed or cancelled here again, and is offered next time.
+            self.ledger.withdraw(key[0])
         self.report.refused.append({"job": key[0], "name": self._offered[key][0], "why": why})
 
     def skipped(self, key: Key, why: str) -> None:
@@ -324,6 +325,7 @@ class Exchange(Handler):
                 self.report.notes.append("the pump says: %s" % report[key])
         if report.get("refused"):
             self.report.notes.append("refused, in the scheduler's words: %s" % report["refused"])
+        self.report.disk_full = str(report.get("full") or "")
         self.report.stalled_since = str(report.get("stalled_since") or "")
 
     def status(self, report: dict[str, Any]) -> None:

@@ -253,7 +253,7 @@ def more_came_home(desk):
     """What was proved twice is no longer all that is here."""
     desk.later(25)
     with desk.ledger() as ledger, ledger.transaction():
-        ledger.db.execute("INSERT INTO results_files SELECT job, attempt, ?, size, mode, mtime, sha256, kind, state,"
+        ledger.db.execute("INSERT INTO results_files SELECT job, attempt, ?, size, mode, mtime_ns, sha256, kind, state,"
                           " why FROM results_files WHERE path = ?", (b"more", b"out"))
     return "once"
 
@@ -602,7 +602,7 @@ def test_verbs(desk, run):
     found = json.loads(said)
     assert code == 1 and found["ok"] is False
     assert found["data"]["jobs"][0]["problems"] == [{"where": "here", "path": "out", "why": "missing"}]
-    assert "was cleaned" in run("results", "one", "--get", "out")[1]
+    assert "was cleaned" in run("results", "fetch", "one", "--glob", "out")[1]
 
 
 def test_a_failed_probe_is_an_exit_code(desk, run):

@@ -38,6 +38,10 @@ class Request(
 EVERYWHERE = "*"  # Submission.learn of a limit that is the whole server's
 
 
+class NotQueued(OSError):
+    """The disk stopped a submission before the scheduler had the job, for certain."""
+
+
 class Submission(namedtuple("Submission", "kind id text learn here")):
     """How a submission went. kind: "accepted" (id is set), "limit" (the site's cap: wait), "temporary" (ask later),
     "permanent" (never), "unknown" (it may have been accepted: only a look at the queue or the claim tells), "other"
@@ -158,7 +162,8 @@ class Scheduler:
         raise NotImplementedError
 
     def submit(self, request: Request, timeout: float) -> Submission:
-        """One submission; never raises for a refusal. timeout in seconds: past it the outcome is "unknown"."""
+        """One submission; never raises for a refusal. timeout in seconds: past it the outcome is "unknown". Raises
+        NotQueued."""
         raise NotImplementedError
 
     def release(self, job_id: str) -> None:

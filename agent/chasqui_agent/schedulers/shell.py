@@ -21,9 +21,9 @@ import signal
 import time
 
 from .. import fault, files, launch, process
-from ..lock import Lock, jitter
+from ..lock import Lock, ensure_ballast, jitter
 from ..runner import shell_path
-from .base import DELETED, Ended, Live, Request, Scheduler, Snapshot, Sought, Submission, Unreachable
+from .base import DELETED, Ended, Live, NotQueued, Request, Scheduler, Snapshot, Sought, Submission, Unreachable
 
 MYPY = False
 if MYPY:
@@ -135,6 +135,10 @@ class Shell(Scheduler):
         self.folder = os.path.join(spool.root, "shell")
         self.slots = int(settings.slots or settings.max_running)
         os.makedirs(os.path.join(self.folder, "lock"), 0o700, exist_ok=True)
+        try:
+            ensure_ballast(os.path.join(self.folder, "lock"))
+        except OSError:
+            pass  # a full disk: the next one makes it
 
     def query(
         self,
@@ -157,6 +161,7 @@ class Shell(Scheduler):
         return Snapshot(live, ended)
 
     def submit(self, request: Request, timeout: float) -> Submission:
+        job_id = ""
         try:
             with Table(self.folder) as table:
                 table.durable = True
@@ -185,9 +190,17 @@ class Shell(Scheduler):
                 }
         except Unreachable as error:
             return Submission("temporary", "", str(error))
+        except OSError as error:
+            # The lock, the table, or its release: only the table itself tells. A job that is not in it never can be.
+            if not self._has(job_id, request.token):
+                raise NotQueued(error.errno, error.strerror, error.filename or self.folder) from None
         if not request.hold:
             self._supervise(job_id)
         return Submission("accepted", job_id, "")
+
+    def _has(self, job_id: str, token: str) -> bool:
+        jobs = (files.read_json(os.path.join(self.folder, "table.json"), None) or {"jobs": {}})["jobs"]
+        return bool(jobs.get(job_id, {}).get("token") == token)
 
     def release(self, job_id: str) -> None:
         with Table(self.folder) as table:
