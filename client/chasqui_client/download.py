@@ -4,9 +4,10 @@ Imported when a session lists the first results. The agent is not trusted here e
 for, as long as it was said to be, and each listing comes a bounded number of times.
 """
 
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from chasqui_agent import wire
@@ -21,7 +22,6 @@ MAX_SLICE_JOBS, MAX_SLICE_FILES = 500, 5_000 + messages.MAX_LISTED  # a slice en
 MAX_LISTINGS = 200_000  # of a session
 TIMES = 4  # a job may be listed: for its small files, its big ones, and again for those that changed meanwhile
 _ALIVE = 15.0  # seconds between signs of life; the agent gives up after 60 without any
-_LONG = 64 << 20  # bytes; a file whose check may take so long
 
 Asked = dict[tuple[str, int, int], tuple[Listed, int]]  # (job, attempt, index) -> the file, bytes of it here already
 
@@ -53,19 +53,20 @@ class Download:
         """Turns 5 and 6 until the agent has nothing more to list and we want nothing more."""
         said = True
         while said or more:
-            said, more = self._receive(self._want(more))
+            asked = self._want(more)
             with self._alive():
+                said, more = self._receive(asked)
                 self.handler.delivered()
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
-        """A phase in which the disk here works, for minutes perhaps, and nothing is read or sent but signs of life."""
-        over = threading.Event()
+        """A phase in which we send nothing but signs of life. The agent may have written all that was asked for, and wait
+        for us, while it is still on a slow line, or while the disk here works, for minutes perhaps."""
+        over, every = threading.Event(), float(os.environ.get("CHASQUI_NOP", _ALIVE))
 
         def show() -> None:
-            with suppress(wire.WireError):  # the next read says so too
-                while not over.wait(_ALIVE):
-                    self.session.pipe.write(wire.frame(wire.NOTHING))
+            while not over.wait(every):
+                self.session.pipe.sign_of_life()
 
         thread = threading.Thread(target=show, daemon=True)
         thread.start()
@@ -117,5 +118,4 @@ class Download:
         last = self.session._message()
         if last["m"] != "sha" or not messages.is_sha(last.get("sha256")):
             raise wire.WireError("a result without its hash")
-        with self._alive() if file.size > _LONG else nullcontext():
-            target.finish(last["sha256"], messages.text(last, "why"))
+        target.finish(last["sha256"], messages.text(last, "why"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.agentroot import AGENT, until
+from agent.agentroot import AGENT, publish, until
 from chasqui_agent import cli, fault, heartbeat, intake, operations, pump  # noqa: F401  register their points
 from chasqui_agent.spool import Spool
 from fault.test_faults import cluster_python  # noqa: F401
@@ -48,9 +48,11 @@ class Run:
         return subprocess.run(command, env={**self.cluster.environment, **more}, stdin=subprocess.DEVNULL,
                               capture_output=True, timeout=120).returncode
 
-    def drop(self, *names: str) -> None:
-        for name in names:
-            text = f"#!/bin/sh\necho start >> '{self.ran}/{name}'\nsleep 1\n"
+    def hand_over(self, *names: str) -> None:
+        """The first by a session, the others dropped in by hand."""
+        texts = {name: f"#!/bin/sh\necho start >> '{self.ran}/{name}'\nsleep 1\n" for name in names}
+        publish(self.spool, "test", [(names[0], texts.pop(names[0]))])
+        for name, text in texts.items():
             Path(self.spool.waiting, name + ".sh").write_text(text)
 
     def starts(self, name: str) -> int:
@@ -99,7 +101,7 @@ def _settle(run: Run, names: list[str]) -> int:
 def test_killed_at(tmp_path: Path, cluster: Cluster, cluster_python: str, point: str) -> None:  # noqa: F811
     run = Run(tmp_path, cluster, cluster_python, point)
     names = ["one", "two", "three"]
-    run.drop(*names)
+    run.hand_over(*names)
     operating = point.startswith(("marks.", "pump.delete."))
     run.agent("pump", faulty=not operating)
     if operating:

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import needs
+from agent.agentroot import until
 from pbs.cluster import Cluster
 from ssh.accounts import add_account, drop_stale, owned_processes, remove_account
 
@@ -248,7 +249,7 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="chasqui-hooks-"))
     path.chmod(0o755)
     yield path
-    shutil.rmtree(path)
+    until(lambda: (shutil.rmtree(path, ignore_errors=True), not path.exists())[-1], "no hook writes in there any more")
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def test_a_limit_of_a_named_user(tmp_path: Path, cluster: Cluster) -> None:  # n
     root = ground(tmp_path, cluster)
     names = ["job%d" % number for number in range(5)]
     for name in names:
-        root.drop(name, seconds=0.1)
+        root.drop(name, seconds=3)  # longer than the pump takes to meet the limit
     cluster.set_server("max_queued", "[u:%s=2]" % cluster.user)
     try:
         assert "Maximum number of jobs for user " + cluster.user in root.pump()["refused"]

@@ -91,6 +91,7 @@ def test_slow_is_no_silence(tmp_path, monkeypatch):
     """Both sides give up after a second without a byte; a sync at 8 kB/s takes several, and brings all over."""
     monkeypatch.setenv("CHASQUI_SILENCE", "1.5")
     monkeypatch.setenv("CHASQUI_IDLE", "1.5")
+    monkeypatch.setenv("CHASQUI_NOP", "0.3")
     desk = Desk(tmp_path).deploy()
     job, = desk.add(desk.folder("slow", "cp in.dat out.dat", **{"in.dat": os.urandom(30_000)}))
     desk.remote = replace(desk.remote, bandwidth=Bandwidth(10e3))

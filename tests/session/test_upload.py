@@ -425,17 +425,3 @@ def test_removing_a_root_removes_the_cache(desk):
     done.read_all(1 << 20)
     assert done.close() == 0
     assert sorted(Path(desk.root).iterdir()) == [desk.root / "work"]
-
-
-def test_no_room_there(desk, memory_path, sent):
-    """What was half received makes room again; with room made it goes on, and nothing is published twice."""
-    (desk.root / "work").rmdir()
-    (desk.root / "work").symlink_to(memory_path / "small")
-    with small_disk(memory_path / "small", "3m", str(os.getuid())):
-        jobs = desk.add(*(desk.folder("r%d" % n, "cat own | wc -c >out", own=os.urandom(1 << 20)) for n in range(5)))
-        with pytest.raises(errors.RemoteDiskFull):
-            desk.sync()
-        assert not staged(desk) and not os.listdir(memory_path / "small" / ".staging")
-        grow(memory_path / "small", "40m")
-        desk.finish()
-        assert all(map(desk.completed, jobs)) and desk.lines() == ["r%d" % n for n in range(5)]
