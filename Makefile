@@ -7,7 +7,7 @@ FIND_PYTHON = for python in $$PYTHON python3 python3.14 python3.13 python3.12 py
 	  done
 CHASQUI = PYTHONPATH=client:agent "$$python" -m chasqui_client
 
-.PHONY: help demo test test-long check agent deploy bench cluster-up cluster-down clean
+.PHONY: help demo test test-long check agent deploy bench bench-transfer cluster-up cluster-down clean
 
 help:
 	@echo 'make demo              24 small jobs through the relay on this machine; needs Python 3.11 alone'
@@ -17,6 +17,7 @@ help:
 	@echo 'make agent             build/chasqui-agent.pyz, the one file that runs on the cluster'
 	@echo 'make deploy HOST=...   puts the agent on a remote of your configuration'
 	@echo 'make bench             what a sync costs, beside the bare ssh and tar that it cannot beat'
+	@echo 'make bench-transfer    moving files, beside tar, rsync and dpdispatcher; writes a table and a chart in tests/bench'
 	@echo 'make cluster-up        a PBS cluster of three containers to try it on, with one-time codes; says how'
 	@echo 'make cluster-down      removes it again'
 	@echo 'make clean             removes everything that make made'
@@ -42,6 +43,9 @@ deploy:
 
 bench:
 	@$(FIND_PYTHON); PYTHONPATH=client:agent:tests "$$python" tests/bench/run.py
+
+bench-transfer:
+	@sh tests/setup/tools.sh; $(FIND_PYTHON); PYTHONPATH=client:agent:tests "$$python" tests/bench/transfer.py $(ASK)
 
 cluster-up:
 	@$(FIND_PYTHON); exec "$$python" docker/cluster.py up

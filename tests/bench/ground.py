@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chasqui_agent import files, journal, marks, offers
@@ -30,17 +30,25 @@ SCRIPT = b"#!/bin/sh\ncat in.dat >out\n"
 class Desk:
     """A client of its own for one of the lab's accounts, run by the Python of `installed_client`."""
 
-    def __init__(self, lab: Lab, user: LabUser, client_python: str, cluster_python: str, caps: str = "") -> None:
-        """caps: lines of the remote's [caps]; cluster_python: what runs the agent."""
+    def __init__(self, lab: Lab, user: LabUser, client_python: str, cluster_python: str, caps: str = "",
+                 root: str = "bench", ssh_config: Path | None = None) -> None:
+        """caps: lines of the remote's [caps]; cluster_python: what runs the agent; root: its folder in the home."""
         self.lab, self.user, self.python = lab, user, client_python
         self.environment = {key: text for key, text in lab.env(user).items() if not key.startswith("PYTHON")}
         self.home = Home(self.environment["CHASQUI_HOME"])
         self.home.create()
         self.home.config_path.write_text(
-            f'[remotes.bench]\nhost = "{user.host_alias}"\nssh_config = "{user.ssh_config}"\nroot = "~/bench"\n'
+            f'[jobs]\nmax_file = {1 << 50}\n[remotes.bench]\nhost = "{user.host_alias}"\n'
+            f'ssh_config = "{ssh_config or user.ssh_config}"\nroot = "~/{root}"\n'
             f'python = "{cluster_python}"\n[remotes.bench.caps]\n{caps}\n'
         )
-        self.root = user.home / "bench"
+        self.root = user.home / root
+
+    def remote_caps(self, lines: str) -> None:
+        """Other lines of [caps] from now on."""
+        text = self.home.config_path.read_text()
+        head, mark, _ = text.partition("[remotes.bench.caps]\n")
+        self.home.config_path.write_text(f"{head}{mark}{lines}\n")
 
     @property
     def remote(self) -> Remote:
@@ -71,7 +79,7 @@ class Desk:
 
     def agent(self, *words: str) -> list[str]:
         """The argv that runs a verb of the deployed agent."""
-        return self.ssh(launcher.agent("~/bench", words))
+        return self.ssh(launcher.agent(self.remote.root, words))
 
     def use_python(self, path: str) -> None:
         """Have the agent run by another Python from now on, its modules compiled for that one."""
@@ -109,19 +117,26 @@ def make_folders(place: Path, count: int, size: int = 64, more: int = 0) -> list
 
 def finished_jobs(desk: Desk, place: Path, count: int) -> list[Job]:
     """`count` jobs that have run, known to ledger and spool; their results are still on the cluster."""
-    added = api.add(desk.home, [os.fsencode(folder) for folder in make_folders(place, count)], remote=desk.remote)
+    return finish(desk, make_folders(place, count), lambda folder: {"out": (folder / "in.dat").read_bytes()})
+
+
+def finish(desk: Desk, folders: list[Path], results: Callable[[Path], dict[str, bytes]]) -> list[Job]:
+    """Jobs of these folders that have run; `results` says what the job of a folder left, by file name."""
+    added = api.add(desk.home, [os.fsencode(folder) for folder in folders], remote=desk.remote)
     spool, records = Spool(str(desk.root)), []
     with Ledger(desk.home.ledger_path) as ledger:
         ledger.mark_offered(added.jobs)
         ledger.acknowledge("bench", [(job.id, job.attempt) for job in added.jobs])
         for number, job in enumerate(added.jobs):
-            records += _run_on_the_cluster(spool, job, ledger, number)
+            records += _run_on_the_cluster(spool, job, ledger, number, results(Path(os.fsdecode(job.folder))))
     _write_journal(spool, records)
     give(desk.root, desk.user.name)
     return added.jobs
 
 
-def _run_on_the_cluster(spool: Spool, job: Job, ledger: Ledger, number: int) -> list[dict]:
+def _run_on_the_cluster(
+    spool: Spool, job: Job, ledger: Ledger, number: int, results: dict[str, bytes]
+) -> list[dict]:
     """The work folder and the completed flag of one job; what the relay would have journalled."""
     meta, token, pbs = spool.meta_dir(job.id, 1), new_token(), f"{number}.shell"
     os.makedirs(meta, 0o700)
@@ -132,11 +147,11 @@ def _run_on_the_cluster(spool: Spool, job: Job, ledger: Ledger, number: int) -> 
         files.write_file(path, content, file.mode, durable=False)
         uploaded.append({"path": os.fsdecode(file.path), "size": file.size, "mode": file.mode, "sha256": file.sha256,
                          "mtime_ns": os.stat(path).st_mtime_ns})
-        if file.path == b"in.dat":
-            files.write_file(os.path.join(spool.work_dir(job.id, 1), "out"), content, durable=False)
+    for name, content in results.items():
+        files.write_file(os.path.join(spool.work_dir(job.id, 1), name), content, durable=False)
     end = {"ev": "ended", "job": job.id, "attempt": 1, "pbs": pbs, "state": "DONE", "exit": 0, "why": "", "when": 1}
     record = {"job": job.id, "attempt": 1, "name": job.name, "script": "job.sh", "ledger": ledger.id,
-              "manifest": offers.manifest_digest(uploaded)}
+              "manifest": offers.manifest_digest(uploaded), "max_file": 1 << 50}
     for name, value in (
         ("job.json", record), ("manifest.json", {"files": uploaded}),
         ("final.json", {"token": token, "pbs": pbs, "record": end, "stdout": "", "stderr": ""}),

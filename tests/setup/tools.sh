@@ -10,7 +10,7 @@ lacks() { missing="$missing $1"; }
 command -v ssh >/dev/null || lacks openssh-client
 find /lib /usr/lib -name pam_oath.so 2>/dev/null | grep -q . || lacks libpam-oath
 command -v debootstrap >/dev/null || [ -x /usr/sbin/debootstrap ] || lacks debootstrap
-for tool in oathtool tcsh fish zsh; do
+for tool in oathtool tcsh fish zsh rsync; do
     command -v "$tool" >/dev/null || lacks "$tool"
 done
 # The Docker cluster. An engine that runs elsewhere needs no dockerd here.
