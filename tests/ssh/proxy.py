@@ -22,6 +22,7 @@ class _Way:
     up: bool
     waiting: deque[tuple[float, bytes]] = field(default_factory=deque)
     held: int = 0
+    free: float = 0.0  # when the last piece has left
     ended: bool = False
 
 
@@ -29,15 +30,18 @@ class Proxy:
     """Forwards to 127.0.0.1:`target` from `port`. Methods work at once, on connections that stand and on new ones.
 
     delay            seconds that every byte takes, each way (half of a round trip)
+    rate             bytes a second each way, 0 for no limit
     bytes_up/_down   forwarded so far, from and to the one who connected
     silence()        nothing passes any more, and nobody is told: what a lost network looks like
     resume()         ends the silence; what was held passes now
     cut()            closes every connection, as a reset; refuse=True: new ones too, until resume()
-    when(n, action)  calls `action` once, as soon as n bytes went up (up=False: down) from now on
+    when(n, action)  calls `action` once, when exactly n bytes went up (up=False: down) from now on: the next one waits
+    flip()           one bit of the next byte up (up=False: down) is another one on the other side
+    forget()         drops what `when` has been told and has not done
     """
 
-    def __init__(self, target: int, delay: float = 0.0) -> None:
-        self.target, self.delay = target, delay
+    def __init__(self, target: int, delay: float = 0.0, rate: float = 0.0) -> None:
+        self.target, self.delay, self.rate = target, delay, rate
         self.bytes_up = self.bytes_down = self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._listener.setblocking(False)
@@ -46,6 +50,7 @@ class Proxy:
         self._cut_asked = False
         self._ways: list[_Way] = []
         self._triggers: list[tuple[bool, int, Callable[[], None]]] = []
+        self._flips = {True: False, False: False}
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
 
     def __enter__(self) -> "Proxy":
@@ -72,6 +77,13 @@ class Proxy:
 
     def when(self, count: int, action: Callable[[], None], up: bool = True) -> None:
         self._triggers.append((up, count + (self.bytes_up if up else self.bytes_down), action))
+
+    def flip(self, up: bool = True) -> None:
+        self._flips[up] = True
+
+    def forget(self) -> None:
+        self._triggers = []
+        self._flips = {True: False, False: False}
 
     # -- the loop; only the thread touches sockets
 
@@ -120,19 +132,21 @@ class Proxy:
             piece = b""
         way.ended = not piece
         way.held += len(piece)
-        way.waiting.append((time.monotonic() + self.delay, piece))
+        way.free = max(time.monotonic(), way.free) + (len(piece) / self.rate if self.rate else 0.0)
+        way.waiting.append((way.free + self.delay, piece))
 
     def _forward(self, way: _Way) -> None:
         """Send what is due. An empty piece is the end of this direction."""
-        while way.waiting and way.waiting[0][0] <= time.monotonic():
+        while way.waiting and way.waiting[0][0] <= time.monotonic() and not (self._silent or self._cut_asked):
             due, piece = way.waiting.popleft()
             if not piece:
                 with contextlib.suppress(OSError):
                     way.sink.shutdown(socket.SHUT_WR)
                 self._drop_finished(way)
                 return
+            piece = self._flipped(way, piece)
             try:
-                sent = way.sink.send(piece)
+                sent = way.sink.send(piece[: self._until_next(way.up)])
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -140,7 +154,20 @@ class Proxy:
             self._count(way, sent)
             if sent < len(piece):
                 way.waiting.appendleft((due, piece[sent:]))
+            self._fire()
+            if not sent:
                 return
+
+    def _flipped(self, way: _Way, piece: bytes) -> bytes:
+        if not self._flips[way.up]:
+            return piece
+        self._flips[way.up] = False
+        return bytes([piece[0] ^ 1]) + piece[1:]
+
+    def _until_next(self, up: bool) -> int:
+        """Bytes that may pass before something is to be done."""
+        passed = self.bytes_up if up else self.bytes_down
+        return min((max(1, count - passed) for way_up, count, _ in self._triggers if way_up == up), default=PIECE)
 
     def _count(self, way: _Way, sent: int) -> None:
         way.held -= sent
@@ -159,7 +186,7 @@ class Proxy:
     def _fire(self) -> None:
         for trigger in list(self._triggers):
             up, count, action = trigger
-            if (self.bytes_up if up else self.bytes_down) >= count:
+            if (self.bytes_up if up else self.bytes_down) >= count and trigger in self._triggers:
                 self._triggers.remove(trigger)
                 action()
 
