@@ -67,10 +67,14 @@ class Side:
     def _ssh_config(self) -> Path:
         config = self.lab.config(self.user)
         if self.slow:
-            line = [sys.executable, slow_line.__file__, "--port", "%p", "--rtt", str(RTT), "--rate", str(RATE)]
             with open(config, "a") as more:
-                more.write(f"    ProxyCommand {ground.shown([*line, '--count', str(self.counts)])}\n")
+                more.write(f"    ProxyCommand {self.line('%p')}\n")
         return config
+
+    def line(self, port: str) -> str:
+        """The ProxyCommand of this side; empty where it needs none."""
+        argv = [sys.executable, slow_line.__file__, "--port", port, "--rtt", str(RTT), "--rate", str(RATE)]
+        return ground.shown([*argv, "--count", str(self.counts)]) if self.slow else ""
 
     def crossed(self) -> int:
         """Bytes both ways so far; 0 where nobody counts."""
@@ -79,7 +83,7 @@ class Side:
     def end_jobs(self) -> None:
         """What runs in our root ends: the job that kept all others waiting, its runner, an agent."""
         end = time.monotonic() + 20
-        while found := [pid for pid in self.lab.processes(self.user) if self._stands_in_root(pid)]:
+        while found := [pid for pid, words in self.lab.processes(self.user).items() if self._is_ours(pid, words)]:
             for pid in found:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -87,9 +91,11 @@ class Side:
                 raise RuntimeError(f"still there: {found}")
             time.sleep(0.05)
 
-    def _stands_in_root(self, pid: int) -> bool:
+    def _is_ours(self, pid: int, words: str) -> bool:
+        """Not the connection's own processes: between fork and exec they have any name."""
         with suppress(OSError):
-            return Path(os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")).is_relative_to(self.desk.root)
+            stands = Path(os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)"))
+            return stands.is_relative_to(self.desk.root) or str(self.desk.root) in words
         return False
 
     # -- chasqui
@@ -111,9 +117,11 @@ class Side:
         self.desk.chasqui("agent", "deploy")
 
     def forget(self) -> None:
-        """Ledger and root are gone."""
-        if self.desk.root.exists():
-            shutil.rmtree(self.desk.root)
+        """Ledger and root are gone, whatever a job's end still wrote there."""
+        end = time.monotonic() + 20
+        while self.desk.root.exists():
+            self.end_jobs()
+            shutil.rmtree(self.desk.root, ignore_errors=time.monotonic() < end)
         for path in self.desk.home.path.glob(LEDGER):
             path.unlink()
 

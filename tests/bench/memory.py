@@ -46,9 +46,8 @@ class Watch:
         name = known.get(pid) or self._name(Path("/proc", pid, "cmdline").read_bytes().replace(b"\0", b" ").decode())
         if name:
             known[pid] = name
-            status = Path("/proc", pid, "status").read_text()
-            peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-            self.peaks[name] = max(self.peaks[name], peak)
+            told = Path("/proc", pid, "status").read_text().partition("VmHWM:")[2].split()
+            self.peaks[name] = max(self.peaks[name], int(told[0]) * 1024 if told else 0)  # a zombie has none
 
     def _name(self, words: str) -> str:
         # Not the shells around it: they carry the same words, and are small anyway.

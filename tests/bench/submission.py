@@ -1,16 +1,18 @@
 """Jobs that are uploaded and submitted to the mock PBS behind the same sshd: chasqui, dpdispatcher, tar and qsub."""
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench import clock, contents, contest, ground, report
 from bench.contest import Contestant, Side, WrongContent
 from bench.report import Row
 from pbs.cluster import Cluster
-from ssh.lab import Lab, give
+from ssh.lab import Lab
 
 TOP = Path(__file__).resolve().parents[2]
 DPDISPATCHER = "dpdispatcher==1.1.0"
@@ -21,22 +23,30 @@ LOOP = "cd {place} && tar -xz && for job in */; do (cd $job && qsub job.sh) || e
 
 
 def rows(lab: Lab, python: str, cluster_python: str, place: Path, jobs: int, rounds: int) -> list[Row]:
-    """One row: upload and submission of `jobs` small jobs on loopback."""
+    """A row for each line: upload and submission of `jobs` small jobs."""
     rival = _dpdispatcher()
-    folder = lab.path("pbs")
-    with Cluster(folder, ncpus=1, daemon_seconds=0) as cluster, Side(lab, "pbs", python, cluster_python) as side:
-        _profile(cluster, side)
-        side.desk.remote_caps(CAPS)
-        folders = contents.small_jobs(place / "submission", jobs, SCRIPT, 5)
-        entrants = _Entrants(cluster, side, folders, rival)
-        outcomes = contest.rounds(side, rounds, {
-            "chasqui": Contestant(entrants.fresh, entrants.chasqui, entrants.chasqui_done),
-            "dpdispatcher": Contestant(entrants.empty, entrants.dpdispatcher, entrants.dpdispatcher_done),
-            "tar | ssh tar; qsub in a loop": Contestant(entrants.empty, entrants.loop, entrants.loop_done),
-        })  # fmt: skip
+    folders = contents.small_jobs(place / "submission", jobs, SCRIPT, 5)
+    made = []
+    with Cluster(lab.path("pbs"), ncpus=1, daemon_seconds=0) as cluster, _profile(cluster, lab):
+        for slow in (False, True):
+            with Side(lab, "slow" if slow else "loop", python, cluster_python, slow) as side:
+                side.desk.remote_caps(CAPS)
+                made.append(_row(side, _Entrants(cluster, side, folders, rival), rounds))
+                side.forget()
+    return made
+
+
+def _row(side: Side, entrants: "_Entrants", rounds: int) -> Row:
+    outcomes = contest.rounds(side, rounds, {
+        "chasqui": Contestant(entrants.fresh, entrants.chasqui, entrants.chasqui_done),
+        "dpdispatcher": Contestant(entrants.empty, entrants.dpdispatcher, entrants.dpdispatcher_done),
+        "tar | ssh tar; qsub in a loop": Contestant(entrants.empty, entrants.loop, entrants.loop_done),
+    })  # fmt: skip
+    entrants.no_jobs()
     values = {name: outcome.parts["all"] for name, outcome in outcomes.items()}
-    return [Row("submission", "loop", "s", values, report.BARS["submission"], rival="dpdispatcher", what=f"{jobs} jobs",
-                extra={"add + sync": outcomes["chasqui"].parts["add + sync"]})]  # fmt: skip
+    return Row("submission", side.name, "s", values, report.BARS["submission"], rival="dpdispatcher",
+               extra={"add + sync": outcomes["chasqui"].parts["add + sync"]},
+               what=f"{len(entrants.folders)} jobs")  # fmt: skip
 
 
 def _dpdispatcher() -> Path:
@@ -53,12 +63,16 @@ def _dpdispatcher() -> Path:
     return python
 
 
-def _profile(cluster: Cluster, side: Side) -> None:
+@contextlib.contextmanager
+def _profile(cluster: Cluster, lab: Lab) -> Iterator[None]:
     """PBS on everybody's PATH, as a site does it: bash reads .bashrc also for `ssh host command`."""
     lines = f"export PATH={cluster.exec / 'bin'}:$PATH PBS_CONF_FILE={cluster.conf()}\n"
-    for name in (".bashrc", ".profile"):
-        (side.user.home / name).write_text(lines)
-    give(side.user.home, side.user.name)
+    user = lab.user("plain")
+    rc = user.home / ".bashrc"
+    before = rc.read_text()
+    rc.write_text(lines)
+    yield
+    rc.write_text(before)
 
 
 class _Entrants:
@@ -70,10 +84,14 @@ class _Entrants:
 
     # -- before
 
-    def _no_jobs(self) -> None:
-        """The queue holds one job, which runs for ever."""
+    def no_jobs(self) -> None:
+        """Nobody's jobs are left in the queue."""
         self.cluster.run("qdel -W force $(qselect) 2>&1 || true")
         self.cluster.until(lambda: not self._live(), "no job is left")
+
+    def _only_the_keeper(self) -> None:
+        """The queue holds one job, which runs for ever."""
+        self.no_jobs()
         self.keeper = self.cluster.submit("#!/bin/sh\n#PBS -l select=1:ncpus=1\nexec sleep 100000\n")
         self.cluster.wait_for(self.keeper, "R")
 
@@ -81,13 +99,13 @@ class _Entrants:
         return [job for job in self.cluster.table() if job["state"] not in "FX"]
 
     def fresh(self) -> None:
-        self._no_jobs()
+        self._only_the_keeper()
         self.side.bare_root()
         for _ in range(2):
             self.side.desk.chasqui("sync")
 
     def empty(self) -> None:
-        self._no_jobs()
+        self._only_the_keeper()
         self.side.empty()
 
     # -- the clock runs
@@ -97,11 +115,13 @@ class _Entrants:
 
     def dpdispatcher(self) -> dict[str, float]:
         user, place = self.side.user, self.folders[0].parent
+        line = self.side.line(str(self.side.lab.port))
         asked = {
             "local_root": str(place.parent), "work_base": place.name, "remote_root": str(self.side.bare),
             "tasks": [folder.name for folder in self.folders],
             "profile": {"hostname": "127.0.0.1", "port": self.side.lab.port, "username": user.name,
-                        "key_filename": str(self.side.lab.path("keys") / "id"), "look_for_keys": False},
+                        "key_filename": str(self.side.lab.path("keys") / "id"), "look_for_keys": False,
+                        **({"proxy_command": line} if line else {})},
         }  # fmt: skip
         # Without rsync on its PATH it puts files over the connection that it has; with it, over a new one for each.
         environment = {"PATH": str(self.rival.parent), "HOME": str(self.side.lab.path("clients"))}
