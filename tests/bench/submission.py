@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import needs
 from bench import clock, contents, contest, ground, report
 from bench.contest import Contestant, Side, WrongContent
 from bench.report import Row
@@ -58,7 +59,8 @@ def _dpdispatcher() -> Path:
         folder.parent.mkdir(exist_ok=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", DPDISPATCHER]
-        subprocess.run(pip, check=True)
+        if subprocess.run(pip).returncode != 0:
+            needs.missing(f"{DPDISPATCHER}, from PyPI")
         (folder / "made").touch()
     return python
 
