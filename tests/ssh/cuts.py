@@ -25,11 +25,9 @@ from ssh.proxy import Proxy
 TOP = Path(__file__).resolve().parents[2]
 RATE = 6e6  # bytes a second each way
 PATIENCE = 120.0
-# The client, its master and the agent wait seconds for a silent line where users' wait a minute.
-IMPATIENT = {"CHASQUI_SILENCE": "2"}
-IDLE = "export CHASQUI_IDLE=3 CHASQUI_STALL=3\n"
-MASTER = '"ServerAliveInterval=1", "ServerAliveCountMax=2"'
-JOBS, INPUT, OUTPUT = 3, 1_400_000, 1_100_000  # jobs of a campaign, bytes of the large file of each, in and out
+IMPATIENT = {"CHASQUI_SILENCE": "2"}  # seconds after which a client gives up a silent line, in place of 75
+CONNECTION = ("line", "drop", "flip", "sshd", "ssh")  # the kinds after which somebody has to log in again
+JOBS, INPUT, OUTPUT = 3, 2_000_000, 2_000_000  # jobs of a campaign, bytes of the large file of each, in and out
 SMALL = 20_000
 SCRIPT = f"#!/bin/sh\nhead -c {OUTPUT} /dev/urandom >large.out\nhead -c {SMALL} /dev/urandom >small.out\n"
 
@@ -40,22 +38,24 @@ class Cutter:
     def __init__(self, lab: Lab, proxy: Proxy, tmp: Path, name: str, random_: random.Random) -> None:
         self.lab, self.proxy, self.tmp, self.user, self.random = lab, proxy, tmp, lab.user("plain"), random_
         self.root = self.user.home / name
-        self.environment = {**lab.env(self.user), "PYTHONPATH": f"{TOP / 'client'}:{TOP / 'agent'}", **IMPATIENT}
+        self.environment = {**lab.env(self.user), "PYTHONPATH": f"{TOP / 'client'}:{TOP / 'agent'}"}
         self.config = lab.config(self.user, port=proxy.port)
         Path(self.environment["CHASQUI_HOME"], "config.toml").write_text(
             f'[remotes.hpc]\nhost = "{self.user.host_alias}"\nssh_config = "{self.config}"\nroot = "~/{name}"\n'
-            f"ssh_options = [{MASTER}]\n[remotes.hpc.settings]\nquery_interval = 1\n"
+            "[remotes.hpc.settings]\nquery_interval = 1\n"
         )
         self.folders: dict[Path, str] = {}  # of every job its id
+        self.sessions = 0  # that went through the line
+        self.lost = 0  # bytes that were under way to one who had been killed
         self.chasqui("login", "hpc")
         self.chasqui("agent", "deploy")
 
     # -- commands
 
-    def start(self, *words: str) -> "subprocess.Popen[str]":
+    def start(self, *words: str, **environment: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "chasqui_client", *words]
-        return subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True)  # fmt: skip
+        return subprocess.Popen(command, env={**self.environment, **environment}, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
 
     def chasqui(self, *words: str) -> dict:
         """The data of one command that must succeed."""
@@ -91,10 +91,10 @@ class Cutter:
     def converge(self) -> None:
         """Whole syncs until every job is completed and every result here; both sides are right to the last byte."""
         end = time.monotonic() + PATIENCE
-        while self.chasqui("sync")["counts"] != {"COMPLETED": len(self.folders)}:
+        while self._sync()["counts"] != {"COMPLETED": len(self.folders)}:
             assert time.monotonic() < end, self.chasqui("list", "--all")
             time.sleep(0.2)
-        self.chasqui("sync")
+        self._sync()
         self.watch()
         for job in self.chasqui("list", "--all")["jobs"]:
             assert job["results_state"] == "VERIFIED", job
@@ -102,21 +102,48 @@ class Cutter:
             for name in ("large.out", "small.out"):
                 assert _digest(folder / "results" / name) == _digest(self.root / "work" / job / name)
 
+    def overhead(self) -> int:
+        """Bytes of a login and a sync without news, measured: what a session costs whatever it carries."""
+        self.chasqui("logout", "hpc")
+        before = self.crossed
+        self.chasqui("login", "hpc")
+        self._sync()
+        return self.crossed - before
+
+    def _sync(self) -> dict:
+        self.sessions += 1
+        return self.chasqui("sync")
+
+    # -- what has crossed
+
+    @property
+    def crossed(self) -> int:
+        """Bytes both ways, those left out that nobody was there to take."""
+        return self.proxy.bytes_up + self.proxy.bytes_down - self.lost
+
+    @property
+    def content(self) -> int:
+        """Bytes of all jobs' files and of all results that are here: what had to cross once."""
+        return sum(path.stat().st_size for folder in self.folders for path in folder.rglob("*") if path.is_file())
+
     # -- a cut, and what must hold after it
 
     def cut(self, kind: str, place: int, up: bool) -> bool:
         """A sync to which `kind` happens after exactly `place` bytes in one direction; false where it ended before."""
         happened: list[int] = []
+        self.sessions += 1
         process = None
 
         def act() -> None:
-            happened.append(place)
+            happened.append(self._passed(up))
             getattr(self, f"_{kind}")(process, up)
 
         self.proxy.when(place, act, up=up)
-        process = self.start("sync")
+        process = self.start("sync", **(IMPATIENT if kind == "drop" else {}))
         out, said = process.communicate(timeout=PATIENCE)
         self.proxy.forget()
+        if kind == "drop" and happened:
+            self.proxy.cut()  # what was on a line that is lost is lost
         self.proxy.resume()
         if not happened:
             assert process.returncode == 0, (kind, said)
@@ -125,7 +152,11 @@ class Cutter:
         assert process.returncode in (0, 4, 5, -signal.SIGKILL), (kind, place, process.returncode, out, said)
         self._no_agent()
         self.watch()
-        self.chasqui("login", "hpc")
+        if kind == ("agent" if up else "client"):
+            self.lost += self._passed(up) - happened[0]
+        if kind in CONNECTION:
+            self.chasqui("logout", "hpc")  # a master may not have noticed yet
+            self.chasqui("login", "hpc")
         return True
 
     def watch(self) -> None:
@@ -142,6 +173,9 @@ class Cutter:
                 there = self.root / "work" / job / here.name
                 if there.exists():  # the scheduler's output has another name there
                     assert _digest(here) == _digest(there), here
+
+    def _passed(self, up: bool) -> int:
+        return self.proxy.bytes_up if up else self.proxy.bytes_down
 
     def _no_agent(self) -> None:
         end = time.monotonic() + PATIENCE

@@ -150,7 +150,8 @@ class Proxy:
             except BlockingIOError:
                 sent = 0
             except OSError:
-                sent = len(piece)  # nobody reads it any more; the other direction notices
+                way.held -= len(piece)  # nobody reads it any more; the other direction notices
+                continue
             self._count(way, sent)
             if sent < len(piece):
                 way.waiting.appendleft((due, piece[sent:]))
