@@ -60,8 +60,8 @@ class Download:
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
-        """A phase in which we send nothing but signs of life. The agent may have written all that was asked for, and wait
-        for us, while it is still on a slow line, or while the disk here works, for minutes perhaps."""
+        """A phase in which we send nothing but signs of life: the agent may have written all that was asked for, and
+        wait for us while it is still on a slow line, or while the disk here works, for minutes perhaps."""
         over, every = threading.Event(), float(os.environ.get("CHASQUI_NOP", _ALIVE))
 
         def show() -> None:

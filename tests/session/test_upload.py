@@ -17,7 +17,6 @@ from chasqui_client.messages import Handler, JobOffer, Offer
 from chasqui_client.session import Session, new_nonce
 from chasqui_client.transport import Channel, Local
 from session.desk import CutLocal, Desk
-from trouble.person import grow, small_disk
 
 CHUNK = wire.CHUNK
 
