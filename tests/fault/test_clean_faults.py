@@ -57,7 +57,7 @@ class Cleaned(Laptop):
 @pytest.mark.parametrize("point, nth", PASSES)
 def test_clean_killed_at(tmp_path: Path, point: str, nth: int) -> None:
     laptop = Cleaned(tmp_path)
-    assert len(laptop.left()) == 8
+    assert len(laptop.left()) == 10
     laptop.killed(point, nth)
     assert laptop.states() <= {"CLEANUP_ELIGIBLE", "CLEANED"}
     laptop("sync")  # it takes a half-cleaned folder for no news of what came home
