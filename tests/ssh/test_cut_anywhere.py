@@ -17,6 +17,7 @@ from ssh.lab import Lab
 from ssh.proxy import Proxy
 
 CAMPAIGN = 5  # cuts in one direction while the same files are under way
+CHUNK = 256 << 10  # what a cut may cost
 LISTS = 16 << 10  # of a session with news: manifests, journal, listings
 FRAMES = 0.02  # of the content: what ssh and our frames put around it
 
@@ -67,3 +68,4 @@ def test_cut_at_random_bytes(cutter: Cutter, random_: random.Random, size: Any, 
     print(f"{happened} cuts {'up' if up else 'down'}: {dict(done)}; in {sessions} sessions {crossed} bytes crossed for "
           f"{content}: {twice / happened / 1024:.0f} kB sent twice a cut, at {each} bytes a session")  # fmt: skip
     assert set(done) == set(cuts.KINDS)
+    assert twice <= happened * CHUNK
