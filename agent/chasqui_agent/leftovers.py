@@ -89,12 +89,12 @@ class Leftovers:
 
     def take_partial(self, sha: str, size: int, target: str) -> int:
         """Make the beginning of a content ours, under `target`, where one is left; how many bytes of it count, whole
-        chunks. The file may still be open for writing in a process that is ending: read it, don't go on with it."""
+        pieces. The file may still be open for writing in a process that is ending: read it, don't go on with it."""
         best = max(self.partials.pop(sha, []), key=_size, default="")
         length = _size(best)
-        if not wire.CHUNK <= length < size:
+        if not wire.PIECE <= length < size:
             return 0
-        return length - length % wire.CHUNK if _rename(best, target) else 0
+        return length - length % wire.PIECE if _rename(best, target) else 0
 
     def remove(self) -> None:
         """All that is needed of them is ours now."""

@@ -38,6 +38,7 @@ if MYPY:
 PROTOCOL = 2
 MAX_MESSAGE = 16 << 20  # a job of 100,000 files still fits
 CHUNK = 256 << 10
+PIECE = 64 << 10  # larger inputs go in frames of this size, and are continued after a cut at a multiple of it
 MAX_NOISE = 64 << 10  # what a login shell may print before the greeting
 SLICE_JOBS, SLICE_BYTES = 1000, 8 << 20  # jobs offered at once, and what their messages measure before the last one
 MESSAGE, DATA, NOTHING, PACKED = b"J", b"B", b"N", b"Z"

@@ -126,15 +126,15 @@ def _needed(fields: dict[str, Any], sizes: dict[str, int]) -> dict[str, int]:
         if not isinstance(sha, str) or sha not in sizes:
             raise wire.WireError("content needed that was not offered")
         held = have.get(sha, 0)
-        if not messages.is_int(held, max(0, sizes[sha] - 1)) or held % wire.CHUNK:
+        if not messages.is_int(held, max(0, sizes[sha] - 1)) or held % wire.PIECE:
             raise wire.WireError("more of a content there than there is")
         found[sha] = held
     return found
 
 
 def _exactly(stream: BinaryIO, size: int) -> Iterator[bytes]:
-    """`size` bytes in chunks: the stream, then zeros where the file has become shorter."""
+    """`size` bytes in pieces: the stream, then zeros where the file has become shorter."""
     while size:
-        chunk = stream.read(min(size, wire.CHUNK)) or bytes(min(size, wire.CHUNK))
+        chunk = stream.read(min(size, wire.PIECE)) or bytes(min(size, wire.PIECE))
         yield chunk
         size -= len(chunk)

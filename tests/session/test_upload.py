@@ -164,17 +164,17 @@ def test_a_cut_costs_one_chunk_of_a_large_file(desk, monkeypatch, sent):
         if not was_cut:
             break
         again = [start for size, start in sent if size > CHUNK]
-        if arrived >= CHUNK:
-            assert again == [arrived - arrived % CHUNK], (number, first, sent)
+        if arrived >= wire.PIECE:
+            assert again == [arrived - arrived % wire.PIECE], (number, first, sent)
         (desk.path / "ran").unlink()
     assert 10 < number < 39
     assert not staged(desk)
 
 
 def test_a_beginning_that_was_damaged_is_noticed_and_sent_again(desk, monkeypatch, sent):
-    large = os.urandom(6 * CHUNK)
+    large = os.urandom(12 * CHUNK)
     job, = desk.add(desk.folder("damaged", "cp large out", large=large))
-    for number in range(8, 30):
+    for number in range(12, 30):
         assert cut_sync(desk, monkeypatch, sent=number)
         partial = next((path for path in staged(desk) if path.parent.name == "partial"), None)
         if partial and partial.stat().st_size >= 3 * CHUNK:
