@@ -11,6 +11,7 @@ import time
 
 from . import launch, way
 from .lock import Lock
+from .quiet import idle
 from .state import State
 
 MYPY = False
@@ -18,6 +19,7 @@ if MYPY:
     from .spool import Spool
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+LOOK = 2.0  # seconds after which it is looked at whether somebody else has paid
 BUDGET = 15.0
 LEASE = 180.0  # longer than one that goes by PAUSES can take
 
@@ -42,16 +44,20 @@ def stay(spool: "Spool") -> None:
 
 
 def needed(spool: "Spool") -> bool:
-    """Whether the last pump left places unfilled that nobody else will fill."""
-    return bool(State(spool).value.get("debt"))
+    """Whether the last pump left places unfilled that nobody else will fill, and there is something to fill them with.
+    A pump with nothing to do does not come as far as to say that the debt is paid."""
+    return bool(State(spool).value.get("debt")) and not idle(spool)
 
 
 def _fill(spool: "Spool") -> bool:
     from .pump import pump
 
     for pause in PAUSES:
-        time.sleep(pause)
-        pump(spool, "linger", BUDGET, attended=False)
+        until = time.monotonic() + pause
+        while time.monotonic() < until and needed(spool):
+            time.sleep(min(LOOK, max(0.0, until - time.monotonic())))
+        if needed(spool):
+            pump(spool, "linger", BUDGET, attended=False)
         if not needed(spool):
             return True
     return False

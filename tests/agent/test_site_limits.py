@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -296,6 +297,9 @@ def test_one_stays_until_the_debt_is_paid_or_patience_ends(root, monkeypatch):
     assert pumped == []
     owe(True)
     linger.stay(root.spool)
+    assert pumped == []  # nothing waits: there is nothing to fill a place with
+    root.drop("job")
+    linger.stay(root.spool)
     assert pumped == ["linger"] * 2
     monkeypatch.setattr(pump, "pump", lambda *_, **__: pumped.append("again"))
     owe(True)
@@ -303,8 +307,26 @@ def test_one_stays_until_the_debt_is_paid_or_patience_ends(root, monkeypatch):
     assert pumped == ["linger"] * 2 + ["again"] * 3
 
 
+def test_one_goes_when_somebody_else_has_paid(root, monkeypatch):
+    """However long the pause it is in."""
+    monkeypatch.setattr(linger, "PAUSES", (3600.0,))
+    monkeypatch.setattr(linger, "LOOK", 0.01)
+    root.drop("job")
+    state = State(root.spool)
+    state.value["debt"] = True
+    state.save()
+    staying = threading.Thread(target=linger.stay, args=(root.spool,), daemon=True)
+    staying.start()
+    until(lambda: files.names(os.path.join(root.spool.root, "linger")), "it holds its lock")
+    state.value["debt"] = False
+    state.save()
+    staying.join(60)
+    assert not staying.is_alive()
+
+
 def test_only_one_stays(root, monkeypatch):
     state = State(root.spool)
+    root.drop("job")
     state.value["debt"] = True
     state.save()
     monkeypatch.setattr(linger, "PAUSES", (0.0,))

@@ -236,6 +236,14 @@ def wait_for(what: Callable[[], object]) -> object:
     return what()
 
 
+def wait_until_alone(user: str) -> None:
+    """Until nothing that was begun in the owner's name runs any more."""
+    end = time.monotonic() + PATIENCE
+    while (left := owned_processes(user)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left == {}
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -275,7 +283,7 @@ def real_mom(folder: Path) -> Iterator[Mom]:
     (folder / "home").chmod(0o700)
     made.squashed = True
     yield made
-    wait_for(lambda: not owned_processes(name))
+    wait_until_alone(name)
     remove_account(name)
 
 
@@ -650,7 +658,7 @@ def test_the_agent_itself_is_woken(real_mom: Mom) -> None:
         real_mom.give(real_mom.root / "wake")
         real_mom.ends(way)
         wait_for(lambda number=number: not (real_mom.root / "wake" / f"kick.{number}").exists())
-    wait_for(lambda: not owned_processes(real_mom.user))
+    wait_until_alone(real_mom.user)
     assert {path.lstat().st_uid for path in real_mom.root.rglob("*")} == {real_mom.uid}
 
 
@@ -681,7 +689,7 @@ def test_installed_as_the_readme_says_it_works_until_it_is_removed(real_mom: Mom
     else:
         target.unlink()
     assert _job(real_mom, cluster).exists()
-    wait_for(lambda: not owned_processes(real_mom.user))
+    wait_until_alone(real_mom.user)
     assert len(real_mom.wakes()) == 1
 
 
@@ -724,7 +732,7 @@ def test_forty_jobs_by_what_the_admin_installed_alone(real_mom: Mom, cluster: Cl
     relay.gate.touch()  # no job has ended before: that pump is over, and cannot see to the others
     cluster.until(lambda: relay.ended() >= 40, "forty payloads, by hooks alone", 240)
     assert [relay.lines(name) for name in names] == [["start", "end"]] * 40
-    wait_for(lambda: not owned_processes(real_mom.user))
+    wait_until_alone(real_mom.user)
     relay.agent("pump")
     log = [json.loads(line) for line in relay.agent("log").splitlines()]
     submitted = [(record["reason"], record["submitted"]) for record in log if record.get("submitted")]
