@@ -3,7 +3,6 @@
 import filecmp
 import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -14,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import clock, ground
+from bench import aside, clock, ground
 from bench.ground import Desk
 from ssh import slow_line
 from ssh.lab import Lab, give
@@ -121,7 +120,8 @@ class Side:
         end = time.monotonic() + 20
         while self.desk.root.exists():
             self.end_jobs()
-            shutil.rmtree(self.desk.root, ignore_errors=time.monotonic() < end)
+            with suppress(OSError if time.monotonic() < end else ()):
+                aside.put(self.desk.root, self.lab.path("aside"))
         for path in self.desk.home.path.glob(LEDGER):
             path.unlink()
 
@@ -145,7 +145,7 @@ class Side:
     # -- everybody else
 
     def empty(self) -> None:
-        shutil.rmtree(self.bare, ignore_errors=True)
+        aside.put(self.bare, self.lab.path("aside"))
         self.bare.mkdir()
         give(self.bare, self.user.name)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import needs
-from bench import contents, contest, ground, memory, report, submission
+from bench import aside, contents, contest, ground, memory, report, submission
 from bench.contest import Contestant, Outcome, Side
 from bench.report import Row
 from ssh import lab as sshd
@@ -115,7 +115,7 @@ def _folders(place: Path) -> Iterator[Path]:
     """A folder for one row."""
     here = Path(tempfile.mkdtemp(dir=place))
     yield here
-    shutil.rmtree(here)
+    aside.put(here, place / "aside")
 
 
 def _uploads(side: Side, here: Path, folders: list[Path], rounds: int) -> dict[str, Outcome]:
@@ -150,7 +150,7 @@ def _downloads(side: Side, place: Path, kind: str, count: int, rounds: int, size
                 lambda: [contest.same(there, here / "bare" / there.name) for there in source.iterdir()] and None),
         })  # fmt: skip
         side.forget()
-        shutil.rmtree(source)
+        aside.put(source, side.lab.path("aside"))
     return Row(f"download {kind}", side.name, "s", {name: outcome.parts["all"] for name, outcome in outcomes.items()},
                report.BARS[f"download {kind}"])  # fmt: skip
 
@@ -184,7 +184,7 @@ def _as_ended(side: Side, here: Path) -> None:
     for path in here.glob(contest.LEDGER):
         shutil.copy(path, side.desk.home.path)
     for results in (here / "jobs").glob("*/results"):
-        shutil.rmtree(results)
+        aside.put(results, here / "aside")
 
 
 def _synced(side: Side) -> dict[str, float]:
@@ -197,7 +197,7 @@ def _home(folders: list[Path], source: Path) -> None:
 
 
 def _emptied(place: Path) -> None:
-    shutil.rmtree(place, ignore_errors=True)
+    aside.put(place, place.parent / "aside")
     place.mkdir()
 
 
