@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import chasqui_agent
-from chasqui_agent import fault, wire
+from chasqui_agent import fault, packing, wire
 
 from . import messages
 from .launcher import new_nonce as new_nonce
@@ -40,8 +40,8 @@ class Session:
         self.pipe, self.nonce, self.handler, self.compress = pipe, nonce, handler, compress
         self.greeted = False
         self._nops, self._last = 0, time.monotonic()
-        self._packer = wire.Packer(self._write, compress)
-        self._unpacker = wire.Unpacker(self._read)
+        self._packer = packing.Packer(self._write, compress)
+        self._unpacker = packing.Unpacker(self._read)
         self._rest = b""
         self._cursor = 0
         self._more = False  # the last turn of the agent's said that a further slice follows
