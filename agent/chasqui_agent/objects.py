@@ -15,7 +15,7 @@ from .leftovers import hash_of
 
 MYPY = False
 if MYPY:
-    from typing import Iterator, Tuple
+    from typing import Dict, Iterator, Set, Tuple
 
 LEAST, MOST = 64 << 10, 64 << 20  # bytes of a content that is kept although one job alone uses it
 
@@ -26,6 +26,7 @@ class Objects:
     def __init__(self, folder: str, most: int) -> None:
         self.folder, self.most = folder, most
         self._added = False
+        self._names: "Dict[str, Set[str]]" = {}
 
     def wants(self, size: int, uses: int) -> bool:
         """Whether a content of `size` bytes that a session uses so often belongs here."""
@@ -34,12 +35,19 @@ class Objects:
     def _path(self, sha: str) -> str:
         return os.path.join(self.folder, sha[:2], sha)
 
+    def _has(self, sha: str) -> bool:
+        """Whether it was there when its folder was first looked at: thousands are asked for, most in vain."""
+        part = sha[:2]
+        if part not in self._names:
+            self._names[part] = set(files.names(os.path.join(self.folder, part)))
+        return sha in self._names[part]
+
     def take(self, sha: str, size: int, target: str) -> bool:
         """Put a content at `target`, safe from whoever deletes it here, and verified there by its hash. One that is
         damaged is deleted. The file at `target` may be the very one in the cache: it is only read and copied."""
         path = self._path(sha)
         try:
-            if self.most == 0 or os.lstat(path).st_size != size:
+            if self.most == 0 or not self._has(sha) or os.lstat(path).st_size != size:
                 return False
             _link(path, target)
         except OSError:
@@ -60,6 +68,7 @@ class Objects:
         try:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
             _link(source, path)
+            self._names.setdefault(sha[:2], set()).add(sha)
             self._added = True
         except FileExistsError:
             pass  # another session was faster

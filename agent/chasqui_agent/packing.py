@@ -1,7 +1,7 @@
 """The layer below the frames: what shrinks goes packed, as hard as the line is slow; the reader never knows.
 
 A `Packer` takes whole frames and writes them as they are, or as pieces of a zlib stream in PACKED frames (wire.py); an
-`Unpacker` gives them back. Data whose first kilobyte looks random goes as it is: packing would gain nothing of it, and
+`Unpacker` gives them back. Data that begins as random bytes would goes as it is: packing would gain nothing of it, and
 spoils the code of what stands beside it (four files of a job: 0.55 of their size with it in the stream, 0.51 without).
 """
 
@@ -18,7 +18,7 @@ _GATHERED = 128 << 10  # bytes of frames gathered before they are packed or writ
 _SMALL = 1 << 10  # less than this in a whole turn is not worth a zlib stream
 _PAYS = 0.9  # packed bytes per byte, at most
 _UNPACKED = 8 << 20  # bytes sent as they are before packing is tried again where it did not pay
-_MOST_DISTINCT = 200  # values among the first 1,024 bytes; of random ones it is 251, of text 100 at most
+_SAMPLE, _MOST_DISTINCT = 512, 180  # bytes, and values among them; of random ones it is 221, of text 100 at most
 
 WINDOW = 1 << 20  # bytes after which it is looked at how the line does
 _WAITS = 0.3  # the part of the time spent in writing from which on it is the line that is slow, not we
@@ -28,9 +28,13 @@ _BUFFERS = 4 << 20  # bytes that pipes, sockets and ssh may take before it shows
 _LEVELS = ((5e6, 6), (15e6, 3), (40e6, 1))
 
 
-def looks_random(frame: bytes) -> bool:
-    """Whether a data frame holds what does not shrink, by a sample of it."""
-    return frame[:1] == wire.DATA and len(set(frame[wire.HEAD.size:wire.HEAD.size + 1024])) > _MOST_DISTINCT
+def looks_random(data: bytes) -> bool:
+    """Whether this does not shrink, by a sample of it. (Very few bytes never look so.)"""
+    return len(set(data[:_SAMPLE])) > _MOST_DISTINCT
+
+
+def _is_random(frame: bytes) -> bool:
+    return frame[:1] == wire.DATA and looks_random(frame[wire.HEAD.size:wire.HEAD.size + _SAMPLE])
 
 
 class Gauge:
@@ -91,7 +95,7 @@ class Packer:
     def send(self, frame: bytes) -> None:
         """Take one frame. What `write` raises may come now or later."""
         if self.packing:
-            random = looks_random(frame)
+            random = _is_random(frame)
             if random != self._random:
                 self.flush()
                 self._random = random

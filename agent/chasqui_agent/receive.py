@@ -50,7 +50,7 @@ fault.register({
     "receive.publish.after": "a batch published, not yet acknowledged",
 })
 
-BATCH_JOBS, BATCH_SECONDS = 500, 5.0
+BATCH_JOBS, BATCH_SECONDS = 1000, 5.0
 NEED = 1000  # contents named in one message
 _EMPTY = hashlib.sha256().hexdigest()
 _Place = namedtuple("_Place", "key path mode")
@@ -67,6 +67,7 @@ class Receiver:
         self.base = staging_base(spool)
         name = leftovers.owner_prefix(ledger) + self.session
         self.folder, self.shards = os.path.join(self.base, name), os.path.join(spool.staging, name, SHARDS)
+        self._top = os.fsencode(self.folder)
         self.objects = Objects(objects_folder(spool), cache_size)
         bases = sorted({self.base, spool.staging})
         for base in bases:
@@ -104,8 +105,9 @@ class Receiver:
         self._previous: "Dict[str, Tuple[str, str]]" = {}
         self._asked: "Set[str]" = set()
         self._held: "Dict[str, int]" = {}
-        self._made = {os.fsencode(self.folder)}
+        self._made = {self._top}
         self._index = _Index(self.spool)
+        self._scripts: "Dict[str, bytes]" = {}  # contents that jobs of this slice have as their script, if they are small
 
     # -- turn 2: what is known, what is missing --------------------------------------------------------------------
 
@@ -122,12 +124,13 @@ class Receiver:
             check_job(job)
         except Refusal as refusal:
             return wire.message("refuse", job=name, attempt=attempt, why=str(refusal))
-        record = self.spool.job_record(name, attempt)
-        state = self._index.state(name, attempt)
-        if record.get("manifest") == manifest_digest(job["files"]):
+        here = os.path.lexists(self.spool.work_dir(name, attempt))
+        record = self.spool.job_record(name, attempt) if here else {}
+        state = self._index.state(name, attempt, here)
+        if record and record.get("manifest") == manifest_digest(job["files"]):
             state = state or self._publish_again(key, record)
             return wire.message("known", job=name, attempt=attempt, state=state) if state else None
-        if state or os.path.lexists(self.spool.work_dir(name, attempt)):
+        if state or here:
             why = "the cluster has this attempt with other files"
             return wire.message("conflict", job=name, attempt=attempt, why=why)
         why = self._room.take(*space.need(job["files"]))
@@ -142,7 +145,10 @@ class Receiver:
             sha = item["sha256"]
             self._uses[sha] = self._uses.get(sha, 0) + 1
             self._sizes[sha] = item["size"]
-            self._place.setdefault(sha, _Place(key, item["path"], _mode(item)))
+            if sha not in self._place:
+                self._place[sha] = _Place(key, item["path"], _mode(item))
+            if item["path"] == job["script"] and item["size"] <= wire.PIECE:
+                self._scripts[sha] = b""
         self.left.take_job("%s.%d" % key, job["files"])
         if job.get("previous", 0):
             folder = self.spool.work_dir(key[0], job["previous"])
@@ -221,6 +227,22 @@ class Receiver:
 
     # -- turn 3: content and commits -------------------------------------------------------------------------------
 
+    def bundle(self, fields: "Dict[str, Any]", data: bytes) -> None:
+        """Take small contents, one behind the other in `data`. Of a wrong hash: as `blob`."""
+        shas, sizes, at = fields.get("sha"), fields.get("size"), 0
+        if not isinstance(shas, list) or not isinstance(sizes, list) or len(shas) != len(sizes):
+            raise wire.WireError("contents without their sizes")
+        for sha, size in zip(shas, sizes):
+            if not isinstance(sha, str) or sha not in self._asked or size != self._sizes[sha]:
+                raise wire.WireError("content that was not asked for")
+            self._asked.discard(sha)
+            content = data[at:at + size]
+            at += size
+            if hashlib.sha256(content).hexdigest() == sha:
+                self._write(sha, content)
+        if at != len(data):
+            raise wire.WireError("other data than was announced")
+
     def blob(self, fields: "Dict[str, Any]", read: "Callable[[], bytes]") -> None:
         """Take one content; read() gives its next data frame. A wrong hash is found at the commit of who needs it."""
         sha, size, start = fields.get("sha"), fields.get("size"), fields.get("from", 0)
@@ -281,6 +303,8 @@ class Receiver:
         fault.point("receive.content.before")
         mode = self._place[sha].mode
         files.write_file(self._target(sha), data, mode, durable=False)
+        if sha in self._scripts:
+            self._scripts[sha] = data
         self._arrived(sha, mode)
 
     def _arrived(self, sha: str, mode: int) -> None:
@@ -314,15 +338,15 @@ class Receiver:
         return os.path.join(self.folder, "%s.%d" % key)
 
     def _make_place(self, key: "Key", path: str) -> bytes:
-        """The path of a job's file in staging, the folders above it made."""
-        whole = os.path.join(os.fsencode(self._job_folder(key)), wire.confined(path))
-        self._make(os.path.dirname(whole))
+        """The path of a job's file, which was checked when it was offered, in staging; the folders above it made."""
+        whole = b"%s/%s.%d/%s" % (self._top, key[0].encode("ascii"), key[1], wire.path_bytes(path))
+        self._make(whole.rpartition(b"/")[0])
         return whole
 
     def _make(self, folder: bytes) -> None:
         # Each once: a folder that another session took away must not come back, half empty.
         if folder not in self._made:
-            self._make(os.path.dirname(folder))
+            self._make(folder.rpartition(b"/")[0])
             os.mkdir(folder, 0o700)
             self._made.add(folder)
 
@@ -356,12 +380,16 @@ class Receiver:
     def _build(self, key: "Key", job: "Dict[str, Any]") -> _Built:
         manifest = [self._put(key, item) for item in job["files"]]
         folder, rank = self._job_folder(key), spools.rank_of(job.get("priority", 0))
-        script = _script(os.path.join(os.fsencode(folder), wire.confined(job["script"])))
+        script = self._script_of(job, folder)
         self._write_meta(os.path.join(folder, ".chasqui"), job, manifest)
         entry = self._entry(key, rank)
         files.write_file(entry, script, durable=False)
         fault.point("receive.built")
         return _Built(key, folder, entry, rank)
+
+    def _script_of(self, job: "Dict[str, Any]", folder: str) -> bytes:
+        sha = next(item["sha256"] for item in job["files"] if item["path"] == job["script"])
+        return self._scripts.get(sha) or _script(os.path.join(os.fsencode(folder), wire.confined(job["script"])))
 
     def _put(self, key: "Key", item: "Dict[str, Any]") -> "Dict[str, Any]":
         """Copy one file to its place unless it was written there; its row in the manifest."""
@@ -395,7 +423,7 @@ class Receiver:
             return
         with self._working():
             pending, self._pending = self._pending, []
-            durable.settle([item.folder for item in pending if item.folder] + [self.shards])
+            durable.settle([self.folder, self.shards])
             real = [item.key for item in pending if self._make_real(item)]
             files.fsync_folder(self.spool.work)
             self._batches += 1
@@ -443,10 +471,10 @@ class _Index:
         self.spool = spool
         self._found: "Optional[Dict[Key, str]]" = None
 
-    def state(self, job: str, attempt: int) -> str:
-        """"" only where the spool, looked at again now, does not have the attempt."""
+    def state(self, job: str, attempt: int, here: bool) -> str:
+        """"" only where the spool, looked at again now, does not have the attempt. here: its work folder is there."""
         settled = self.spool.settled_state(job, attempt)
-        if settled or not os.path.lexists(self.spool.work_dir(job, attempt)):
+        if settled or not here:
             return settled  # without a work folder there is none on its way
         if self._found is None:
             self._found = self._look()

@@ -2,7 +2,7 @@
 
     1 client  hello, op..., job..., end {more}
     2 agent   welcome, known/conflict/refuse..., need..., end            (only if jobs were offered)
-    3 client  blob + data..., commit or skip..., end                     (only if jobs were offered)
+    3 client  blobs + data, blob + data..., commit, skip..., end  (only if jobs were offered)
                while there is more: 1 (without hello and op), 2 and 3 again, with the next slice of jobs
     4 agent   [welcome] acked/refuse, op_done, pump, status, log + data, a slice of results..., end {more}
     5 client  want..., end
@@ -41,6 +41,7 @@ fault.register({
 
 MAX_OPS, MAX_WANTED = 100000, 100000
 SLICE_JOBS, SLICE_FILES = 500, 5000  # of listings in one turn: memory must not grow with the number of ended jobs
+ACKED = 1000  # jobs acknowledged in one message
 PUMP_BUDGET = 120.0
 PATIENCE = 10.0  # seconds a query may take while the client waits for journal and results
 CAPABILITIES = ["log-pieces"]
@@ -223,8 +224,11 @@ class Session:
         item = self.pipe.message()
         if item["m"] == "blob":
             receiver.blob(item, self.pipe.data)
+        elif item["m"] == "blobs":
+            receiver.bundle(item, self.pipe.data())
         elif item["m"] == "commit":
-            receiver.commit(offers.key_of(item))
+            for key in offers.keys_of(item):
+                receiver.commit(key)
         elif item["m"] == "skip":
             receiver.skip(offers.key_of(item))
         return bool(item["m"] != "end")
@@ -277,8 +281,9 @@ class Session:
             return {"error": explain(error), "full": full}
 
     def _acknowledge(self, receiver: "Any") -> None:
-        for job, attempt in receiver.acked if receiver else ():
-            self.pipe.say("acked", job=job, attempt=attempt)
+        acked = receiver.acked if receiver else []
+        for at in range(0, len(acked), ACKED):
+            self.pipe.say("acked", jobs=acked[at:at + ACKED])
         for (job, attempt), why in receiver.refused if receiver else ():
             self.pipe.say("refuse", job=job, attempt=attempt, why=why)
 

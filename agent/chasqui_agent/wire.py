@@ -39,6 +39,7 @@ MAX_MESSAGE = 16 << 20  # a job of 100,000 files still fits
 CHUNK = 256 << 10
 PIECE = 64 << 10  # larger inputs go in frames of this size, and are continued after a cut at a multiple of it
 MAX_NOISE = 64 << 10  # what a login shell may print before the greeting
+BUNDLE = 128 << 10  # inputs of up to a PIECE go together, up to this
 SLICE_JOBS, SLICE_BYTES = 1000, 8 << 20  # jobs offered at once, and what their messages measure before the last one
 MESSAGE, DATA, NOTHING, PACKED = b"J", b"B", b"N", b"Z"
 _BOUND = {MESSAGE: MAX_MESSAGE, DATA: CHUNK, NOTHING: 0, PACKED: CHUNK}
@@ -125,8 +126,11 @@ def parse_message(payload: bytes) -> "Dict[str, Any]":
 
 def path_text(path: bytes) -> str:
     """A path as it stands in messages and journal records; `path_bytes` turns it back."""
+    text = path.decode("utf-8", "surrogateescape")
+    if text.isalnum() or (text.isprintable() and "%" not in text):
+        return text
     out = []
-    for char in path.decode("utf-8", "surrogateescape"):
+    for char in text:
         code = ord(char)
         if 0xDC80 <= code <= 0xDCFF:
             out.append("%%%02X" % (code - 0xDC00))

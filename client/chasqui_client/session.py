@@ -219,8 +219,9 @@ class Session:
         name = fields["m"]
         state.count()
         if name == "acked":
-            state.acked.append(messages.key(fields, state.offered))
-            state.offered.discard(state.acked[-1])
+            for pair in messages.pairs(fields, state.offered):
+                state.acked.append(pair)
+                state.offered.discard(pair)
             return
         state.flush(self.handler)
         if name == "refuse":

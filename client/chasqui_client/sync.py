@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .results import Receiver
 
 MAX_JOBS = 20_000  # offered in one session; more go with the next
+READ = 100  # jobs read from the ledger at once
 MAX_RESULTS = 100_000  # jobs whose results are asked for in one session; the agent takes no more
 _COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
             states.REJECTED: "rejected", states.CANCELLED: "cancelled"}
@@ -173,13 +174,15 @@ class Exchange(Handler):
 
     def _slices(self, ids: list[str]) -> Iterator[tuple[list[JobOffer], bool]]:
         """What there is to hand over, in pieces: 20,000 jobs with their files are more than memory is for."""
-        start = 0
+        start, read = 0, dict[str, Job]()
         while start < len(ids):
             jobs: list[Job] = []
             offers: list[JobOffer] = []
             size = 0
             while start < len(ids) and len(jobs) < wire.SLICE_JOBS and size < wire.SLICE_BYTES:
-                job = self.ledger.job(ids[start])
+                if start % READ == 0:
+                    read = self.ledger.jobs_by_id(ids[start:start + READ])
+                job = read.get(ids[start])
                 start += 1
                 offer = self._job_offer(job) if job else None
                 if job and offer:

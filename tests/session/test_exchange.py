@@ -94,14 +94,14 @@ def test_retry_sends_only_what_changed_and_keeps_earlier_results(desk):
     with desk.ledger() as ledger:
         jobs.retry(desk.home, ledger, desk.home.config(), [desk.job(job)])
     sizes = []
-    whole = upload.Upload._blob
+    whole = upload.Upload._content
 
-    def counted(self, offer, file, have):
+    def counted(self, offer, file, *rest):
         sizes.append(file.size)
-        whole(self, offer, file, have)
+        whole(self, offer, file, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upload.Upload, "_blob", counted)
+        patch.setattr(upload.Upload, "_content", counted)
         desk.sync()
     assert sizes == [3]
     desk.finish()

@@ -16,7 +16,7 @@ from chasqui_client.child import Child
 from chasqui_client.messages import Handler, JobOffer, Offer
 from chasqui_client.session import Session, new_nonce
 from chasqui_client.transport import Channel, Local
-from session.desk import CutLocal, Desk
+from session.desk import CutLocal, Desk, unbundled
 
 CHUNK = wire.CHUNK
 
@@ -29,14 +29,16 @@ def desk(tmp_path):
 @pytest.fixture
 def sent(monkeypatch):
     """(size, from) of every content that a client of this process sends."""
-    found = []
-    announce = upload.Upload._announce
+    found, message = [], wire.message
 
-    def noted(self, file, start):
-        found.append((file.size, start))
-        announce(self, file, start)
+    def noted(*names, **fields):
+        if names[0] == "blob":
+            found.append((fields["size"], fields["from"]))
+        elif names[0] == "blobs":
+            found.extend((size, 0) for size in fields["size"])
+        return message(*names, **fields)
 
-    monkeypatch.setattr(upload.Upload, "_announce", noted)
+    monkeypatch.setattr(wire, "message", noted)
     return found
 
 
@@ -83,9 +85,10 @@ class Half(Handler):
 
 
 @pytest.fixture
-def half():
+def half(monkeypatch):
     """Makes sessions whose client is dead, and whose agents wait for more of the jobs; their channels."""
     channels = []
+    unbundled(monkeypatch)
 
     def make(desk, jobs, stop):
         channels.append(_half_a_session(desk, jobs, stop))
@@ -282,17 +285,17 @@ def test_another_laptops_session_is_left_alone(desk, half, tmp_path):
 def test_a_file_that_changes_while_it_is_read(desk, monkeypatch, size):
     folder = desk.folder("moving", "cat data >out", data=b"a" * size)
     job, fine = desk.add(folder, desk.folder("still"))
-    whole = upload.Upload._blob
+    whole = upload.Upload._content
 
-    def changing(self, offer, file, have):
+    def changing(self, offer, file, *rest):
         if file.path == b"data":
             with open(file.source, "r+b") as stream:
                 stream.seek(size - 10)
                 stream.write(b"b")
-        whole(self, offer, file, have)
+        whole(self, offer, file, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(upload.Upload, "_blob", changing)
+        patch.setattr(upload.Upload, "_content", changing)
         report = desk.sync()
     assert report.uploaded == 1
     assert [item["path"] for item in report.changed_inputs] == ["data"]
@@ -344,9 +347,9 @@ def test_the_cache_may_go_at_any_time(desk, monkeypatch):
     job, = desk.add(desk.folder("second", "cat shared >out", shared=shared))
     answered = upload.Upload._job
 
-    def emptied(self, offer, needed):
+    def emptied(self, *given):
         shutil.rmtree(desk.root / "objects")
-        answered(self, offer, needed)
+        answered(self, *given)
 
     monkeypatch.setattr(upload.Upload, "_job", emptied)
     assert desk.sync().uploaded == 1
