@@ -48,7 +48,7 @@ def wait_a_moment(conf):
     if last == int(time.time()):
         time.sleep(0.2)
     try:
-        with open(path, "w", encoding="ascii"):
+        with open(path, "wb"):
             os.utime(path)
     except OSError:
         pass
