@@ -107,7 +107,7 @@ class Receiver:
         self._held: "Dict[str, int]" = {}
         self._made = {self._top}
         self._index = _Index(self.spool)
-        self._scripts: "Dict[str, bytes]" = {}  # contents that jobs of this slice have as their script, if they are small
+        self._scripts: "Dict[str, bytes]" = {}  # small contents that are jobs' scripts
 
     # -- turn 2: what is known, what is missing --------------------------------------------------------------------
 
