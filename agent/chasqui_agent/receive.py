@@ -72,7 +72,7 @@ class Receiver:
         bases = sorted({self.base, spool.staging})
         for base in bases:
             leftovers.remove_stale(base)
-        self._room = space.Room(spool.work, spool.root)
+        self._room = space.Room(spool.work, spool.root, make_room=self.objects.make_room)
         self._make_folders()
         self.left = Leftovers(bases, leftovers.owner_prefix(ledger), self.folder)
         self.acked: "List[Key]" = []
@@ -86,14 +86,18 @@ class Receiver:
         self._begin()
 
     def _make_folders(self) -> None:
-        try:
-            for kind in (CONTENT, PARTIAL):
-                os.makedirs(os.path.join(self.folder, kind), 0o700)
-        except OSError as error:
-            if not files.no_space(error):
-                raise
-            # All jobs stay where they are; results still leave, and that is what makes room.
-            self._room.shut(space.tightest(self.spool.work, self.spool.root))
+        for attempt in (1, 2):
+            try:
+                for kind in (CONTENT, PARTIAL):
+                    os.makedirs(os.path.join(self.folder, kind), 0o700, exist_ok=True)
+                return
+            except OSError as error:
+                if not files.no_space(error):
+                    raise
+                if attempt == 1:
+                    self.objects.empty()
+        # All jobs stay where they are; results still leave, and that is what makes room.
+        self._room.shut(space.tightest(self.spool.work, self.spool.root))
 
     def _begin(self) -> None:
         """Nothing is offered."""
@@ -104,6 +108,7 @@ class Receiver:
         self._placed: "Set[str]" = set()  # contents that are there
         self._previous: "Dict[str, Tuple[str, str]]" = {}
         self._asked: "Set[str]" = set()
+        self._uncached: "Set[str]" = set()  # contents of one job alone that there is no room to keep a second time
         self._held: "Dict[str, int]" = {}
         self._made = {self._top}
         self._index = _Index(self.spool)
@@ -133,11 +138,22 @@ class Receiver:
         if state or here:
             why = "the cluster has this attempt with other files"
             return wire.message("conflict", job=name, attempt=attempt, why=why)
-        why = self._room.take(*space.need(job["files"]))
+        why = self._room.take(*space.need(job["files"] + self._kept_too(job["files"])))
         if why:
             return wire.message("refuse", job=name, attempt=attempt, why=why)
         self._take_offer(key, job)
         return None
+
+    def _kept_too(self, listed: "List[Dict[str, Any]]") -> "List[Dict[str, Any]]":
+        """Contents of which this job has the second use: besides the copies they stand in content/ until the end."""
+        uses: "Dict[str, int]" = {}
+        found = []
+        for item in listed:
+            sha = item["sha256"]
+            uses[sha] = uses.get(sha, self._uses.get(sha, 0)) + 1
+            if uses[sha] == 2 and sha not in self._contents:
+                found.append({"path": sha, "size": item["size"]})
+        return found
 
     def _take_offer(self, key: "Key", job: "Dict[str, Any]") -> None:
         self._offers[key] = job
@@ -174,6 +190,8 @@ class Receiver:
     def _needs(self) -> "List[bytes]":
         needed = []
         for sha, size in self._sizes.items():
+            if self._uses[sha] == 1 and self.objects.wants(size, 1) and not self._room.has(size, 1):
+                self._uncached.add(sha)
             if sha not in self._contents and not self._find(sha, size):
                 needed.append(sha)
                 self._hold(sha, size)
@@ -316,12 +334,15 @@ class Receiver:
             self._placed.add(sha)
             return
         self._contents.add(sha)
-        if self.objects.wants(self._sizes[sha], self._uses[sha]):
+        if self._is_cached(sha):
             self.objects.add(sha, self._content(sha))
 
     def _is_shared(self, sha: str) -> bool:
         """Whether a content stays in content/, and every job gets a copy."""
-        return self._uses[sha] > 1 or self.objects.wants(self._sizes[sha], 1)
+        return self._uses[sha] > 1 or self._is_cached(sha)
+
+    def _is_cached(self, sha: str) -> bool:
+        return self.objects.wants(self._sizes[sha], self._uses[sha]) and sha not in self._uncached
 
     def _content(self, sha: str) -> str:
         return os.path.join(self.folder, CONTENT, sha)
@@ -451,12 +472,15 @@ class Receiver:
         fault.point("receive.commit.after")
         return True
 
-    def close(self, keep: bool) -> None:
-        """Remove the session's staging folders and those it has taken over; keep: it was cut, the next one goes on."""
-        if not keep:
+    def close(self, keep: bool, full: bool = False) -> None:
+        """Remove the session's staging folders and those it has taken over; keep: it was cut, the next one goes on.
+        full: a write found no space, and neither they nor the cache may be why the next one finds none."""
+        if full or not keep:
             self.left.remove()
             shutil.rmtree(os.path.dirname(self.shards), ignore_errors=True)
             shutil.rmtree(self.folder, ignore_errors=True)
+        if full:
+            self.objects.empty()
         self.objects.trim()
 
 

@@ -136,8 +136,8 @@ class Session:
 
     def _take_in(self, receiver: "receive.Receiver") -> None:
         """Turns 2 and 3, for each slice. What a cut leaves in staging stays for the next session, unless the disk is
-        full: then the room is worth more."""
-        keep = True
+        full: then the room is worth more, and that of the content cache, too."""
+        keep, full = True, False
         try:
             self._turn_2(receiver)
             self._turn_3(receiver)
@@ -147,10 +147,10 @@ class Session:
                 self._turn_3(receiver)
             keep = False
         except OSError as error:
-            keep = not files.no_space(error)
+            full = files.no_space(error)
             raise
         finally:
-            receiver.close(keep)
+            receiver.close(keep, full)
         fault.point("serve.received")
 
     # -- turn 1 ----------------------------------------------------------------------------------------------------
