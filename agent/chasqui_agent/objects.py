@@ -79,9 +79,12 @@ class Objects:
                 raise
 
     def trim(self) -> None:
-        """Delete what was used longest ago until the rest fits; only after something was added."""
-        if not self._added:
-            return
+        """`shrink`, after something was added."""
+        if self._added:
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Delete what was used longest ago until the rest fits."""
         found = sorted((status.st_mtime, status.st_size, path) for status, path in self._all())
         total = sum(size for _, size, _ in found)
         for _, size, path in found:

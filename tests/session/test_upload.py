@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,12 @@ def staged(desk):
     return [path for path in (desk.root / "staging").rglob("*") if path.is_file()]
 
 
+def caches(desk, size):
+    """The cache may hold so much, from the next session on."""
+    desk.remote = replace(desk.remote, settings=replace(desk.remote.settings, cache_size=size))
+    settings.change(Spool(str(desk.root)), cache_size=size)
+
+
 def cached(desk):
     return sorted(path for path in (desk.root / "objects").rglob("*") if path.is_file())
 
@@ -116,7 +123,7 @@ def _half_a_session(desk, jobs, stop):
 
 
 def test_each_content_crosses_once_whatever_the_slices(desk, monkeypatch, sent):
-    settings.change(Spool(str(desk.root)), cache_size=0)
+    caches(desk, 0)
     monkeypatch.setattr(wire, "SLICE_JOBS", 3)
     library = os.urandom(700_000)
     jobs = desk.add(*(desk.folder("j%d" % n, "cat lib mine again >out", lib=library, mine=b"%d" % n,
@@ -359,7 +366,7 @@ def test_the_cache_may_go_at_any_time(desk, monkeypatch):
 
 
 def test_what_was_used_longest_ago_goes_first(desk):
-    settings.change(Spool(str(desk.root)), cache_size=250_000)
+    caches(desk, 250_000)
     contents = [os.urandom(100_000) for _ in range(3)]
     for number, data in enumerate(contents[:2]):
         desk.add(desk.folder("c%d" % number, data=data))
@@ -378,10 +385,30 @@ def test_no_cache_where_it_is_switched_off_or_there_is_nothing_to_keep(desk):
     desk.add(desk.folder("small", "cat in", **{"in": b"used once"}))
     desk.finish()
     assert not (desk.root / "objects").exists()
-    settings.change(Spool(str(desk.root)), cache_size=0)
+    caches(desk, 0)
     desk.add(desk.folder("large", **{"in": os.urandom(objects.LEAST)}))
     desk.finish()
     assert not (desk.root / "objects").exists()
+
+
+def test_the_configuration_says_how_much_is_kept_and_less_of_it_is_less_at_once(desk):
+    section = "[remotes.here.settings]\ncache_size = %d\n"
+    written = desk.home.config_path.read_text()
+
+    def says(size):
+        desk.home.config_path.write_text(written.replace("[remotes.here.settings]\n", section % size))
+        desk.remote = desk.home.config().remote()
+        desk.sync()
+        return [path.stat().st_size for path in cached(desk)]
+
+    for size in (100_000, 110_000, 120_000):
+        desk.add(desk.folder("c%d" % size, data=os.urandom(size)))
+        desk.finish()
+        time.sleep(0.01)  # their times differ
+    assert sorted(says(1 << 50)) == [100_000, 110_000, 120_000]
+    assert sorted(says(250_000)) == [110_000, 120_000], "the one used longest ago is gone"
+    assert sorted(says(300_000)) == [110_000, 120_000]
+    assert says(0) == []
 
 
 def test_what_is_older_than_a_day_goes(desk, monkeypatch):
