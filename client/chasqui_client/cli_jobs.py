@@ -12,6 +12,7 @@ from . import api, errors, select, states
 from .command import Command, add_selection, as_of, count, number, place, reason, size
 from .jobs import Asked, read_list
 from .ledger import Job
+from .tables import BYTES, are_bytes
 from .verbs import Verb
 
 # -- add ---------------------------------------------------------------------------------------------------------------
@@ -31,11 +32,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--" + kind, action="append", metavar="GLOB", help=text + "; ** goes into folders")
     parser.add_argument("--name", default="", help="the job's name (default: the folder's)")
     parser.add_argument("--priority", type=int, metavar="N", help="-499 to 500; higher goes first (default 0)")
-    parser.add_argument("--max-file", type=int, metavar="BYTES", help="bigger results stay there until asked for")
-    parser.add_argument("--max-job", type=int, metavar="BYTES", help="of a job's results; the biggest stay there")
+    parser.add_argument("--max-file", type=_bytes, metavar="BYTES", help="bigger results stay there until asked for")
+    parser.add_argument("--max-job", type=_bytes, metavar="BYTES", help="of a job's results; the biggest stay there")
     parser.add_argument("--follow", action="store_true", default=None, help="take what symlinked folders hold")
     parser.add_argument("--rerun", action="store_true", default=None, help="the scheduler may run it a second time")
     parser.add_argument("--again", action="store_true", help="a new job also where the folder has one")
+
+
+def _bytes(text: str) -> int:
+    # Said here, once, and not of each of 3,000 folders.
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and are_bytes(int(text))):
+        raise argparse.ArgumentTypeError("%s is not %s" % (wire.printable(text, 40), BYTES))
+    return int(text)
 
 
 def _add(command: Command) -> int:

@@ -217,8 +217,8 @@ def _jobs(table: Table) -> JobDefaults:
     if not isinstance(priority, int) or not -499 <= priority <= 500:
         raise table.bad("priority", "must be a whole number from -499 to 500")
     jobs = JobDefaults(table.texts("inputs"), table.texts("exclude"), table.texts("outputs"), priority,
-                       table.whole("max_file", MAX_FILE, 0) or 0, table.texts("expect"),
-                       table.whole("max_job", 0, 0) or 0, table.texts("keep"))
+                       table.bytes("max_file", MAX_FILE), table.texts("expect"), table.bytes("max_job", 0),
+                       table.texts("keep"))
     table.done("inputs, exclude, outputs, expect, priority, max_file, max_job, keep")
     return jobs
 
@@ -307,16 +307,10 @@ def _caps(table: Table) -> Caps:
 
 def _settings(table: Table) -> Settings:
     settings = Settings(table.seconds("query_interval", 30, 0), table.seconds("grace", 300, 0),
-                        table.seconds("lease", 600, 1), _heartbeat(table), _cache_size(table))
+                        table.seconds("lease", 600, 1), _heartbeat(table),
+                        table.bytes("cache_size", CACHE_SIZE))
     table.done("query_interval, grace, lease, heartbeat, cache_size")
     return settings
-
-
-def _cache_size(table: Table) -> int:
-    size = table.values.pop("cache_size", CACHE_SIZE)
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= 1 << 50:  # the agent takes no more
-        raise table.bad("cache_size", "must be a whole number of bytes from 0 (no cache)")
-    return size
 
 
 def _heartbeat(table: Table) -> float:

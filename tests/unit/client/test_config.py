@@ -103,7 +103,7 @@ def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
     ('[remotes.x]\nhost = "a"\n[remotes.x.settings]\nheartbeat = "no"\n',
      "heartbeat: must be .auto., .off. or a number of minutes"),
     *(('[remotes.x]\nhost = "a"\n[remotes.x.settings]\ncache_size = %s\n' % size,
-       "line 4: remotes.x.settings.cache_size: must be a whole number of bytes from 0")
+       "line 4: remotes.x.settings.cache_size: must be a whole number of bytes from 0 to 1,125,899,906,842,624$")
       for size in ("-1", "2.5", "true", '"2GB"', "1125899906842625")),
     ('[remotes.x]\nhost = "a"\npbs_bin = "bin"\n', "line 3: .*whole path"),
     ('[remotes.x]\nroot = "b"\n', "remotes.x.host"),
@@ -112,7 +112,10 @@ def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
     ('default_remote = "y"\n', r"line 1: default_remote: there is no \[remotes.y\]"),
     ('nonsense = 1\n', "line 1: nonsense: unknown key"),
     ('[jobs]\npriority = 900\n', "from -499 to 500"),
+    *(('[jobs]\n%s = %s\n' % (key, value), "line 2: jobs.%s: must be a whole number of bytes from 0" % key)
+      for key in ("max_file", "max_job") for value in ("-1", "1.0", "false", '"2GB"', "1" + "0" * 30, "nan")),
     ('a = \n', "not valid TOML.*line 1"),
+    ('[jobs]\nmax_file = 1%s\n' % ("0" * 5000), "not valid TOML: Exceeds the limit"),
 ])
 def test_mistakes_are_one_line_with_their_place(text: str, said: str) -> None:
     with pytest.raises(errors.BadConfig, match=said) as caught:
