@@ -66,7 +66,7 @@ def are_patterns(value: "Any") -> bool:
     """Whether `value` is a list of at most 1,000 patterns that can be used."""
     if not isinstance(value, list) or len(value) > 1000:
         return False
-    if not all(isinstance(pattern, str) and len(pattern) <= 1000 for pattern in value):
+    if not all(isinstance(pattern, str) and len(pattern) <= globs.LONGEST for pattern in value):
         return False
     try:
         globs.compile_globs(value)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import needs
 from agent.agentroot import until
-from chasqui_client import api, deploy, download, errors, landing, results, states
+from chasqui_client import api, cli, deploy, download, errors, landing, results, states
 from chasqui_client.fields import replace
 from chasqui_client.select import Selection
 from session.desk import Desk
@@ -373,6 +375,40 @@ def test_limits_leave_the_biggest_and_fetch_gets_them(campaign):
     assert set(campaign.here(job)) == {"a", "b", "c", "d", "x1"}
     assert campaign.completed(job)
     assert {row["state"] for row in api.show(campaign.home, job.id)["result_files"]} == {"HERE"}
+
+
+ODD = [b"WAVECAR", b"sub/WAVECAR", b"a[1]", b"a1", b"a*", b"ab", b"a?", b"a[", b"a]", b"[!a]", b"[*]", b"[[]", b"**",
+       b"sub/**/x", b"-x", b"-d/-y", b"--all", b"two words", b" ", b"it's", b"\"$HOME\"", b"`id`", b"$(id)", b"\\",
+       b"a\\*", b"!!", b"#x", b"~", b"{a,b}", b"100%", b"%41", b"A", b"a\nb", b"a\n", b"a\x1b[2J", b"sub/\r!%s'\\",
+       b"\xff\xfe", b"\xc3", "\u00e9[\u00e9]".encode(), "\u00a0\u2028".encode(), b"....", b"..a"]
+
+
+@pytest.mark.parametrize("shell, locale, names", [("dash", "C", ODD), ("bash", "C.UTF-8", ODD[2::5])],
+                         ids=["dash", "bash"])
+def test_the_line_that_is_shown_fetches_that_file_alone(campaign, monkeypatch, capsys, shell, locale, names):
+    """Pasted as it stands, whatever the file is called; every one of them is there."""
+    shell = needs.program(shell)
+    job, = campaign.make({os.fsdecode(name): b"content of " + name for name in ODD}, max_file=3)
+    program = campaign.path / "bin" / "chasqui"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nPYTHONPATH=%s exec %s -m chasqui_client \"$@\"\n" % (
+        ":".join(str(TOP / part) for part in ("client", "agent")), sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", "%s:%s" % (program.parent, os.environ["PATH"]))
+    monkeypatch.setenv("CHASQUI_HOME", str(campaign.home.path))
+    monkeypatch.setenv("LC_ALL", locale)
+    assert cli.main(["sync"]) == 0
+    assert cli.main(["results", job.id]) == 0
+    shown = capsys.readouterr().out
+    lines = re.findall(r"^          left there: .*; (chasqui results fetch .*)$", shown, re.M)
+    assert len(lines) == len(ODD) and re.search(r"--glob \./WAVECAR$", shown, re.M)
+    assert "; %s gets it" % lines[0] in shown, "a sync says the same"
+    brought = {}
+    for name, line in [(name, line) for name, line in zip(sorted(ODD), lines, strict=True) if name in names]:
+        done = subprocess.run([shell, "-c", line], capture_output=True)
+        assert done.returncode == 0, (line, done)
+        brought[os.fsdecode(name)] = b"content of " + name
+        assert campaign.here(job) == brought, line
 
 
 def test_a_fetch_that_is_cut_goes_on_when_it_is_typed_again(campaign, monkeypatch):
