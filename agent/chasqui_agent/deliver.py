@@ -98,7 +98,7 @@ def listing(spool: "Spool", key: "Key", ledger: str, fetch: "Optional[List[str]]
     """What an ended attempt has to deliver; None where it has not ended, or belongs to another ledger.
 
     fetch: patterns of files that are asked for whatever the job's own patterns and limits say; none of them: all that
-    is new or changed.
+    is new or changed, or named by its own outputs.
     """
     job, attempt = key
     if not spool.settled_state(job, attempt):
@@ -127,7 +127,10 @@ class _Choice:
         self.found, self.folder, self.record, self.fetch = found, folder, record, fetch
         expect = [] if fetch is not None else record.get("expect") or []  # type: List[str]
         self.expected = {pattern: globs.compile_globs([pattern]) for pattern in expect}
-        outputs = (record.get("outputs") or []) if fetch is None else fetch
+        named = record.get("outputs") or []
+        outputs = named if fetch is None else fetch
+        # A fetch of all brings again what the job's own patterns brought, though it may be an input as it was uploaded.
+        self.named = globs.compile_globs(named + (record.get("expect") or []) if fetch is not None else [])
         # What is expected is wanted, also where the outputs don't say so.
         self.outputs = globs.compile_globs(outputs + expect if outputs else [])
         self.exclude = globs.compile_globs(record.get("exclude") or [] if fetch is None else [])
@@ -159,7 +162,7 @@ class _Choice:
             if self.outputs:
                 chosen = globs.matches(self.outputs, path)
             else:
-                chosen = not self._untouched(uploaded.get(text), path, status)
+                chosen = globs.matches(self.named, path) or not self._untouched(uploaded.get(text), path, status)
             if chosen:
                 self._consider(text, path, status, "output")
 

@@ -9,7 +9,7 @@ from typing import Any
 from chasqui_agent import wire
 
 from . import api, errors, select, states
-from .command import Command, add_selection, as_of, count, number, place, reason, size
+from .command import Command, add_selection, as_of, count, fetch_line, number, place, reason, size
 from .jobs import Asked, read_list
 from .ledger import Job
 from .tables import BYTES, are_bytes
@@ -224,7 +224,7 @@ def _logs(command: Command) -> int:
         return int(follow_logs(command.home, command.config.remote(job.remote), job))
     command.data = {"id": job.id, "state": job.state, "logs": []}
     for item in logs:
-        text = _log_text(os.path.join(job.results_path, item.path))
+        text = _log_text(job, item.path)
         command.data["logs"].append({"path": wire.path_text(item.path), "text": text})
         command.say("==> %s" % place(os.path.join(job.results_path, item.path)))
         command.raw(text if text.endswith("\n") or not text else text + "\n")
@@ -234,12 +234,14 @@ def _logs(command: Command) -> int:
     return 0
 
 
-def _log_text(path: bytes) -> str:
+def _log_text(job: Job, log: bytes) -> str:
+    path = os.path.join(job.results_path, log)
     try:
         with open(path, "rb") as stream:
             return stream.read().decode("utf-8", "replace")
     except OSError as error:
-        raise errors.BadInput("%s: %s" % (place(path), errors.describe(error))) from error
+        hint = fetch_line(job.id, log) if isinstance(error, FileNotFoundError) else None
+        raise errors.BadInput("%s: %s" % (place(path), errors.describe(error)), hint=hint) from error
 
 
 # -- retry, cancel, hold, release --------------------------------------------------------------------------------------
