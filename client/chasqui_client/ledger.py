@@ -166,10 +166,17 @@ class Ledger:
 
         A job with a cancel or hold on its way is left out: what the user took back is not sent.
         """
-        return [row[0] for row in self.rows(
-            "SELECT id FROM jobs WHERE remote = ? AND state = 'QUEUED_LOCAL' AND acked < attempt AND NOT EXISTS"
-            " (SELECT 1 FROM ops WHERE ops.job = jobs.id AND ops.attempt = jobs.attempt AND ops.done = ''"
-            " AND op IN ('cancel', 'hold')) ORDER BY priority DESC, rowid", remote)]
+        return [row[0] for row in self.rows("SELECT id " + self._TO_UPLOAD, remote)]
+
+    _TO_UPLOAD = ("FROM jobs WHERE remote = ? AND state = 'QUEUED_LOCAL' AND acked < attempt AND NOT EXISTS"
+                  " (SELECT 1 FROM ops WHERE ops.job = jobs.id AND ops.attempt = jobs.attempt AND ops.done = ''"
+                  " AND op IN ('cancel', 'hold')) ORDER BY priority DESC, rowid")
+
+    def bytes_to_upload(self, remote: str, most: int) -> int:
+        """Of the first `most` of those jobs, the bytes of all contents, each counted once."""
+        row = self.rows("SELECT SUM(size) FROM (SELECT DISTINCT sha256, size FROM files WHERE (job, attempt) IN"
+                        " (SELECT id, attempt %s LIMIT ?))" % self._TO_UPLOAD, remote, most)[0]
+        return row[0] or 0
 
     _RESULTS_WANTED = ("FROM jobs WHERE remote = ? AND results_state IN ('NONE', 'PARTIAL') AND acked = attempt AND"
                        " state IN ('COMPLETED', 'FAILED', 'LOST', 'CANCELLED')")

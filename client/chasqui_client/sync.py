@@ -146,6 +146,8 @@ class Exchange(Handler):
         self.report_of_agent: dict[str, Any] = {}
         self._offered: dict[Key, tuple[str, int, int]] = {}  # name, files, bytes
         self._hashes: inputs.Hashes = {}
+        self._offering = 0, 0, False  # bytes of all contents, of the slice's (each once), whether more slices follow
+        self._lacking, self._expected = 0, -1  # bytes that were asked for, and that are going to be
 
     # -- turn 1 ----------------------------------------------------------------------------------------------------
 
@@ -190,8 +192,17 @@ class Exchange(Handler):
                     offers.append(offer)
                     size += offer.message_size
             self.ledger.mark_offered(jobs)
+            self._size_up(offers, start < len(ids))
             yield offers, start < len(ids)
             del job, offer, offers
+
+    def _size_up(self, offers: list[JobOffer], more: bool) -> None:
+        """For the progress line: what is in all slices, by one query over all files where there are several."""
+        if self.progress.shown:
+            size = sum({file.sha256: file.size for offer in offers for file in offer.files}.values())
+            several = more and not self._offering[0]
+            total = self.ledger.bytes_to_upload(self.remote.name, MAX_JOBS) if several else self._offering[0]
+            self._offering = total, size, more
 
     def _config(self) -> Mapping[str, Any]:
         values = {"max_total": 0, **self.remote.agent_config()}
@@ -307,7 +318,13 @@ class Exchange(Handler):
                                            "why": rest + ": not uploaded"})
 
     def uploading(self, jobs: int, size: int) -> None:
-        self.progress.begin("uploading", size)
+        total, offered, more = self._offering
+        self._lacking += size
+        if self._expected < 0:
+            self.progress.begin("uploading", size)
+            # What the first slice does not lack was there before. Of later ones that may be what slices before brought.
+            self._expected = total - max(0, offered - size)
+        self.progress.total = max(self._lacking, self._expected) if more else self._lacking
 
     def sent(self, size: int, files: int) -> None:
         self.progress.advance(size, files)
