@@ -354,7 +354,7 @@ def follow_logs(home: Home, remote: Remote, job: Job) -> int:
 
     interactive = sys.stdin.isatty() and sys.stderr.isatty()
     transport = deploy.transport_to(home, remote, interactive)
-    channel = transport.start(launcher.module(remote.root, "output", [job.id, str(job.attempt)]))
+    channel = deploy.start(transport, remote, launcher.module(remote.root, "output", [job.id, str(job.attempt)]))
     channel.silence = 1e6  # a job may be silent for days; our end of its stdin tells the agent that we are still here
     try:
         for text in deploy.lines_of(channel, remote):
