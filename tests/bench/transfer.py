@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import needs
-from bench import aside, contents, contest, ground, memory, report, submission
+from bench import aside, contents, contest, disk, ground, memory, report, submission
 from bench.contest import Contestant, Outcome, Side
 from bench.report import Row
 from ssh import lab as sshd
@@ -49,7 +49,7 @@ class Asked:
 def main() -> int:
     asked, into = _asked()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that sshd and its accounts go, too
-    with sshd.running() as lab:
+    with disk.fresh() as place, sshd.running(str(place)) as lab:
         rows = run(lab, asked)
     report.write(rows, into, asked.jobs, asked.rounds)
     print((into / "transfer.md").read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def _asked() -> tuple[Asked, Path]:
 def run(lab: Lab, asked: Asked) -> list[Row]:
     """All rows that are asked for, on a lab that runs."""
     needs.program("rsync")
-    place = Path(tempfile.mkdtemp(prefix="cqbench-jobs-"))
+    place = Path(tempfile.mkdtemp(prefix="cqbench-jobs-", dir=lab.folder.parent))
     rows: list[Row] = []
     try:
         with ground.installed_client() as python:

@@ -372,8 +372,9 @@ def _wait_for_quiet(name: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Lab]:
-    """A lab for the block; its folder is removed afterwards. Ends, by `needs`, where the machine lacks something."""
+def running(place: str = "/tmp") -> Iterator[Lab]:
+    """A lab for the block, in a folder of `place` that is removed afterwards. Ends, by `needs`, where the machine lacks
+    something."""
     needs.linux()
     needs.root()
     for tool in ("sshd", "ssh", "ssh-keygen", "oathtool", "useradd", *sorted(set(SHELLS.values()))):
@@ -381,7 +382,7 @@ def running() -> Iterator[Lab]:
     if not any(found for place in PAM_MODULES for found in Path("/").glob(place)):
         needs.missing("pam_oath.so (libpam-oath)")
     drop_stale()
-    made = Lab(Path(tempfile.mkdtemp(prefix="cqlab-", dir="/tmp")))
+    made = Lab(Path(tempfile.mkdtemp(prefix="cqlab-", dir=place)))
     left: list[str] = []
     failed = True
     try:
