@@ -38,7 +38,7 @@ case $mode in
   died) rm master; exit 255 ;;
   timeout) echo "Timeout, server h not responding." >&2; exit 255 ;;
   cut) /bin/sh -c "$last" | head -c 100; exit 255 ;;
-  damaged) /bin/sh -c "$last" </dev/null | head -n 1; printf 'X%060d' 0; exit 0 ;;
+  damaged) /bin/sh -c "$last" </dev/null | head -n 1; printf 'X%060d' 0; exec cat >/dev/null ;;
 esac
 exec /bin/sh -c "$last"
 '''
