@@ -20,7 +20,7 @@ from .exchange import SyncOptions, SyncReport
 from .fields import replace
 from .holder import sync_lock, sync_lock_path
 from .ledger import InputFile, Job, Ledger, now
-from .messages import Changed, Handler, JobOffer, Key, Listed, Listing, Offer, Target
+from .messages import Arrived, Changed, Handler, JobOffer, Key, Listed, Listing, Offer, Target
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -354,9 +354,16 @@ class Exchange(Handler):
             self.progress.begin("results", 0)
         return self._receiver
 
-    def choose(self, listings: list[Listing], more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
-        yield from self.results.choose(listings, more)
+    def listed(self, listings: list[Listing]) -> None:
+        self.results.listed(listings)
+
+    def choose(self, more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
+        yield from self.results.choose(more)
         self.progress.total = self.results.expected
+
+    def whole(self, key: Key, files: list[Arrived]) -> None:
+        self.progress.advance(sum(file.size - start for file, start, _, _ in files), len(files))
+        self.results.whole(key, files)
 
     def target(self, key: Key, file: Listed, start: int) -> Target:
         self.progress.advance(file.size - start, 1)

@@ -261,10 +261,10 @@ def test_a_slow_disk_here_does_not_look_like_silence(campaign, monkeypatch):
 
 def test_big_files_of_any_slice_come_last(campaign, monkeypatch):
     order = []
-    real = results.Receiver.target
+    real = results.Receiver.whole
     monkeypatch.setattr(results, "BIG", 1000)
-    monkeypatch.setattr(results.Receiver, "target",
-                        lambda self, key, file, start: order.append(file.path) or real(self, key, file, start))
+    monkeypatch.setattr(results.Receiver, "whole", lambda self, key, files: order.extend(
+        file.path for file, *_ in files) or real(self, key, files))
     first, = campaign.make({"big": 5000, "bigger": 9000, "small": b"s"})
     campaign.make({"small": b"s"}, count=1100)
     last, = campaign.make({"big": 4000, "small": b"s"})
