@@ -47,6 +47,9 @@ else:
         known = frozenset(names)
 
         def __init__(self, *values, **named):  # noqa: N807
+            if len(values) == len(names) and not named:  # rows of the ledger, thousands of them
+                self.__dict__.update(zip(names, values, strict=True))
+                return
             given = dict(zip(names, values, strict=False))
             if len(values) > len(names) or not known.issuperset(named) or not named.keys().isdisjoint(given):
                 raise TypeError("%s takes %s, each once" % (title, ", ".join(names)))

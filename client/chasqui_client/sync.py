@@ -337,8 +337,8 @@ class Exchange(Handler):
     def records(self, found: list[dict[str, Any]], cursor: int) -> None:
         """A piece of the journal and the cursor behind it, in one transaction."""
         with self.ledger.transaction():
-            for record in found:
-                counter = _COUNTED.get(self.ledger.apply_record(self.remote.name, record))
+            for state in self.ledger.apply_records(self.remote.name, found):
+                counter = _COUNTED.get(state)
                 if counter:
                     setattr(self.report, counter, getattr(self.report, counter) + 1)
             self.ledger.set_remote(self.remote.name, cursor=cursor)
