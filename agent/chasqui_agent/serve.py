@@ -42,8 +42,8 @@ fault.register({
 })
 
 MAX_OPS, MAX_WANTED = 100000, 100000
-SLICE_JOBS, SLICE_FILES = 500, 5000  # of listings in one turn: memory must not grow with the number of ended jobs
-FIRST_JOBS = 100  # in the first: until it is listed, read and answered, nothing moves
+SLICE_JOBS, SLICE_FILES = 1000, 5000  # of listings in one turn: memory must not grow with the number of ended jobs
+FIRST_JOBS = 200  # in the first: until it is listed, read and answered, nothing moves
 PUMP_BUDGET = 120.0
 PATIENCE = 10.0  # seconds a query may take while the client waits for journal and results
 CAPABILITIES = ["log-pieces"]

@@ -21,7 +21,7 @@ from .messages import Arrived, Handler, Key, Listed, Listing
 if TYPE_CHECKING:
     from .session import Session
 
-MAX_SLICE_JOBS, MAX_SLICE_FILES = 500, 5_000 + messages.MAX_LISTED  # a slice ends with the job that fills it
+MAX_SLICE_JOBS, MAX_SLICE_FILES = 1000, 5_000 + messages.MAX_LISTED  # a slice ends with the job that fills it
 MAX_LISTINGS = 200_000  # of a session
 TIMES = 4  # a job may be listed: for its small files, its big ones, and again for those that changed meanwhile
 _ALIVE = 15.0  # seconds between signs of life; the agent gives up after 60 without any

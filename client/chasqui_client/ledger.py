@@ -430,8 +430,11 @@ class Ledger:
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def set_results_state(self, job: str, new: str) -> None:
-        """Move a job's results to `new` (no-op where they are there). Raises ForbiddenMove."""
+    def set_results_state(self, job: str, new: str, found: Iterable[ResultFile] | None = None) -> None:
+        """Move a job's results to `new` (no-op where they are there). Raises ForbiddenMove.
+
+        found: what `record_results` was told of the newest attempt, if that is known.
+        """
         with self.transaction():
             row = self.db.execute("SELECT results_state, attempt FROM jobs WHERE id = ?", (job,)).fetchone()
             old = row["results_state"]
@@ -443,7 +446,7 @@ class Ledger:
             self._event(job, row["attempt"], "", "results", "results " + old, "results " + new, "", "")
             if new == states.VERIFIED and old in (states.NONE, states.PARTIAL):
                 from .cleanup import book
-                proof = book.proof_of(self.run, self.result_files(job, row["attempt"]))
+                proof = book.proof_of(self.run, self.result_files(job, row["attempt"]) if found is None else found)
                 book.proved(self, job, row["attempt"], "sync", proof)
 
     def record_results(self, job: str, attempt: int, found: Iterable[ResultFile]) -> None:

@@ -14,10 +14,11 @@ from chasqui_agent import wire
 from . import errors, states
 from .config import Home, Remote
 from .exchange import SyncReport
-from .landing import PARTS, SMALL, Arriving, Landing
+from .landing import PARTS, SMALL, Arriving, Folder, Landing
 from .ledger import Job, Ledger, ResultFile
 from .messages import Arrived, Key, Listed, Listing, Target
 
+BATCH = 200  # jobs; when as many have come they are recorded, while more come
 BIG = 4 << 20  # bytes; files beyond come when the small results of all jobs are here
 _AGAIN = 500  # jobs asked to be listed again in one turn: the agent lists no more in one
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -33,6 +34,7 @@ class _Offered:
         # What is here stays known, also when it is no longer listed: a fetch got it, or it was removed there.
         self.rows = {file.path: file for file in known if listing.fetched or file.state == "HERE"}
         self.wanted: dict[int, int] = {}  # index -> bytes that need not come
+        self.pending = 0  # files that were asked for and have not come
         self.told = False  # that its results can't be written here
         self.failed: dict[bytes, str] = {}  # path -> why; it may come right when it is listed again
 
@@ -93,6 +95,8 @@ class Receiver:
         """
         self._put_by()
         self._slice, self._next = self._next, {}
+        for offered in self._slice.values():
+            offered.pending = len(offered.wanted)
         big: list[tuple[int, Key, int, int]] = []
         for key, offered in self._slice.items():
             sizes = {index: offered.listing.files[index].size for index in offered.wanted}
@@ -102,6 +106,8 @@ class Receiver:
             if small:
                 yield key, small
         if more:
+            for _, key, _, _ in big:
+                self._slice[key].pending -= 1
             self._later += dict.fromkeys(key for _, key, _, _ in big)
             return
         for size, key, index, have in sorted(big):
@@ -219,7 +225,15 @@ class Receiver:
             folder = self._landing.folder(offered.job.results_path)
         except OSError as error:
             self._unwelcome(offered, error)
-            return
+        else:
+            self._whole(offered, folder, files)
+        offered.pending -= len(files)
+        if not offered.pending and not offered.failed:
+            self._here.append(self._slice.pop(key))
+            if len(self._here) >= BATCH:
+                self.delivered()
+
+    def _whole(self, offered: _Offered, folder: Folder, files: list[Arrived]) -> None:
         for arrived in files:
             try:
                 right = self._landing.whole(folder, arrived)
@@ -303,7 +317,7 @@ class Receiver:
                     self.ledger.set_missing(job.id, offered.missing)
                 state = _state_after(offered, job)
                 self.report.results_jobs += state == states.VERIFIED != job.results_state
-                self.ledger.set_results_state(job.id, state)
+                self.ledger.set_results_state(job.id, state, offered.rows.values())
 
     def _incomplete(self, offered: _Offered) -> None:
         if offered.missing and not offered.listing.fetched and len(self.report.incomplete) < _NAMED:

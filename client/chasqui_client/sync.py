@@ -145,6 +145,7 @@ class Exchange(Handler):
         self.report_of_agent: dict[str, Any] = {}
         self._offered: dict[Key, tuple[str, int, int]] = {}  # name, files, bytes
         self._hashes: inputs.Hashes = {}
+        self._piece: tuple[list[dict[str, Any]], int] | None = None  # of the journal, and the cursor behind it
 
     # -- turn 1 ----------------------------------------------------------------------------------------------------
 
@@ -335,13 +336,24 @@ class Exchange(Handler):
             self.report.outlook = outlook.words(report)
 
     def records(self, found: list[dict[str, Any]], cursor: int) -> None:
-        """A piece of the journal and the cursor behind it, in one transaction."""
+        """A piece of the journal. The last one waits: results that it announces may be asked for first."""
+        self._settle()
+        self._piece = found, cursor
+
+    def _settle(self) -> None:
+        """Apply the piece at hand, and move the cursor behind it, in one transaction."""
+        if not self._piece:
+            return
+        (found, cursor), self._piece = self._piece, None
         with self.ledger.transaction():
-            for state in self.ledger.apply_records(self.remote.name, found):
-                counter = _COUNTED.get(state)
-                if counter:
-                    setattr(self.report, counter, getattr(self.report, counter) + 1)
+            self._apply(found)
             self.ledger.set_remote(self.remote.name, cursor=cursor)
+
+    def _apply(self, found: list[dict[str, Any]]) -> None:
+        for state in self.ledger.apply_records(self.remote.name, found):
+            counter = _COUNTED.get(state)
+            if counter:
+                setattr(self.report, counter, getattr(self.report, counter) + 1)
 
     # -- results ---------------------------------------------------------------------------------------------------
 
@@ -355,6 +367,10 @@ class Exchange(Handler):
         return self._receiver
 
     def listed(self, listings: list[Listing]) -> None:
+        if self._piece:
+            # What the journal says of these jobs alone, and once more with the rest: a record counts once.
+            jobs = {listing.job for listing in listings}
+            self._apply([record for record in self._piece[0] if record.get("job") in jobs])
         self.results.listed(listings)
 
     def choose(self, more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
@@ -373,14 +389,17 @@ class Exchange(Handler):
         self.results.gone(key, file, why)
 
     def delivered(self) -> None:
+        self._settle()
         self.results.delivered()
 
     def finished(self) -> None:
         """Record that all was said, while the agent's process and ssh's are still ending."""
+        self._settle()
         self.ledger.set_remote(self.remote.name, synced=self.report.timestamp, report=self.report_of_agent)
 
     def close(self) -> None:
-        """Record the results that arrived, however the session ended."""
+        """Record the news and results that arrived, however the session ended."""
+        self._settle()
         if self._receiver:
             self._receiver.close()
 

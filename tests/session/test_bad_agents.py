@@ -132,7 +132,7 @@ def results(job=JOB, files=None):
     files = FILES[MODE] if files is None else files
     say("results", job=job, attempt=1, files=files, left_out=[], **EXTRA.get(MODE, {}))
 if MODE == "too many jobs":
-    for n in range(501): results("j%%015d" %% n, [])
+    for n in range(1001): results("j%%015d" %% n, [])
 if MODE == "too many files":
     for n in range(6): results("j%%015d" %% n, [listed("f%%d" %% m) for m in range(9000)])
 if MODE == "a job twice":
