@@ -6,12 +6,10 @@ no-op sync asks (jobs to upload, results wanted, operations not sent) is answere
 The default rollback journal, not WAL: home folders are on NFS, where WAL's shared memory does not work.
 """
 
-import hashlib
 import json
 import os
 import sqlite3
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from typing import Any
 from chasqui_agent import fault
 
 from . import errors, schema, states
-from .fields import replace
 from .rows import InputFile as InputFile
 from .rows import Job as Job
 from .rows import Operation as Operation
@@ -252,16 +249,12 @@ class Ledger:
         """
         with self.transaction():
             row = self.db.execute("SELECT state, attempt FROM jobs WHERE id = ?", (job,)).fetchone()
-            if row is None:
-                raise errors.ForbiddenMove(job=job, old=None, new=new)
-            self._move(job, attempt or row["attempt"], row["state"], new, why, at, event or new.lower(), record)
-
-    def _move(self, job: str, attempt: int, old: str, new: str, why: str, at: str, event: str, record: str) -> None:
-        if new not in states.JOB_MOVES[old]:
-            raise errors.ForbiddenMove(job=job, old=old, new=new)
-        self.db.execute("UPDATE jobs SET state = ?, changed = ? WHERE id = ?", (new, at or now(), job))
-        self.db.execute("UPDATE attempts SET state = ? WHERE job = ? AND attempt = ?", (new, job, attempt))
-        self._event(job, attempt, at, event, old, new, why, record)
+            if row is None or new not in states.JOB_MOVES[row["state"]]:
+                raise errors.ForbiddenMove(job=job, old=row and row["state"], new=new)
+            number = attempt or row["attempt"]
+            self.db.execute("UPDATE jobs SET state = ?, changed = ? WHERE id = ?", (new, at or now(), job))
+            self.db.execute("UPDATE attempts SET state = ? WHERE job = ? AND attempt = ?", (new, job, number))
+            self._event(job, number, at, event or new.lower(), row["state"], new, why, record)
 
     def _event(self, job: str, attempt: int, at: str, event: str, old: str, new: str, why: str, record: str) -> None:
         self.db.execute("INSERT INTO events(job, attempt, at, event, old, new, why, record) VALUES (?,?,?,?,?,?,?,?)",
@@ -300,87 +293,19 @@ class Ledger:
         """`apply_records` of one."""
         return self.apply_records(remote, [record])[0]
 
-    def apply_records(self, remote: str, records: list[Record]) -> list[str]:
+    def apply_records(self, remote: str, records: Sequence[Record]) -> list[str]:
         """Apply journal records in their order, each once however often it comes; of each the job's new state, "" where
         it did not move. All of them or none.
 
         Records of jobs that are not ours, or that say nothing of a job, are passed over. Records of an older attempt
         are kept as events and never touch the job's state.
         """
-        ids = list({str(record.get("job", "")) for record in records})
-        jobs: dict[str, Job] = {}
+        from .history import Piece
         with self.transaction():
-            # Read once for all of them: asked for each record they were most of what a long journal cost.
-            for start in range(0, len(ids), 500):
-                jobs.update(self.jobs_by_id(ids[start : start + 500]))
-            seen = self._recorded(list(jobs))
-            return [self._apply_one(remote, record, jobs, seen) for record in records]
-
-    def _recorded(self, ids: list[str]) -> set[tuple[str, str]]:
-        """(job, digest) of every record that was applied to these jobs."""
-        found: set[tuple[str, str]] = set()
-        for start in range(0, len(ids), 500):
-            some = ids[start : start + 500]
-            found.update((row[0], row[1]) for row in self.rows(
-                "SELECT job, record FROM events WHERE record IS NOT NULL AND job IN (%s)" % ", ".join("?" * len(some)),
-                *some))
-        return found
-
-    def _apply_one(self, remote: str, record: Record, jobs: dict[str, Job], seen: set[tuple[str, str]]) -> str:
-        job = jobs.get(str(record.get("job", "")))
-        attempt, event = record.get("attempt"), record.get("ev")
-        if job is None or job.remote != remote or not isinstance(event, str) or not isinstance(attempt, int):
-            return ""
-        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode("ascii")).hexdigest()[:20]
-        if attempt > job.attempt or (job.id, digest) in seen:
-            return ""
-        seen.add((job.id, digest))
-        after = self._apply(job, attempt, event, record, digest)
-        jobs[job.id] = after
-        return after.state if after.state != job.state else ""
-
-    def _apply(self, job: Job, attempt: int, event: str, record: Record, digest: str) -> Job:
-        """The job after a record that is news for it."""
-        at, why = _text(record, "t") or now(), _text(record, "why") or _text(record, "text")
-        if attempt < job.attempt:
-            self._event(job.id, attempt, at, event, "", "", why, digest)
-            return job
-        if attempt > job.acked:
-            # An acknowledgement that was lost on the way: the journal proves that the cluster has it.
-            self.db.execute("UPDATE jobs SET acked = ?, offered = ? WHERE id = ?", (attempt, attempt, job.id))
-            job = replace(job, acked=attempt, offered=attempt)
-        new = states.state_after(event, _text(record, "state"), job.state, bool(job.pbs))
-        if not job.ended or new != job.state:
-            pbs = self._record_facts(job, attempt, event, record, at, why)
-            job = job if pbs == job.pbs else replace(job, pbs=pbs)
-        if new == job.state:
-            self._event(job.id, attempt, at, event, "", "", why, digest)
-            return job
-        self._move(job.id, attempt, job.state, new, why, at, event, digest)
-        if job.results_state not in (states.NONE, states.PARTIAL) and new in states.ENDED:
-            self.set_results_state(job.id, states.NONE)  # LOST was repaired: there may be more to bring home
-            job = replace(job, results_state=states.NONE)
-        return replace(job, state=new)
-
-    def _record_facts(self, job: Job, attempt: int, event: str, record: Record, at: str, why: str) -> str:
-        """Keep what a record says beside the state; returns the job's id in the scheduler."""
-        facts: dict[str, Any] = {"why": why}
-        if event in ("submitted", "adopted"):
-            facts["pbs"] = _text(record, "pbs")
-        elif event == "closed":
-            facts["pbs"] = ""
-        elif event in ("ended", "repaired", "cancelled"):
-            facts.update(exit=_number(record, "exit"), signal=_number(record, "signal"))
-        sets = ", ".join("%s = ?" % key for key in facts)
-        self.db.execute("UPDATE jobs SET %s WHERE id = ?" % sets, (*facts.values(), job.id))
-        if event == "started":
-            facts["started"] = _when(record) or at
-        elif event in ("ended", "repaired", "lost", "cancelled", "rejected"):
-            facts["ended"] = _when(record) or at
-        sets = ", ".join("%s = ?" % key for key in facts)
-        self.db.execute("UPDATE attempts SET %s WHERE job = ? AND attempt = ?" % sets,
-                        (*facts.values(), job.id, attempt))
-        return str(facts.get("pbs", job.pbs))
+            piece = Piece(self, remote, records)
+            moved = [piece.apply(record) for record in records]
+            piece.write()
+        return moved
 
     # -- operations ----------------------------------------------------------------------------------------------------
 
@@ -489,25 +414,6 @@ def _job(row: sqlite3.Row) -> Job:
     values["options"] = json.loads(row["options"]) if row["options"] != "{}" else {}
     values["missing"] = tuple(json.loads(row["missing"])) if row["missing"] != "[]" else ()
     return Job(*values.values())
-
-
-def _text(record: Record, key: str) -> str:
-    value = record.get(key)
-    return value[:2000] if isinstance(value, str) else ""
-
-
-def _when(record: Record) -> str:
-    """When a job started or ended by its node's clock, seconds since 1970 in the record."""
-    when = record.get("when")
-    if isinstance(when, (int, float)) and 0 < when < 1 << 33:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
-    return ""
-
-
-def _number(record: Record, key: str) -> int | None:
-    value = record.get(key)
-    # SQLite holds 64 bits; a number beyond comes from no scheduler.
-    return value if isinstance(value, int) and abs(value) < 1 << 62 else None
 
 
 def _disk_full(path: Path) -> bool:
