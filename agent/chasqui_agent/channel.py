@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from . import fault, wire
+from . import fault, packing, wire
 
 MYPY = False
 if MYPY:
@@ -33,8 +33,8 @@ class Channel:
         self.broken = False
         self.last_size = 0  # bytes of the message read last
         self._buffer = bytearray()
-        self._unpacker = wire.Unpacker(self._read)
-        self.packer = wire.Packer(self._write_out, packing=False)  # until the client has said that it wants it
+        self._unpacker = packing.Unpacker(self._read)
+        self.packer = packing.Packer(self._write_out, packing=False)  # until the client has said that it wants it
         os.set_blocking(sink, False)
 
     # -- reading ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 
-from . import beneath, directives, fault, files, globs, journal, offers, wire
+from . import beneath, directives, fault, files, globs, journal, offers, packing, wire
 
 MYPY = False
 if MYPY:
@@ -103,7 +103,7 @@ def listing(spool: "Spool", key: "Key", ledger: str, fetch: "Optional[List[str]]
     """What an ended attempt has to deliver; None where it has not ended, or belongs to another ledger.
 
     fetch: patterns of files that are asked for whatever the job's own patterns and limits say; none of them: all that
-    is new or changed.
+    is new or changed, or named by its own outputs.
     """
     job, attempt = key
     if not spool.settled_state(job, attempt):
@@ -132,7 +132,10 @@ class _Choice:
         self.found, self.folder, self.record, self.fetch = found, folder, record, fetch
         expect = [] if fetch is not None else record.get("expect") or []  # type: List[str]
         self.expected = {pattern: globs.compile_globs([pattern]) for pattern in expect}
-        outputs = (record.get("outputs") or []) if fetch is None else fetch
+        named = record.get("outputs") or []
+        outputs = named if fetch is None else fetch
+        # A fetch of all brings again what the job's own patterns brought, though it may be an input as it was uploaded.
+        self.named = globs.compile_globs(named + (record.get("expect") or []) if fetch is not None else [])
         # What is expected is wanted, also where the outputs don't say so.
         self.outputs = globs.compile_globs(outputs + expect if outputs else [])
         self.exclude = globs.compile_globs(record.get("exclude") or [] if fetch is None else [])
@@ -164,7 +167,7 @@ class _Choice:
             if self.outputs:
                 chosen = globs.matches(self.outputs, path)
             else:
-                chosen = not self._untouched(uploaded.get(text), path, status)
+                chosen = globs.matches(self.named, path) or not self._untouched(uploaded.get(text), path, status)
             if chosen:
                 self._consider(text, path, status, "output")
 
@@ -373,7 +376,7 @@ class _Bundle:
         item = [index, 0, hashlib.sha256(content).hexdigest()]
         if content and have == len(content):
             item[1], content = have, b""
-        dense = _looks_dense(content)
+        dense = packing.looks_random(content)
         if not self._named[dense] or self._named[dense][-1][:2] != list(key):
             self._named[dense].append([key[0], key[1], []])
         self._named[dense][-1][2].append(item)
@@ -388,12 +391,6 @@ class _Bundle:
     def contents(self) -> "List[bytes]":
         """The data of one or two frames, none for nothing."""
         return [content for content in map(b"".join, self._parts) if content]
-
-
-def _looks_dense(content: bytes) -> bool:
-    # 256 random bytes have 162 different values, text and tables less than 100; the middle is past a file's header.
-    middle = len(content) // 2
-    return len(set(content[middle:middle + 256])) > 128
 
 
 _CHANGED = "it changed while it was read"

@@ -4,12 +4,13 @@
 folder matches everything in it. A leading "./" or "/" ties a pattern to the job's folder.
 """
 
-import os
 import re
 
 MYPY = False
 if MYPY:
     from typing import Iterable, Optional, Pattern
+
+LONGEST = 1000  # characters of a pattern that an agent takes
 
 
 def compile_globs(patterns: "Iterable[str]") -> "Optional[Pattern[str]]":
@@ -19,8 +20,16 @@ def compile_globs(patterns: "Iterable[str]") -> "Optional[Pattern[str]]":
 
 
 def matches(pattern: "Optional[Pattern[str]]", path: bytes) -> bool:
-    """Whether the relative `path` matches; nothing matches None."""
-    return pattern is not None and pattern.match(os.fsdecode(path)) is not None
+    """Whether the relative `path` matches; nothing matches None.
+
+    Patterns came as UTF-8, so paths are read as such: os.fsdecode knows only ASCII under LC_ALL=C on Python 3.6.
+    """
+    return pattern is not None and pattern.match(path.decode("utf-8", "surrogateescape")) is not None
+
+
+def literal(path: bytes) -> str:
+    """A pattern that the relative `path` matches, and no other."""
+    return "./" + re.sub(r"[*?[]", r"[\g<0>]", path.decode("utf-8", "surrogateescape"))
 
 
 def _translate(pattern: str) -> str:

@@ -15,7 +15,7 @@ from .leftovers import hash_of
 
 MYPY = False
 if MYPY:
-    from typing import Iterator, Tuple
+    from typing import Dict, Iterator, List, Optional, Set, Tuple
 
 LEAST, MOST = 64 << 10, 64 << 20  # bytes of a content that is kept although one job alone uses it
 
@@ -26,6 +26,9 @@ class Objects:
     def __init__(self, folder: str, most: int) -> None:
         self.folder, self.most = folder, most
         self._added = False
+        self._names: "Dict[str, Set[str]]" = {}
+        self._spare: "Optional[List[Tuple[float, int, str]]]" = None  # the one used longest ago at the end
+        self._spare_bytes = 0
 
     def wants(self, size: int, uses: int) -> bool:
         """Whether a content of `size` bytes that a session uses so often belongs here."""
@@ -34,12 +37,19 @@ class Objects:
     def _path(self, sha: str) -> str:
         return os.path.join(self.folder, sha[:2], sha)
 
+    def _has(self, sha: str) -> bool:
+        """Whether it was there when its folder was first looked at: thousands are asked for, most in vain."""
+        part = sha[:2]
+        if part not in self._names:
+            self._names[part] = set(files.names(os.path.join(self.folder, part)))
+        return sha in self._names[part]
+
     def take(self, sha: str, size: int, target: str) -> bool:
         """Put a content at `target`, safe from whoever deletes it here, and verified there by its hash. One that is
         damaged is deleted. The file at `target` may be the very one in the cache: it is only read and copied."""
         path = self._path(sha)
         try:
-            if self.most == 0 or os.lstat(path).st_size != size:
+            if self.most == 0 or not self._has(sha) or os.lstat(path).st_size != size:
                 return False
             _link(path, target)
         except OSError:
@@ -60,6 +70,7 @@ class Objects:
         try:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
             _link(source, path)
+            self._names.setdefault(sha[:2], set()).add(sha)
             self._added = True
         except FileExistsError:
             pass  # another session was faster
@@ -68,10 +79,13 @@ class Objects:
                 raise
 
     def trim(self) -> None:
-        """Delete what was used longest ago until the rest fits; only after something was added."""
-        if not self._added:
-            return
-        found = sorted(self._all())
+        """`shrink`, after something was added."""
+        if self._added:
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Delete what was used longest ago until the rest fits."""
+        found = sorted((status.st_mtime, status.st_size, path) for status, path in self._all())
         total = sum(size for _, size, _ in found)
         for _, size, path in found:
             if total <= self.most:
@@ -79,7 +93,31 @@ class Objects:
             files.remove(path)
             total -= size
 
-    def _all(self) -> "Iterator[Tuple[float, int, str]]":
+    def make_room(self, amount: int, names: int) -> "Tuple[int, int]":
+        """Delete what was used longest ago until `amount` bytes and `names` inodes are free; nothing, where all of it
+        would not do. Returns how many bytes and inodes that freed: by their sum, since file systems may free later what
+        was deleted now."""
+        if self._spare is None:
+            self._spare = sorted(((status.st_mtime, status.st_blocks * 512, path) for status, path in self._all()
+                                  if status.st_nlink == 1), reverse=True)
+            self._spare_bytes = sum(size for _, size, _ in self._spare)
+        if self._spare_bytes < amount or len(self._spare) < names:
+            return 0, 0
+        freed = gone = 0
+        while self._spare and (freed < amount or gone < names):
+            _, size, path = self._spare.pop()
+            self._spare_bytes -= size
+            if _is_alone(path):
+                files.remove(path)
+                freed, gone = freed + size, gone + 1
+        return freed, gone
+
+    def empty(self) -> None:
+        """Delete everything: the disk is full."""
+        for _, path in self._all():
+            files.remove(path)
+
+    def _all(self) -> "Iterator[Tuple[os.stat_result, str]]":
         for part in files.names(self.folder):
             for name in files.names(os.path.join(self.folder, part)):
                 path = os.path.join(self.folder, part, name)
@@ -88,7 +126,15 @@ class Objects:
                 except OSError:
                     continue
                 if stat.S_ISREG(status.st_mode):
-                    yield status.st_mtime, status.st_size, path
+                    yield status, path
+
+
+def _is_alone(path: str) -> bool:
+    """Whether no session has a name of its own for it: then deleting it would free nothing."""
+    try:
+        return os.lstat(path).st_nlink == 1
+    except OSError:
+        return False
 
 
 def _link(source: str, target: str) -> None:

@@ -15,6 +15,7 @@ if MYPY:
     Key = Tuple[str, int]
 
 MAX_FILES, MAX_SCRIPT = 100000, 16 << 20
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -25,7 +26,7 @@ class Refusal(Exception):
 def manifest_digest(listed: "List[Dict[str, Any]]") -> str:
     """The name of a job's content: equal exactly if paths, sizes, modes and hashes are."""
     rows = sorted([item["path"], item["size"], item["mode"], item["sha256"]] for item in listed)
-    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode("ascii")).hexdigest()
+    return hashlib.sha256(_ENCODER.encode(rows).encode("ascii")).hexdigest()
 
 
 def key_of(fields: "Dict[str, Any]") -> "Key":
@@ -34,6 +35,14 @@ def key_of(fields: "Dict[str, Any]") -> "Key":
     if not isinstance(job, str) or not JOB.match(job) or not isinstance(attempt, int) or not _whole(attempt, 1, 100000):
         raise wire.WireError("a job id or attempt that is none")
     return job, attempt
+
+
+def keys_of(fields: "Dict[str, Any]") -> "List[Key]":
+    """The (job, attempt) of a message's `jobs`. Raises WireError where they are none."""
+    listed = fields.get("jobs")
+    if not isinstance(listed, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in listed):
+        raise wire.WireError("jobs that are no list of them")
+    return [key_of({"job": pair[0], "attempt": pair[1]}) for pair in listed]
 
 
 def manifest_of(folder: str) -> "List[Dict[str, Any]]":
@@ -57,7 +66,7 @@ def are_patterns(value: "Any") -> bool:
     """Whether `value` is a list of at most 1,000 patterns that can be used."""
     if not isinstance(value, list) or len(value) > 1000:
         return False
-    if not all(isinstance(pattern, str) and len(pattern) <= 1000 for pattern in value):
+    if not all(isinstance(pattern, str) and len(pattern) <= globs.LONGEST for pattern in value):
         return False
     try:
         globs.compile_globs(value)
@@ -80,7 +89,7 @@ def check_job(job: "Dict[str, Any]") -> None:
     for path in seen:
         if path.split(b"/")[0] == b".chasqui":
             raise Refusal("the name .chasqui is the relay's own")
-        if any(path[:i] in seen for i in range(len(path)) if path[i:i + 1] == b"/"):
+        if b"/" in path and any(path[:i] in seen for i in range(len(path)) if path[i:i + 1] == b"/"):
             raise Refusal("a name is a file and a folder at once: %s" % wire.printable(wire.path_text(path)))
     script = seen.get(wire.confined(job.get("script")))
     if script is None or script["size"] > MAX_SCRIPT:

@@ -50,7 +50,7 @@ fault.register({
     "receive.publish.after": "a batch published, not yet acknowledged",
 })
 
-BATCH_JOBS, BATCH_SECONDS = 500, 5.0
+BATCH_JOBS, BATCH_SECONDS = 1000, 5.0
 NEED = 1000  # contents named in one message
 _EMPTY = hashlib.sha256().hexdigest()
 _Place = namedtuple("_Place", "key path mode")
@@ -67,11 +67,12 @@ class Receiver:
         self.base = staging_base(spool)
         name = leftovers.owner_prefix(ledger) + self.session
         self.folder, self.shards = os.path.join(self.base, name), os.path.join(spool.staging, name, SHARDS)
+        self._top = os.fsencode(self.folder)
         self.objects = Objects(objects_folder(spool), cache_size)
         bases = sorted({self.base, spool.staging})
         for base in bases:
             leftovers.remove_stale(base)
-        self._room = space.Room(spool.work, spool.root)
+        self._room = space.Room(spool.work, spool.root, make_room=self.objects.make_room)
         self._make_folders()
         self.left = Leftovers(bases, leftovers.owner_prefix(ledger), self.folder)
         self.acked: "List[Key]" = []
@@ -85,14 +86,18 @@ class Receiver:
         self._begin()
 
     def _make_folders(self) -> None:
-        try:
-            for kind in (CONTENT, PARTIAL):
-                os.makedirs(os.path.join(self.folder, kind), 0o700)
-        except OSError as error:
-            if not files.no_space(error):
-                raise
-            # All jobs stay where they are; results still leave, and that is what makes room.
-            self._room.shut(space.tightest(self.spool.work, self.spool.root))
+        for attempt in (1, 2):
+            try:
+                for kind in (CONTENT, PARTIAL):
+                    os.makedirs(os.path.join(self.folder, kind), 0o700, exist_ok=True)
+                return
+            except OSError as error:
+                if not files.no_space(error):
+                    raise
+                if attempt == 1:
+                    self.objects.empty()
+        # All jobs stay where they are; results still leave, and that is what makes room.
+        self._room.shut(space.tightest(self.spool.work, self.spool.root))
 
     def _begin(self) -> None:
         """Nothing is offered."""
@@ -103,9 +108,11 @@ class Receiver:
         self._placed: "Set[str]" = set()  # contents that are there
         self._previous: "Dict[str, Tuple[str, str]]" = {}
         self._asked: "Set[str]" = set()
+        self._uncached: "Set[str]" = set()  # contents of one job alone that there is no room to keep a second time
         self._held: "Dict[str, int]" = {}
-        self._made = {os.fsencode(self.folder)}
+        self._made = {self._top}
         self._index = _Index(self.spool)
+        self._scripts: "Dict[str, bytes]" = {}  # small contents that are jobs' scripts
 
     # -- turn 2: what is known, what is missing --------------------------------------------------------------------
 
@@ -122,19 +129,31 @@ class Receiver:
             check_job(job)
         except Refusal as refusal:
             return wire.message("refuse", job=name, attempt=attempt, why=str(refusal))
-        record = self.spool.job_record(name, attempt)
-        state = self._index.state(name, attempt)
-        if record.get("manifest") == manifest_digest(job["files"]):
+        here = os.path.lexists(self.spool.work_dir(name, attempt))
+        record = self.spool.job_record(name, attempt) if here else {}
+        state = self._index.state(name, attempt, here)
+        if record and record.get("manifest") == manifest_digest(job["files"]):
             state = state or self._publish_again(key, record)
             return wire.message("known", job=name, attempt=attempt, state=state) if state else None
-        if state or os.path.lexists(self.spool.work_dir(name, attempt)):
+        if state or here:
             why = "the cluster has this attempt with other files"
             return wire.message("conflict", job=name, attempt=attempt, why=why)
-        why = self._room.take(*space.need(job["files"]))
+        why = self._room.take(*space.need(job["files"] + self._kept_too(job["files"])))
         if why:
             return wire.message("refuse", job=name, attempt=attempt, why=why)
         self._take_offer(key, job)
         return None
+
+    def _kept_too(self, listed: "List[Dict[str, Any]]") -> "List[Dict[str, Any]]":
+        """Contents of which this job has the second use: besides the copies they stand in content/ until the end."""
+        uses: "Dict[str, int]" = {}
+        found = []
+        for item in listed:
+            sha = item["sha256"]
+            uses[sha] = uses.get(sha, self._uses.get(sha, 0)) + 1
+            if uses[sha] == 2 and sha not in self._contents:
+                found.append({"path": sha, "size": item["size"]})
+        return found
 
     def _take_offer(self, key: "Key", job: "Dict[str, Any]") -> None:
         self._offers[key] = job
@@ -142,7 +161,10 @@ class Receiver:
             sha = item["sha256"]
             self._uses[sha] = self._uses.get(sha, 0) + 1
             self._sizes[sha] = item["size"]
-            self._place.setdefault(sha, _Place(key, item["path"], _mode(item)))
+            if sha not in self._place:
+                self._place[sha] = _Place(key, item["path"], _mode(item))
+            if item["path"] == job["script"] and item["size"] <= wire.PIECE:
+                self._scripts[sha] = b""
         self.left.take_job("%s.%d" % key, job["files"])
         if job.get("previous", 0):
             folder = self.spool.work_dir(key[0], job["previous"])
@@ -168,6 +190,8 @@ class Receiver:
     def _needs(self) -> "List[bytes]":
         needed = []
         for sha, size in self._sizes.items():
+            if self._uses[sha] == 1 and self.objects.wants(size, 1) and not self._room.has(size, 1):
+                self._uncached.add(sha)
             if sha not in self._contents and not self._find(sha, size):
                 needed.append(sha)
                 self._hold(sha, size)
@@ -220,6 +244,22 @@ class Receiver:
             self._held[sha] = held
 
     # -- turn 3: content and commits -------------------------------------------------------------------------------
+
+    def bundle(self, fields: "Dict[str, Any]", data: bytes) -> None:
+        """Take small contents, one behind the other in `data`. Of a wrong hash: as `blob`."""
+        shas, sizes, at = fields.get("sha"), fields.get("size"), 0
+        if not isinstance(shas, list) or not isinstance(sizes, list) or len(shas) != len(sizes):
+            raise wire.WireError("contents without their sizes")
+        for sha, size in zip(shas, sizes):
+            if not isinstance(sha, str) or sha not in self._asked or size != self._sizes[sha]:
+                raise wire.WireError("content that was not asked for")
+            self._asked.discard(sha)
+            content = data[at:at + size]
+            at += size
+            if hashlib.sha256(content).hexdigest() == sha:
+                self._write(sha, content)
+        if at != len(data):
+            raise wire.WireError("other data than was announced")
 
     def blob(self, fields: "Dict[str, Any]", read: "Callable[[], bytes]") -> None:
         """Take one content; read() gives its next data frame. A wrong hash is found at the commit of who needs it."""
@@ -281,6 +321,8 @@ class Receiver:
         fault.point("receive.content.before")
         mode = self._place[sha].mode
         files.write_file(self._target(sha), data, mode, durable=False)
+        if sha in self._scripts:
+            self._scripts[sha] = data
         self._arrived(sha, mode)
 
     def _arrived(self, sha: str, mode: int) -> None:
@@ -292,12 +334,15 @@ class Receiver:
             self._placed.add(sha)
             return
         self._contents.add(sha)
-        if self.objects.wants(self._sizes[sha], self._uses[sha]):
+        if self._is_cached(sha):
             self.objects.add(sha, self._content(sha))
 
     def _is_shared(self, sha: str) -> bool:
         """Whether a content stays in content/, and every job gets a copy."""
-        return self._uses[sha] > 1 or self.objects.wants(self._sizes[sha], 1)
+        return self._uses[sha] > 1 or self._is_cached(sha)
+
+    def _is_cached(self, sha: str) -> bool:
+        return self.objects.wants(self._sizes[sha], self._uses[sha]) and sha not in self._uncached
 
     def _content(self, sha: str) -> str:
         return os.path.join(self.folder, CONTENT, sha)
@@ -314,15 +359,15 @@ class Receiver:
         return os.path.join(self.folder, "%s.%d" % key)
 
     def _make_place(self, key: "Key", path: str) -> bytes:
-        """The path of a job's file in staging, the folders above it made."""
-        whole = os.path.join(os.fsencode(self._job_folder(key)), wire.confined(path))
-        self._make(os.path.dirname(whole))
+        """The path of a job's file, which was checked when it was offered, in staging; the folders above it made."""
+        whole = b"%s/%s.%d/%s" % (self._top, key[0].encode("ascii"), key[1], wire.path_bytes(path))
+        self._make(whole.rpartition(b"/")[0])
         return whole
 
     def _make(self, folder: bytes) -> None:
         # Each once: a folder that another session took away must not come back, half empty.
         if folder not in self._made:
-            self._make(os.path.dirname(folder))
+            self._make(folder.rpartition(b"/")[0])
             os.mkdir(folder, 0o700)
             self._made.add(folder)
 
@@ -356,12 +401,16 @@ class Receiver:
     def _build(self, key: "Key", job: "Dict[str, Any]") -> _Built:
         manifest = [self._put(key, item) for item in job["files"]]
         folder, rank = self._job_folder(key), spools.rank_of(job.get("priority", 0))
-        script = _script(os.path.join(os.fsencode(folder), wire.confined(job["script"])))
+        script = self._script_of(job, folder)
         self._write_meta(os.path.join(folder, ".chasqui"), job, manifest)
         entry = self._entry(key, rank)
         files.write_file(entry, script, durable=False)
         fault.point("receive.built")
         return _Built(key, folder, entry, rank)
+
+    def _script_of(self, job: "Dict[str, Any]", folder: str) -> bytes:
+        sha = next(item["sha256"] for item in job["files"] if item["path"] == job["script"])
+        return self._scripts.get(sha) or _script(os.path.join(os.fsencode(folder), wire.confined(job["script"])))
 
     def _put(self, key: "Key", item: "Dict[str, Any]") -> "Dict[str, Any]":
         """Copy one file to its place unless it was written there; its row in the manifest."""
@@ -395,7 +444,7 @@ class Receiver:
             return
         with self._working():
             pending, self._pending = self._pending, []
-            durable.settle([item.folder for item in pending if item.folder] + [self.shards])
+            durable.settle([self.folder, self.shards])
             real = [item.key for item in pending if self._make_real(item)]
             files.fsync_folder(self.spool.work)
             self._batches += 1
@@ -423,12 +472,15 @@ class Receiver:
         fault.point("receive.commit.after")
         return True
 
-    def close(self, keep: bool) -> None:
-        """Remove the session's staging folders and those it has taken over; keep: it was cut, the next one goes on."""
-        if not keep:
+    def close(self, keep: bool, full: bool = False) -> None:
+        """Remove the session's staging folders and those it has taken over; keep: it was cut, the next one goes on.
+        full: a write found no space, and neither they nor the cache may be why the next one finds none."""
+        if full or not keep:
             self.left.remove()
             shutil.rmtree(os.path.dirname(self.shards), ignore_errors=True)
             shutil.rmtree(self.folder, ignore_errors=True)
+        if full:
+            self.objects.empty()
         self.objects.trim()
 
 
@@ -443,10 +495,10 @@ class _Index:
         self.spool = spool
         self._found: "Optional[Dict[Key, str]]" = None
 
-    def state(self, job: str, attempt: int) -> str:
-        """"" only where the spool, looked at again now, does not have the attempt."""
+    def state(self, job: str, attempt: int, here: bool) -> str:
+        """"" only where the spool, looked at again now, does not have the attempt. here: its work folder is there."""
         settled = self.spool.settled_state(job, attempt)
-        if settled or not os.path.lexists(self.spool.work_dir(job, attempt)):
+        if settled or not here:
             return settled  # without a work folder there is none on its way
         if self._found is None:
             self._found = self._look()

@@ -2,7 +2,7 @@
 
     1 client  hello, op..., job..., end {more}
     2 agent   welcome, known/conflict/refuse..., need..., end            (only if jobs were offered)
-    3 client  blob + data..., commit or skip..., end                     (only if jobs were offered)
+    3 client  blobs + data, blob + data..., commit, skip..., end  (only if jobs were offered)
                while there is more: 1 (without hello and op), 2 and 3 again, with the next slice of jobs
     4 agent   [welcome] acked/refuse, op_done, pump, status, log + data, a slice of results..., end {more}
     5 client  want..., end
@@ -44,6 +44,7 @@ fault.register({
 MAX_OPS, MAX_WANTED = 100000, 100000
 SLICE_JOBS, SLICE_FILES = 1000, 5000  # of listings in one turn: memory must not grow with the number of ended jobs
 FIRST_JOBS = 200  # in the first: until it is listed, read and answered, nothing moves
+ACKED = 1000  # jobs acknowledged in one message
 PUMP_BUDGET = 120.0
 PATIENCE = 10.0  # seconds a query may take while the client waits for journal and results
 CAPABILITIES = ["log-pieces"]
@@ -139,8 +140,8 @@ class Session:
 
     def _take_in(self, receiver: "receive.Receiver") -> None:
         """Turns 2 and 3, for each slice. What a cut leaves in staging stays for the next session, unless the disk is
-        full: then the room is worth more."""
-        keep = True
+        full: then the room is worth more, and that of the content cache, too."""
+        keep, full = True, False
         try:
             self._turn_2(receiver)
             self._turn_3(receiver)
@@ -150,10 +151,10 @@ class Session:
                 self._turn_3(receiver)
             keep = False
         except OSError as error:
-            keep = not files.no_space(error)
+            full = files.no_space(error)
             raise
         finally:
-            receiver.close(keep)
+            receiver.close(keep, full)
         fault.point("serve.received")
 
     # -- turn 1 ----------------------------------------------------------------------------------------------------
@@ -227,8 +228,11 @@ class Session:
         item = self.pipe.message()
         if item["m"] == "blob":
             receiver.blob(item, self.pipe.data)
+        elif item["m"] == "blobs":
+            receiver.bundle(item, self.pipe.data())
         elif item["m"] == "commit":
-            receiver.commit(offers.key_of(item))
+            for key in offers.keys_of(item):
+                receiver.commit(key)
         elif item["m"] == "skip":
             receiver.skip(offers.key_of(item))
         return bool(item["m"] != "end")
@@ -284,8 +288,9 @@ class Session:
             return {"error": explain(error), "full": full}
 
     def _acknowledge(self, receiver: "Any") -> None:
-        for job, attempt in receiver.acked if receiver else ():
-            self.pipe.say("acked", job=job, attempt=attempt)
+        acked = receiver.acked if receiver else []
+        for at in range(0, len(acked), ACKED):
+            self.pipe.say("acked", jobs=acked[at:at + ACKED])
         for (job, attempt), why in receiver.refused if receiver else ():
             self.pipe.say("refuse", job=job, attempt=attempt, why=why)
 

@@ -113,10 +113,15 @@ def offer(spool: "Spool", config: "Dict[str, Any]", ledger: str, take_caps: bool
     wrong = check(config)
     if wrong:
         return "settings not taken over: " + wrong
-    owner = load(spool).owner
-    if owner and owner != ledger and not take_caps:
+    before = load(spool)
+    if before.owner and before.owner != ledger and not take_caps:
         return "the caps of this root belong to another ledger; to take them over: chasqui sync --take-caps"
     known = {key: config[key] for key in list(DEFAULTS) + list(TEXTS) if key in config}
     revision = config.get("revision", 0)
     change(spool, owner=ledger, revision=revision if isinstance(revision, int) else 0, **known)
+    if known.get("cache_size", before.cache_size) < before.cache_size:
+        from . import objects, receive
+
+        # At once: who lowers it wants the room now, and not when something is added the next time.
+        objects.Objects(receive.objects_folder(spool), known["cache_size"]).shrink()
     return ""

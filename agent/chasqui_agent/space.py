@@ -19,7 +19,7 @@ from . import process
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 BYTES, FILES = "bytes", "files"
 NO_ROOM = "no space left there: "  # how the reason begins; the client tells such jobs in one line
@@ -76,8 +76,13 @@ class Room:
     A new one for every slice of an offer: what an earlier one took is written, and statvfs knows.
     """
 
-    def __init__(self, *folders: str) -> None:
-        """folders: first the one that jobs' files go to, then those where the relay keeps its own."""
+    def __init__(self, *folders: str, make_room: "Optional[Callable[[int, int], Tuple[int, int]]]" = None) -> None:
+        """folders: first the one that jobs' files go to, then those where the relay keeps its own.
+
+        make_room: frees at least so many bytes and inodes of the first one's file system, or does nothing; returns how
+        many it freed.
+        """
+        self._make_room = make_room
         self._places: "List[_Place]" = []
         self._asked = False
         seen: "Dict[int, _Place]" = {}
@@ -101,17 +106,40 @@ class Room:
         nothing is taken."""
         if self._shut:
             return self._shut
-        refusals = [place.lacking(*self._share(place, amount, files)) for place in self._places]
-        if not any(refusals) and not self._asked and any(place.large for place in self._places):
+        lacking = self._lacking(amount, files)
+        while lacking and self._freed(amount, files):
+            lacking = self._lacking(amount, files)
+        if lacking:
+            return NO_ROOM + words(lacking[0])
+        for place in self._places:
+            place.take(*self._share(place, amount, files))
+        return ""
+
+    def has(self, amount: int, files: int) -> bool:
+        """Whether there is room for what could be done without, and nothing is deleted for; then it is taken."""
+        fits = not self._shut and not self._lacking(amount, files)
+        if fits and self._first:
+            self._first.add_to_taken(amount, files)
+        return fits
+
+    def _lacking(self, amount: int, files: int) -> "List[Limit]":
+        """Of each file system that a job would not fit on the tightest limit."""
+        found = [place.lacking(*self._share(place, amount, files)) for place in self._places]
+        if not any(found) and not self._asked and any(place.large for place in self._places):
             self._asked = True
             for place in self._places:
                 place.limits += quotas(place.folder)
-            refusals = [place.lacking(*self._share(place, amount, files)) for place in self._places]
-        why = [NO_ROOM + words(limit) for limit in refusals if limit]
-        if not why:
-            for place in self._places:
-                place.take(*self._share(place, amount, files))
-        return why[0] if why else ""
+            found = [place.lacking(*self._share(place, amount, files)) for place in self._places]
+        return [limit for limit in found if limit]
+
+    def _freed(self, amount: int, files: int) -> bool:
+        """Whether something was deleted so that a job fits; not where it would fit nowhere else."""
+        others = [place for place in self._places if place is not self._first]
+        if not self._make_room or not self._first or any(place.lacking(0, 0) for place in others):
+            return False
+        freed = self._make_room(*self._first.short_of(amount, files))
+        self._first.gain(*freed)
+        return any(freed)
 
     def _share(self, place: "_Place", amount: int, files: int) -> "Tuple[int, int]":
         return (amount, files) if place is self._first else (0, 0)
@@ -141,8 +169,24 @@ class _Place:
         passed = [limit for limit in self.limits if after[limit.kind] + RESERVE[limit.kind] > limit.left]
         return min(passed, key=lambda limit: limit.left / float(after[limit.kind])) if passed else None
 
+    def short_of(self, amount: int, files: int) -> "Tuple[int, int]":
+        """How many bytes and inodes one more job lacks."""
+        after = self._after(amount, files)
+        lacks = {kind: [after[kind] + RESERVE[kind] - limit.left for limit in self.limits if limit.kind == kind]
+                 for kind in after}
+        return max([0] + lacks[BYTES]), max([0] + lacks[FILES])
+
+    def gain(self, amount: int, files: int) -> None:
+        """So many bytes and inodes were freed: of every quota, too, as far as we know."""
+        gained = {BYTES: amount, FILES: files}
+        self.limits = [limit._replace(left=limit.left + gained[limit.kind]) for limit in self.limits]
+
     def take(self, amount: int, files: int) -> None:
         self._taken = self._after(amount, files)
+
+    def add_to_taken(self, amount: int, files: int) -> None:
+        """So much is taken that belongs to no job."""
+        self._taken = {BYTES: self._taken[BYTES] + amount, FILES: self._taken[FILES] + files}
 
 
 def look(folders: "Iterable[str]", ask: bool = True) -> "List[Limit]":

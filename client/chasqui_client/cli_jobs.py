@@ -9,9 +9,10 @@ from typing import Any
 from chasqui_agent import wire
 
 from . import api, errors, select, states
-from .command import Command, add_selection, as_of, count, number, place, reason, size
+from .command import Command, add_selection, as_of, count, fetch_line, number, place, reason, size
 from .jobs import Asked, read_list
 from .ledger import Job
+from .tables import BYTES, are_bytes
 from .verbs import Verb
 
 # -- add ---------------------------------------------------------------------------------------------------------------
@@ -31,11 +32,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--" + kind, action="append", metavar="GLOB", help=text + "; ** goes into folders")
     parser.add_argument("--name", default="", help="the job's name (default: the folder's)")
     parser.add_argument("--priority", type=int, metavar="N", help="-499 to 500; higher goes first (default 0)")
-    parser.add_argument("--max-file", type=int, metavar="BYTES", help="bigger results stay there until asked for")
-    parser.add_argument("--max-job", type=int, metavar="BYTES", help="of a job's results; the biggest stay there")
+    parser.add_argument("--max-file", type=_bytes, metavar="BYTES", help="bigger results stay there until asked for")
+    parser.add_argument("--max-job", type=_bytes, metavar="BYTES", help="of a job's results; the biggest stay there")
     parser.add_argument("--follow", action="store_true", default=None, help="take what symlinked folders hold")
     parser.add_argument("--rerun", action="store_true", default=None, help="the scheduler may run it a second time")
     parser.add_argument("--again", action="store_true", help="a new job also where the folder has one")
+
+
+def _bytes(text: str) -> int:
+    # Said here, once, and not of each of 3,000 folders.
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and are_bytes(int(text))):
+        raise argparse.ArgumentTypeError("%s is not %s" % (wire.printable(text, 40), BYTES))
+    return int(text)
 
 
 def _add(command: Command) -> int:
@@ -216,7 +224,7 @@ def _logs(command: Command) -> int:
         return int(follow_logs(command.home, command.config.remote(job.remote), job))
     command.data = {"id": job.id, "state": job.state, "logs": []}
     for item in logs:
-        text = _log_text(os.path.join(job.results_path, item.path))
+        text = _log_text(job, item.path)
         command.data["logs"].append({"path": wire.path_text(item.path), "text": text})
         command.say("==> %s" % place(os.path.join(job.results_path, item.path)))
         command.raw(text if text.endswith("\n") or not text else text + "\n")
@@ -226,12 +234,14 @@ def _logs(command: Command) -> int:
     return 0
 
 
-def _log_text(path: bytes) -> str:
+def _log_text(job: Job, log: bytes) -> str:
+    path = os.path.join(job.results_path, log)
     try:
         with open(path, "rb") as stream:
             return stream.read().decode("utf-8", "replace")
     except OSError as error:
-        raise errors.BadInput("%s: %s" % (place(path), errors.describe(error))) from error
+        hint = fetch_line(job.id, log) if isinstance(error, FileNotFoundError) else None
+        raise errors.BadInput("%s: %s" % (place(path), errors.describe(error)), hint=hint) from error
 
 
 # -- retry, cancel, hold, release --------------------------------------------------------------------------------------

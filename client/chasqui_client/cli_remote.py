@@ -6,7 +6,7 @@ import sys
 from chasqui_agent import wire
 
 from . import api, config, errors, states
-from .command import Command, count, incomplete, number, place, size
+from .command import Command, count, fetch_line, incomplete, number, place, size
 from .exchange import SyncOptions, SyncReport
 from .ledger import Job, ResultFile
 from .select import Selection, parse_states
@@ -196,8 +196,9 @@ def _tell_results(command: Command, report: SyncReport) -> None:
         whose = "results of %s" % count(report.results_jobs, "job") if report.results_jobs else "results"
         command.say("%s verified: %s, %s" % (whose, *brought))
     for item in report.left_out[:20]:
-        command.say("left there: %s of %s (%s, %s); chasqui results fetch %s --glob '%s' gets it"
-                    % (item["path"], item["job"][:8], size(item["size"]), item["why"], item["job"][:8], item["path"]))
+        command.say("left there: %s of %s (%s, %s); %s gets it"
+                    % (item["path"], item["job"][:8], size(item["size"]), item["why"],
+                       fetch_line(item["job"], wire.path_bytes(item["path"]))))
     if report.left_out_files > 20:
         command.say("left there: %s more; chasqui results --state COMPLETED lists them"
                     % count(report.left_out_files - 20, "file"))
@@ -259,8 +260,8 @@ def _tell_files(command: Command, job: Job, offered: list[ResultFile]) -> None:
     for f in offered:
         path = wire.path_text(f.path)
         if f.state == "LEFT":
-            command.say("          left there: %s  %s  %s; chasqui results fetch %s --glob '%s'"
-                        % (path, size(f.size), f.why, job.id[:8], path))
+            command.say("          left there: %s  %s  %s; %s"
+                        % (path, size(f.size), f.why, fetch_line(job.id, f.path)))
         elif f.state != "HERE":
             command.say("          not here yet: %s  %s; chasqui sync" % (path, size(f.size)))
 

@@ -157,6 +157,26 @@ def place(path: bytes) -> str:
     return wire.path_text(path)
 
 
+def fetch_line(job: str, path: bytes) -> str:
+    """What to type for one result alone, in any POSIX shell, whatever its name holds."""
+    import shlex
+
+    from chasqui_agent import globs
+    pattern = globs.literal(path)
+    if len(pattern) > globs.LONGEST:
+        return "chasqui results fetch %s --all" % job[:8]
+    word = shlex.quote(pattern) if pattern.isprintable() else _printf(pattern.encode("utf-8", "surrogateescape"))
+    return "chasqui results fetch %s --glob %s" % (job[:8], word)
+
+
+def _printf(pattern: bytes) -> str:
+    """A word of a command line that stands for bytes no terminal can show. $( ) drops line breaks at the end, so a
+    slash is there, which means nothing to the pattern."""
+    shown = "".join(chr(byte) if chr(byte).isalnum() and byte < 128 or byte in b"./_-" else "\\%03o" % byte
+                    for byte in pattern)
+    return '"$(printf \'%s/\')"' % shown
+
+
 def reason(job: Job) -> str:
     """Why a job is where it is, shortly: what it should have left, else what was said, signal or exit status."""
     if job.missing:

@@ -6,7 +6,7 @@
     [remotes.NAME]               host, root, work_root, python, ssh_config, ssh_options, scheduler,
                                  pbs_bin, wake_via, bandwidth, windows (see `pace`), cleanup, cleanup_min_age
     [remotes.NAME.caps]          max_queued, max_running, max_total, running_cap
-    [remotes.NAME.settings]      query_interval, grace, lease (seconds), heartbeat (minutes)
+    [remotes.NAME.settings]      query_interval, grace, lease (seconds), heartbeat (minutes), cache_size (bytes)
     [remotes.NAME.templates.T]   values for the placeholders of template T
 
 Every key has a default but `host`. A key that is not known is an error: a cap with a typo must not be no cap.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 MAX_FILE = 100 * 10 ** 6  # bytes; bigger results stay on the cluster until asked for
+CACHE_SIZE = 2 << 30  # bytes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 _ROOT = re.compile(r"[A-Za-z0-9_./~+@%,=:-]+\Z")  # the root stands unquoted in a line that four shells must read alike
 _SSH_OPTION = re.compile(r"[A-Za-z]+=[^\0\r\n]*\Z")
@@ -47,12 +48,14 @@ class Caps:
 
 @dataclass(frozen=True)
 class Settings:
-    """Seconds the agent goes by (the heartbeat's are minutes, 0 for none); the agent's README says what each is."""
+    """Seconds the agent goes by (the heartbeat's are minutes, 0 for none), and bytes of its content cache (0: there is
+    none); the agent's README says what each is."""
 
     query_interval: float = 30
     grace: float = 300
     lease: float = 600
     heartbeat: float = 15
+    cache_size: int = CACHE_SIZE
 
 
 @dataclass(frozen=True)
@@ -214,8 +217,8 @@ def _jobs(table: Table) -> JobDefaults:
     if not isinstance(priority, int) or not -499 <= priority <= 500:
         raise table.bad("priority", "must be a whole number from -499 to 500")
     jobs = JobDefaults(table.texts("inputs"), table.texts("exclude"), table.texts("outputs"), priority,
-                       table.whole("max_file", MAX_FILE, 0) or 0, table.texts("expect"),
-                       table.whole("max_job", 0, 0) or 0, table.texts("keep"))
+                       table.bytes("max_file", MAX_FILE), table.texts("expect"), table.bytes("max_job", 0),
+                       table.texts("keep"))
     table.done("inputs, exclude, outputs, expect, priority, max_file, max_job, keep")
     return jobs
 
@@ -304,8 +307,9 @@ def _caps(table: Table) -> Caps:
 
 def _settings(table: Table) -> Settings:
     settings = Settings(table.seconds("query_interval", 30, 0), table.seconds("grace", 300, 0),
-                        table.seconds("lease", 600, 1), _heartbeat(table))
-    table.done("query_interval, grace, lease, heartbeat")
+                        table.seconds("lease", 600, 1), _heartbeat(table),
+                        table.bytes("cache_size", CACHE_SIZE))
+    table.done("query_interval, grace, lease, heartbeat, cache_size")
     return settings
 
 
@@ -375,6 +379,7 @@ max_running = 30          # jobs running, at most
 #grace = 300              # seconds before a submission whose answer was lost is looked into again
 #lease = 600              # seconds after which a silent agent on another host counts as gone
 #heartbeat = "auto"       # minutes ("auto": 15) after which a small job wakes a relay none of whose jobs lives; "off"
+#cache_size = 2147483648  # bytes of contents kept there, so that they are not sent again; 0: none
 
 #[remotes.{name}.templates.vasp]
 #cpus = 16                # values for the template's placeholders

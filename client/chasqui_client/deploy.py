@@ -100,6 +100,15 @@ def _explained(remote: Remote, transport: Transport | None = None) -> Iterator[N
         raise (ssh.with_login(transport, lost) if transport else lost) from error
 
 
+def start(transport: Transport, remote: Remote, line: str) -> Channel:
+    """Begin one line there, at the pace that the remote's configuration allows now and then."""
+    channel = transport.start(line)
+    if remote.bandwidth:
+        from . import pace
+        channel.pace = pace.of_command(remote.bandwidth, transport.ahead)
+    return channel
+
+
 def run_line(transport: Transport, remote: Remote, line: str, stdin: bytes = b"",
              silence: float = 0.0) -> tuple[int | None, bytes, str]:
     """Run one line there: (exit status, stdout, stderr). Raises ConnectionLost, after `silence` seconds without a byte
@@ -117,7 +126,7 @@ def run_line(transport: Transport, remote: Remote, line: str, stdin: bytes = b""
 
 def _run_once(transport: Transport, remote: Remote, line: str, stdin: bytes,
               silence: float) -> tuple[int | None, bytes, str]:
-    channel = transport.start(line)
+    channel = start(transport, remote, line)
     channel.silence = silence or channel.silence
     try:
         with _explained(remote, transport):
@@ -180,7 +189,7 @@ def agent_command(home: Home, remote: Remote, words: Sequence[str], line: Callab
                   interactive: bool = False) -> int:
     """Run a verb of the agent and pass its output on line by line as it comes; returns the exit status."""
     transport = transport_to(home, remote, interactive, sure=True)
-    channel = transport.start(launcher.agent(remote.root, words))
+    channel = start(transport, remote, launcher.agent(remote.root, words))
     # A followed log is silent for as long as nothing happens.
     channel.silence = 1e6 if "-f" in words else 600.0
     try:

@@ -47,7 +47,7 @@ else:
         known = frozenset(names)
 
         def __init__(self, *values, **named):  # noqa: N807
-            if len(values) == len(names) and not named:  # rows of the ledger, thousands of them
+            if len(values) == len(names) and not named:  # a row of the ledger
                 self.__dict__.update(zip(names, values, strict=True))
                 return
             given = dict(zip(names, values, strict=False))

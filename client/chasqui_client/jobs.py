@@ -134,14 +134,20 @@ class Planner:
             raise errors.BadJob("priority %d is not between -499 and 500" % priority)
         return priority
 
+    def _limit(self, kind: str, said: Asked) -> int:
+        limit = getattr(self.defaults if getattr(said, kind) is None else said, kind)
+        if not tables.are_bytes(limit):
+            raise errors.BadJob("%s must be %s" % (kind, tables.BYTES))
+        return int(limit)
+
     def _options(self, asked: Asked, said: Asked, template: templates.Template | None) -> dict[str, Any]:
         return {
             "asked": asdict(replace(asked, script=_absolute(asked.script))),
             "outputs": list(self._patterns("outputs", said, template)),
             "exclude": list(self._patterns("exclude", said, template)),
             "expect": self._expected(said, template),
-            "max_file": self.defaults.max_file if said.max_file is None else said.max_file,
-            "max_job": self.defaults.max_job if said.max_job is None else said.max_job,
+            "max_file": self._limit("max_file", said),
+            "max_job": self._limit("max_job", said),
             "rerun": bool(said.rerun),
             "template": said.template,
         }
@@ -233,8 +239,8 @@ def _job_toml(folder: bytes) -> Asked:
         inputs=_given(table, "inputs", table.texts), exclude=_given(table, "exclude", table.texts),
         outputs=_given(table, "outputs", table.texts), expect=_given(table, "expect", table.texts),
         priority=_given(table, "priority", lambda key: table.whole(key, 0, -499)),
-        max_file=_given(table, "max_file", lambda key: table.whole(key, 0, 0)),
-        max_job=_given(table, "max_job", lambda key: table.whole(key, 0, 0)),
+        max_file=_given(table, "max_file", lambda key: table.bytes(key, 0)),
+        max_job=_given(table, "max_job", lambda key: table.bytes(key, 0)),
         follow=_given(table, "follow", table.flag), rerun=_given(table, "rerun", table.flag))
     table.done("script, template, set, inputs, exclude, outputs, expect, name, priority, max_file, max_job, follow, "
                "rerun")

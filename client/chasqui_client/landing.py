@@ -104,6 +104,15 @@ class Folder:
         same = status.st_size == file.size and abs(status.st_mtime_ns - file.mtime_ns) < _CLOCK
         return same and stat.S_ISREG(status.st_mode)
 
+    def lacks(self, path: bytes) -> bool:
+        """Whether nothing at all stands in the place of `path`."""
+        try:
+            with self.place(path) as (above, name):
+                os.stat(name, dir_fd=above, follow_symlinks=False)
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
+        return False
+
     def fsync(self, path: bytes) -> None:
         """Make one file durable, and its name; nothing, where the user has removed it already."""
         with suppress(FileNotFoundError), self.place(path) as (above, _):
@@ -178,6 +187,18 @@ class Landing:
                 os.unlink(SMALL, dir_fd=folder.fd)
             parts = self._sizes(folder, {_part_name(file) for file in files}, remove)
             return [self._have(folder, file, parts) for file in files]
+        finally:
+            folder.close()
+
+    def lacking(self, results: bytes, files: Sequence[Listed]) -> frozenset[bytes]:
+        """The paths of those files in whose place nothing stands. Raises OSError as `have` does."""
+        self.close()
+        try:
+            folder = Folder(results, make=False)
+        except FileNotFoundError:
+            return frozenset(file.path for file in files)
+        try:
+            return frozenset(file.path for file in files if folder.lacks(file.path))
         finally:
             folder.close()
 

@@ -164,10 +164,17 @@ class Ledger:
 
         A job with a cancel or hold on its way is left out: what the user took back is not sent.
         """
-        return [row[0] for row in self.rows(
-            "SELECT id FROM jobs WHERE remote = ? AND state = 'QUEUED_LOCAL' AND acked < attempt AND NOT EXISTS"
-            " (SELECT 1 FROM ops WHERE ops.job = jobs.id AND ops.attempt = jobs.attempt AND ops.done = ''"
-            " AND op IN ('cancel', 'hold')) ORDER BY priority DESC, rowid", remote)]
+        return [row[0] for row in self.rows("SELECT id " + self._TO_UPLOAD, remote)]
+
+    _TO_UPLOAD = ("FROM jobs WHERE remote = ? AND state = 'QUEUED_LOCAL' AND acked < attempt AND NOT EXISTS"
+                  " (SELECT 1 FROM ops WHERE ops.job = jobs.id AND ops.attempt = jobs.attempt AND ops.done = ''"
+                  " AND op IN ('cancel', 'hold')) ORDER BY priority DESC, rowid")
+
+    def bytes_to_upload(self, remote: str, most: int) -> int:
+        """Of the first `most` of those jobs, the bytes of all contents, each counted once."""
+        row = self.rows("SELECT SUM(size) FROM (SELECT DISTINCT sha256, size FROM files WHERE (job, attempt) IN"
+                        " (SELECT id, attempt %s LIMIT ?))" % self._TO_UPLOAD, remote, most)[0]
+        return row[0] or 0
 
     _RESULTS_WANTED = ("FROM jobs WHERE remote = ? AND results_state IN ('NONE', 'PARTIAL') AND acked = attempt AND"
                        " state IN ('COMPLETED', 'FAILED', 'LOST', 'CANCELLED')")
@@ -277,17 +284,30 @@ class Ledger:
 
     def acknowledge(self, remote: str, pairs: Iterable[tuple[str, int]]) -> list[str]:
         """The agent has these (job, attempt) whole and durable; returns the ids it was news for."""
-        news = []
+        left, news = list(dict.fromkeys(pairs)), []
         with self.transaction():
-            for job_id, attempt in pairs:
-                job = self.job(job_id)
-                if job is None or job.remote != remote or job.attempt != attempt or job.acked >= attempt:
-                    continue
-                self.db.execute("UPDATE jobs SET acked = ?, offered = ? WHERE id = ?", (attempt, attempt, job_id))
-                if job.state == QUEUED_LOCAL:
-                    self.move(job_id, states.UPLOADED, "acknowledged")
-                news.append(job_id)
+            for at in range(0, len(left), 400):
+                news += self._acknowledge(remote, left[at:at + 400])
         return news
+
+    def _acknowledge(self, remote: str, pairs: list[tuple[str, int]]) -> list[str]:
+        known = {row["id"]: row for row in self.rows(
+            "SELECT id, state FROM jobs WHERE remote = ? AND acked < attempt AND (id, attempt) IN (VALUES %s)"
+            % ", ".join(["(?, ?)"] * len(pairs)), remote, *(value for pair in pairs for value in pair))}
+        fresh = [(attempt, job) for job, attempt in pairs if job in known]
+        self.db.executemany("UPDATE jobs SET acked = ?1, offered = ?1 WHERE id = ?2", fresh)
+        self._move_all([(job, attempt) for attempt, job in fresh if known[job]["state"] == QUEUED_LOCAL],
+                       QUEUED_LOCAL, states.UPLOADED, "acknowledged")
+        return [job for _, job in fresh]
+
+    def _move_all(self, pairs: list[tuple[str, int]], old: str, new: str, why: str) -> None:
+        """What `move` does, for many jobs in the same state, by (id, attempt)."""
+        at = now()
+        self.db.executemany("UPDATE jobs SET state = ?, changed = ? WHERE id = ?", [(new, at, job) for job, _ in pairs])
+        self.db.executemany("UPDATE attempts SET state = ? WHERE job = ? AND attempt = ?",
+                            [(new, job, attempt) for job, attempt in pairs])
+        self.db.executemany("INSERT INTO events(job, attempt, at, event, old, new, why) VALUES (?,?,?,?,?,?,?)",
+                            [(job, attempt, at, new.lower(), old, new, why) for job, attempt in pairs])
 
     def apply_record(self, remote: str, record: Record) -> str:
         """`apply_records` of one."""

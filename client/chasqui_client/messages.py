@@ -1,6 +1,6 @@
 """What a session carries, and the checks between what an agent says and that; its users implement `Handler`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeGuard
 
 from chasqui_agent import wire
@@ -186,6 +186,17 @@ def key(fields: dict[str, Any], among: Any) -> Key:
     if not isinstance(job, str) or not is_int(attempt, 100_000) or (job, attempt) not in among:
         raise wire.WireError("a job that was not offered")
     return job, attempt
+
+
+def pairs(fields: dict[str, Any], among: Any) -> Iterator[Key]:
+    """The (job, attempt) of a message's `jobs`, each looked for among what `among` holds when its turn comes."""
+    listed = fields.get("jobs")
+    if not isinstance(listed, list):
+        raise wire.WireError("jobs that are no list")
+    for pair in listed:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise wire.WireError("a job that was not offered")
+        yield key({"job": pair[0], "attempt": pair[1]}, among)
 
 
 def listing(job: str, attempt: int, fields: Mapping[str, Any]) -> Listing:

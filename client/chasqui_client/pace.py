@@ -131,6 +131,12 @@ def of_session(remote: "Remote", bandwidth: Bandwidth, ahead: int,
     return Pace(rate, ahead, clock)
 
 
+def of_command(bandwidth: Bandwidth, ahead: int) -> Pace:
+    """The pace of a command that somebody typed, or of a deployment: a pause does not stop it, then it goes as fast as
+    outside of all windows."""
+    return Pace(lambda: bandwidth.at(time.time()) or bandwidth.rate, ahead)
+
+
 def until(bandwidth: Bandwidth) -> str:
     """When the pause that holds now is over, in words."""
     end = bandwidth.resumes(time.time())

@@ -149,12 +149,16 @@ class Receiver:
         if job.attempt > 1 and not offered.rows:
             self._move_earlier(job)
         candidates = []
+        # Only who asks for it gets again what is gone here: a sync must not undo what the user has tidied away.
+        lacking = self._landing.lacking(job.results_path, listing.files) if listing.fetched else frozenset()
         for index, file in enumerate(listing.files):
-            if offered.is_here(file):
+            if offered.is_here(file) and file.path not in lacking:
                 continue
-            # A fetch is asked for again by the user alone; and the job is as whole without it.
+            # A fetch is asked for again by the user alone; and the job is as whole without it. What was here stays HERE
+            # in the ledger: `verify` misses it until it has come, and `clean` deletes nothing there that is only there.
             state, why = ("LEFT", "asked for, not here yet") if listing.fetched else ("WANTED", "")
-            offered.row(file, state, "", why)
+            if not offered.is_here(file):
+                offered.row(file, state, "", why)
             if self._allowed(offered, file):
                 candidates.append(index)
         files = [listing.files[index] for index in candidates]
@@ -400,7 +404,7 @@ def follow_logs(home: Home, remote: Remote, job: Job) -> int:
 
     interactive = sys.stdin.isatty() and sys.stderr.isatty()
     transport = deploy.transport_to(home, remote, interactive)
-    channel = transport.start(launcher.module(remote.root, "output", [job.id, str(job.attempt)]))
+    channel = deploy.start(transport, remote, launcher.module(remote.root, "output", [job.id, str(job.attempt)]))
     channel.silence = 1e6  # a job may be silent for days; our end of its stdin tells the agent that we are still here
     try:
         for text in deploy.lines_of(channel, remote):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import chasqui_agent
-from chasqui_agent import fault, wire
+from chasqui_agent import fault, packing, wire
 
 from . import messages
 from .launcher import new_nonce as new_nonce
@@ -40,8 +40,8 @@ class Session:
         self.pipe, self.nonce, self.handler, self.compress = pipe, nonce, handler, compress
         self.greeted = False
         self._nops, self._last = 0, time.monotonic()
-        self._packer = wire.Packer(self._write, compress)
-        self._unpacker = wire.Unpacker(self._read)
+        self._packer = packing.Packer(self._write, compress)
+        self._unpacker = packing.Unpacker(self._read)
         self._rest = b""
         self._cursor = 0
         self._more = False  # the last turn of the agent's said that a further slice follows
@@ -219,8 +219,9 @@ class Session:
         name = fields["m"]
         state.count()
         if name == "acked":
-            state.acked.append(messages.key(fields, state.offered))
-            state.offered.discard(state.acked[-1])
+            for pair in messages.pairs(fields, state.offered):
+                state.acked.append(pair)
+                state.offered.discard(pair)
             return
         state.flush(self.handler)
         if name == "refuse":

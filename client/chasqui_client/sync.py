@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .results import Receiver
 
 MAX_JOBS = 20_000  # offered in one session; more go with the next
+READ = 100  # jobs read from the ledger at once
 MAX_RESULTS = 100_000  # jobs whose results are asked for in one session; the agent takes no more
 _COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
             states.REJECTED: "rejected", states.CANCELLED: "cancelled"}
@@ -146,6 +147,8 @@ class Exchange(Handler):
         self._offered: dict[Key, tuple[str, int, int]] = {}  # name, files, bytes
         self._hashes: inputs.Hashes = {}
         self._piece: tuple[list[dict[str, Any]], int] | None = None  # of the journal, and the cursor behind it
+        self._offering = 0, 0, False  # bytes of all contents, of the slice's (each once), whether more slices follow
+        self._lacking, self._expected = 0, -1  # bytes that were asked for, and that are going to be
 
     # -- turn 1 ----------------------------------------------------------------------------------------------------
 
@@ -174,13 +177,15 @@ class Exchange(Handler):
 
     def _slices(self, ids: list[str]) -> Iterator[tuple[list[JobOffer], bool]]:
         """What there is to hand over, in pieces: 20,000 jobs with their files are more than memory is for."""
-        start = 0
+        start, read = 0, dict[str, Job]()
         while start < len(ids):
             jobs: list[Job] = []
             offers: list[JobOffer] = []
             size = 0
             while start < len(ids) and len(jobs) < wire.SLICE_JOBS and size < wire.SLICE_BYTES:
-                job = self.ledger.job(ids[start])
+                if start % READ == 0:
+                    read = self.ledger.jobs_by_id(ids[start:start + READ])
+                job = read.get(ids[start])
                 start += 1
                 offer = self._job_offer(job) if job else None
                 if job and offer:
@@ -188,8 +193,17 @@ class Exchange(Handler):
                     offers.append(offer)
                     size += offer.message_size
             self.ledger.mark_offered(jobs)
+            self._size_up(offers, start < len(ids))
             yield offers, start < len(ids)
             del job, offer, offers
+
+    def _size_up(self, offers: list[JobOffer], more: bool) -> None:
+        """For the progress line: what is in all slices, by one query over all files where there are several."""
+        if self.progress.shown:
+            size = sum({file.sha256: file.size for offer in offers for file in offer.files}.values())
+            several = more and not self._offering[0]
+            total = self.ledger.bytes_to_upload(self.remote.name, MAX_JOBS) if several else self._offering[0]
+            self._offering = total, size, more
 
     def _config(self) -> Mapping[str, Any]:
         values = {"max_total": 0, **self.remote.agent_config()}
@@ -305,7 +319,13 @@ class Exchange(Handler):
                                            "why": rest + ": not uploaded"})
 
     def uploading(self, jobs: int, size: int) -> None:
-        self.progress.begin("uploading", size)
+        total, offered, more = self._offering
+        self._lacking += size
+        if self._expected < 0:
+            self.progress.begin("uploading", size)
+            # What the first slice does not lack was there before. Of later ones that may be what slices before brought.
+            self._expected = total - max(0, offered - size)
+        self.progress.total = max(self._lacking, self._expected) if more else self._lacking
 
     def sent(self, size: int, files: int) -> None:
         self.progress.advance(size, files)

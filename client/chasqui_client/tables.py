@@ -9,12 +9,15 @@ from chasqui_agent import wire
 
 from . import errors
 
+MOST_BYTES = 1 << 50  # of any limit; the agent takes no more
+BYTES = "a whole number of bytes from 0 to %s" % format(MOST_BYTES, ",")
+
 
 def read_toml(text: str, path: Path) -> "Table":
     """The top table of a TOML text that was read from `path`. Raises BadConfig."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # tomllib's own, and int's for a number of thousands of digits
         raise errors.BadConfig("not valid TOML: %s" % wire.printable(str(error)), where=path) from error
     return Table(Reader(text, path), (), values)
 
@@ -46,6 +49,12 @@ class Table:
             raise self.bad(key, "must be a whole number from %d" % least)
         return value
 
+    def bytes(self, key: str, default: int) -> int:
+        value = self.values.pop(key, default)
+        if not are_bytes(value):
+            raise self.bad(key, "must be " + BYTES)
+        return int(value)
+
     def seconds(self, key: str, default: float, least: float) -> float:
         value = self.values.pop(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= 10 ** 6:
@@ -67,6 +76,11 @@ class Table:
     def done(self, known: str) -> None:
         for key in self.values:
             raise self.bad(key, "unknown key %s (known: %s)" % (key, known))
+
+
+def are_bytes(value: Any) -> bool:
+    """Whether a value of a file or of a caller is `BYTES`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_BYTES
 
 
 class Reader:

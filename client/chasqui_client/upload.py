@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from chasqui_agent import wire
+from chasqui_agent import packing, wire
 
 from . import messages
 from .messages import Changed, Handler, JobOffer, Key
@@ -17,6 +17,7 @@ from .messages import Changed, Handler, JobOffer, Key
 if TYPE_CHECKING:
     from .ledger import InputFile
 
+_COMMITS = 100  # jobs at most in one message
 _SIGN_OF_LIFE = 10.0  # seconds of reading without sending after which we say that we are here
 
 
@@ -59,45 +60,43 @@ class Upload:
                 self.handler.refused(key, messages.text(fields, "why"))
         used = {file.sha256 for job in left.values() for file in job.files}
         self.handler.uploading(len(left), sum(sizes[sha] - have for sha, have in needed.items() if sha in used))
+        bundle = Bundle(self._send)
         for job in left.values():
-            self._job(job, needed)
+            self._job(job, needed, bundle)
+        bundle.flush()
         self._end()
 
-    def _job(self, job: JobOffer, needed: dict[str, int]) -> None:
+    def _job(self, job: JobOffer, needed: dict[str, int], bundle: "Bundle") -> None:
         for file in job.files:
             if file.sha256 not in needed:
                 continue
             try:
-                self._blob(job, file, needed[file.sha256])
+                self._content(job, file, needed[file.sha256], bundle)
             except (OSError, Changed) as error:
                 why = "%s: %s" % (wire.path_text(file.path), getattr(error, "strerror", None) or error)
                 self._send(wire.message("skip", job=job.job, attempt=job.attempt, why=why[:500]))
                 self.handler.skipped(job.key, why)
                 return
             del needed[file.sha256]
-        self._send(wire.message("commit", job=job.job, attempt=job.attempt))
+        bundle.commit(job.key)
 
-    def _blob(self, job: JobOffer, file: "InputFile", have: int) -> None:
+    def _content(self, job: JobOffer, file: "InputFile", have: int, bundle: "Bundle") -> None:
         """Send one content from byte `have` on. Raises OSError or Changed where it is not what was offered: before
         anything was said of it if it is small, else after exactly the announced bytes."""
         with self.handler.open(job, file) as stream:
-            if file.size <= wire.CHUNK:
+            if file.size <= wire.PIECE:
                 data = stream.read(file.size + 1)
                 if hashlib.sha256(data).hexdigest() != file.sha256:
                     raise Changed("it changed since it was offered")
-                self._announce(file, 0)
-                if data:
-                    self._send(wire.frame(wire.DATA, data))
+                bundle.add(file.sha256, data)
             else:
+                bundle.flush()
                 self._large(file, stream, have)
-        self.handler.sent(min(file.size, wire.CHUNK) if file.size <= wire.CHUNK else 0, 1)
-
-    def _announce(self, file: "InputFile", start: int) -> None:
-        self._send(wire.message("blob", sha=file.sha256, size=file.size, **{"from": start}))
+        self.handler.sent(file.size if file.size <= wire.PIECE else 0, 1)
 
     def _large(self, file: "InputFile", stream: BinaryIO, have: int) -> None:
         digest = self._beginning(stream, have)
-        self._announce(file, have)
+        self._send(wire.message("blob", sha=file.sha256, size=file.size, **{"from": have}))
         for chunk in _exactly(stream, file.size - have):
             digest.update(chunk)
             self._send(wire.frame(wire.DATA, chunk))
@@ -114,6 +113,41 @@ class Upload:
                 self._send(wire.frame(wire.NOTHING))
                 said = time.monotonic()
         return digest
+
+
+class Bundle:
+    """Small contents on their way, those that may shrink apart from those that don't, and the jobs they complete."""
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
+        self._contents: tuple[dict[str, bytes], dict[str, bytes]] = {}, {}
+        self._size = 0
+        self._jobs: list[Key] = []
+
+    def add(self, sha: str, data: bytes) -> None:
+        """One content, verified."""
+        if self._size + len(data) > wire.BUNDLE:
+            self.flush()
+        self._contents[packing.looks_random(data)][sha] = data
+        self._size += len(data)
+
+    def commit(self, key: Key) -> None:
+        """All contents of a job were added, or are there."""
+        self._jobs.append(key)
+        if len(self._jobs) >= _COMMITS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was added, then the commits."""
+        for contents in self._contents:
+            if contents:
+                self._send(wire.message("blobs", sha=list(contents), size=[len(data) for data in contents.values()]))
+                self._send(wire.frame(wire.DATA, b"".join(contents.values())))
+                contents.clear()
+        if self._jobs:
+            self._send(wire.message("commit", jobs=self._jobs))
+            self._jobs = []
+        self._size = 0
 
 
 def _needed(fields: dict[str, Any], sizes: dict[str, int]) -> dict[str, int]:

@@ -4,10 +4,13 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
-from chasqui_agent import beneath, deliver, files, wire
+from agent.agentroot import AGENT
+from chasqui_agent import beneath, deliver, files, globs, wire
 from chasqui_agent.spool import Spool
 
 CONTENT = bytes(bytearray(range(251))) * 4000  # four chunks, the last not whole
@@ -258,3 +261,15 @@ def test_what_its_owner_may_not_read_stays(ended, monkeypatch):
         os.chown(place, 12345, -1)
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert ended.list().left_out == [{"path": "secret", "size": 1, "why": "can't be read: its mode is 200"}]
+
+
+@pytest.mark.parametrize("name", [b"caf\xc3\xa9", b"caf\xc3\xa9[1]", b"\xff", b"a*", b"[!x]", b"a\\[b"])
+def test_a_pattern_for_one_file_alone_in_any_locale(name):
+    """Patterns come as UTF-8; under LC_ALL=C Python 3.6 knows only ASCII."""
+    others = [b"sub/" + name, b"caf1", b"ax", b"x", b"!", name + b"x", b"\xfe"]
+    said = ("import sys; from chasqui_agent import globs; pattern = globs.compile_globs([%s])\n"
+            "sys.exit(sum(globs.matches(pattern, path) << bit for bit, path in enumerate(%r)))"
+            % (ascii(globs.literal(name)), [name] + others))
+    for locale in ("C", "C.UTF-8"):
+        done = subprocess.run([sys.executable, "-c", said], env={"LC_ALL": locale, "PYTHONPATH": AGENT})
+        assert done.returncode == 1

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from chasqui_agent import wire
+from chasqui_agent import packing, wire
 
 KINDS = (wire.MESSAGE, wire.DATA)
 
@@ -38,10 +38,10 @@ def some_frames(rnd):
     return frames
 
 
-def packed(frames, rnd=None, packing=True):
+def packed(frames, rnd=None, wanted=True):
     """The bytes of a line over which `frames` were sent, flushed now and then."""
     line = Line()
-    packer = wire.Packer(line.write, packing)
+    packer = packing.Packer(line.write, wanted)
     for kind, payload in frames:
         packer.send(wire.frame(kind, payload))
         if rnd and rnd.random() < 0.1:
@@ -51,7 +51,7 @@ def packed(frames, rnd=None, packing=True):
 
 
 def unpacked(data, count=None):
-    unpacker = wire.Unpacker(Line(data).read)
+    unpacker = packing.Unpacker(Line(data).read)
     found = []
     while count is None or len(found) < count:
         kind, payload = unpacker.frame()
@@ -60,33 +60,23 @@ def unpacked(data, count=None):
     return found
 
 
-@pytest.mark.parametrize("packing", [True, False])
-def test_frames_come_back(size, packing):
+@pytest.mark.parametrize("wanted", [True, False])
+def test_frames_come_back(size, wanted):
     rnd = random.Random(4)
     for _ in range(size.examples // 2):
         frames = some_frames(rnd)
-        assert unpacked(packed(frames, rnd, packing), len(frames)) == frames
+        assert unpacked(packed(frames, rnd, wanted), len(frames)) == frames
 
 
 def test_what_is_flushed_can_be_read_at_once():
     line = Line()
-    packer, unpacker = wire.Packer(line.write), wire.Unpacker(line.read)
+    packer, unpacker = packing.Packer(line.write), packing.Unpacker(line.read)
     for number in range(300):
         payload = b"x" * number * 50
         packer.send(wire.frame(wire.DATA, payload))
         packer.flush()
         assert unpacker.frame() == (wire.DATA, payload)
         assert line.at == len(line.data)
-
-
-def test_it_packs_where_that_pays_and_not_where_it_does_not():
-    text = [(wire.DATA, b"%d some words of an input file\n" % n * 500) for n in range(200)]
-    noise = [(wire.DATA, os.urandom(wire.CHUNK)) for _ in range(40)]
-    assert len(packed(text)) < 0.2 * sum(len(data) for _, data in text)
-    assert len(packed(noise)) < 1.001 * sum(len(data) for _, data in noise)
-    # After noise it tries again, 8 MB later at the latest, and finds that it pays.
-    assert sum(len(data) for _, data in text * 8) > 25e6
-    assert len(packed(noise + text * 8)) < len(packed(noise)) + (10 << 20) + 0.2 * 25e6
 
 
 def test_a_short_turn_goes_as_it_is():
@@ -147,7 +137,7 @@ def test_a_bomb_expands_no_further_than_a_frame_may():
     for _ in range(60):
         bomb += stream.compress(bytes(1 << 24))
     bomb += stream.flush()
-    unpacker = wire.Unpacker(Line(b"".join(wire.frame(wire.PACKED, bomb[at:at + wire.CHUNK])
+    unpacker = packing.Unpacker(Line(b"".join(wire.frame(wire.PACKED, bomb[at:at + wire.CHUNK])
                                            for at in range(0, len(bomb), wire.CHUNK))).read)
     with pytest.raises(wire.WireError, match="more than"):
         unpacker.frame()
@@ -157,7 +147,7 @@ def test_a_bomb_expands_no_further_than_a_frame_may():
 def test_many_frames_in_a_small_piece_cost_the_memory_of_one():
     line = Line(pieces(wire.frame(wire.DATA, bytes(wire.CHUNK)) * 200))
     assert len(line.data) < wire.CHUNK
-    unpacker = wire.Unpacker(line.read)
+    unpacker = packing.Unpacker(line.read)
     for _ in range(200):
         assert unpacker.frame() == (wire.DATA, bytes(wire.CHUNK))
         assert len(unpacker._expanded) < 2 * wire.CHUNK
@@ -165,18 +155,112 @@ def test_many_frames_in_a_small_piece_cost_the_memory_of_one():
 
 def test_a_stream_that_says_nothing_holds_nobody_up():
     empty = wire.frame(wire.PACKED, b"\0\0\0\xff\xff")
-    unpacker = wire.Unpacker(Line(wire.frame(wire.PACKED, b"\x78\x01") + empty * 5).read)
+    unpacker = packing.Unpacker(Line(wire.frame(wire.PACKED, b"\x78\x01") + empty * 5).read)
     for _ in range(6):
         assert unpacker.frame() == (wire.NOTHING, b"")
 
 
-@pytest.mark.parametrize("after", [wire.frame(wire.PACKED, b"more"), wire.frame(wire.PACKED, b"")])
-def test_nothing_comes_after_the_end_of_a_stream(after):
-    line = Line(pieces(wire.frame(wire.DATA, b"abc")) + after)
-    unpacker = wire.Unpacker(line.read)
-    assert unpacker.frame() == (wire.DATA, b"abc")
+def test_a_stream_that_ends_is_followed_by_another():
+    line = Line(pieces(wire.frame(wire.DATA, b"abc")) + wire.frame(wire.PACKED, b"") + pieces(wire.message("end")))
+    assert unpacked(line.data, 2) == [(wire.DATA, b"abc"), (wire.MESSAGE, b'{"m":"end"}')]
+
+
+@pytest.mark.parametrize("after", [b"more", zlib.compress(wire.frame(wire.DATA, b"abc"))])
+def test_nothing_comes_after_the_end_of_a_stream_in_its_last_piece(after):
     with pytest.raises(wire.WireError, match="than there is"):
-        unpacker.frame()
+        unpacked(wire.frame(wire.PACKED, zlib.compress(wire.frame(wire.DATA, b"abc")) + after))
+
+
+def test_a_stream_does_not_end_in_the_middle_of_a_frame():
+    whole = wire.frame(wire.DATA, b"abc")
+    with pytest.raises(wire.WireError, match="in the middle"):
+        unpacked(pieces(whole[:7]) + pieces(whole[7:]))
+
+
+# -- how the line does -------------------------------------------------------------------------------------------------
+
+
+class SlowLine(Line):
+    """A line that takes `rate` bytes a second once `buffers` are full. Time is its own, and packing takes some."""
+
+    def __init__(self, rate, buffers=1 << 20):
+        super().__init__()
+        self.now = self.bytes = 0
+        self.becomes(rate, buffers)
+
+    def becomes(self, rate, buffers=1 << 20):
+        self.rate, self.buffers, self.since, self.before = rate, buffers, self.now, self.bytes
+
+    def clock(self):
+        return self.now
+
+    def write(self, data):
+        self.bytes += len(data)
+        self.now = max(self.now, self.since + (self.bytes - self.before - self.buffers) / self.rate)
+        super().write(data)
+
+    def send(self, packer, payload):
+        self.now += len(payload) / 110e6
+        packer.send(wire.frame(wire.DATA, payload))
+
+
+TABLE = b"".join(b"%17.10e " % (number * 0.7310585 % 1) for number in range(3000))
+
+
+@pytest.mark.parametrize("rate, level", [(1e9, 0), (60e6, 0), (25e6, 1), (12e6, 3), (2e6, 6)])
+def test_how_hard_it_packs_is_what_the_line_asks_for(rate, level):
+    line = SlowLine(rate)
+    packer = packing.Packer(line.write, clock=line.clock)
+    for _ in range(400):
+        line.send(packer, TABLE)
+    packer.flush()
+    assert packer._gauge.level == level
+    assert line.bytes < 400 * len(TABLE) * (1.01 if level == 0 else 0.62)
+
+
+def test_a_line_that_becomes_slow_is_packed_for_again():
+    line = SlowLine(1e9)
+    packer, levels = packing.Packer(line.write, clock=line.clock), []
+    for rate in (1e9, 8e6, 1e9):
+        line.becomes(rate)
+        for _ in range(400):
+            line.send(packer, TABLE)
+        levels.append(packer._gauge.level)
+    packer.flush()
+    assert levels == [0, 3, 0]
+    assert unpacked(bytes(line.data), 1200) == [(wire.DATA, TABLE)] * 1200
+
+
+def test_it_packs_where_that_pays_and_not_where_it_does_not():
+    text = [(wire.DATA, b"%d some words of an input file\n" % n * 500) for n in range(200)]
+    few = bytes(byte % 190 for byte in range(256))  # does not look random, and hardly shrinks
+    noise = [(wire.DATA, os.urandom(wire.CHUNK).translate(few)) for _ in range(40)]
+    assert over(text) < 0.2 * sum(len(data) for _, data in text)
+    assert over(noise) < 1.001 * sum(len(data) for _, data in noise)
+    # After noise it tries again, 8 MB later at the latest, and finds that it pays.
+    assert sum(len(data) for _, data in text * 8) > 25e6
+    assert over(noise + text * 8) < over(noise) + (10 << 20) + 0.2 * 25e6
+
+
+def over(frames):
+    """Bytes that cross a slow line."""
+    line = SlowLine(1e6, 0)
+    packer = packing.Packer(line.write, clock=line.clock)
+    for kind, payload in frames:
+        packer.send(wire.frame(kind, payload))
+    packer.flush()
+    return line.bytes
+
+
+def test_random_bytes_stay_out_of_the_stream():
+    """They would spoil the code of the text around them."""
+    frames = [(wire.DATA, os.urandom(12000) if number % 2 else TABLE[:30000]) for number in range(40)]
+    bare = sum(len(data) for _, data in frames[1::2])
+    together = zlib.compressobj(1)
+    spoilt = sum(len(together.compress(data)) for _, data in frames) + len(together.flush())
+    data = packed(frames)
+    assert len(data) < bare + 0.95 * (spoilt - bare)
+    assert unpacked(data, len(frames)) == frames
 
 
 def test_no_frame_comes_in_the_middle_of_a_packed_one_but_a_sign_of_life():
@@ -185,7 +269,7 @@ def test_no_frame_comes_in_the_middle_of_a_packed_one_but_a_sign_of_life():
     first = stream.compress(inner[:500]) + stream.flush(zlib.Z_SYNC_FLUSH)
     second = stream.compress(inner[500:]) + stream.flush(zlib.Z_SYNC_FLUSH)
     around = wire.frame(wire.PACKED, first), wire.frame(wire.PACKED, second)
-    unpacker = wire.Unpacker(Line(around[0] + wire.frame(wire.NOTHING) + around[1]).read)
+    unpacker = packing.Unpacker(Line(around[0] + wire.frame(wire.NOTHING) + around[1]).read)
     assert unpacker.frame() == (wire.NOTHING, b"")
     assert wire.frame(*unpacker.frame()) == inner
     with pytest.raises(wire.WireError, match="in the middle"):

@@ -309,5 +309,35 @@ def test_many_files_are_a_large_offer(places):
     assert why.startswith("no space left there: files in quota of ") and why.endswith(": 990 left")
 
 
+def test_what_is_not_needed_makes_room_and_is_asked_for_what_lacks_alone(places):
+    asked = []
+
+    def make_room(amount, files):
+        asked.append((amount, files))
+        return (amount + MB, files) if len(asked) == 1 else (0, 0)
+
+    folder = places.add("scratch", RESERVE + 10 * MB)
+    room = space.Room(folder, make_room=make_room)
+    each = space._JOB[BYTES]
+    assert room.take(5 * MB, 1) == "" and asked == []
+    assert room.take(8 * MB, 1) == "" and asked == [(3 * MB + 2 * each, 0)]
+    assert room.take(2 * MB, 1).startswith("no space left there: scratch: ") and len(asked) == 2
+    assert room.has(MB - each, 1) and not room.has(MB, 1) and len(asked) == 2, "nothing goes for what could be missed"
+
+
+def test_a_quota_grows_with_what_was_deleted(places):
+    folder = places.add("scratch")
+    places.host.says("quota", _quota(os.geteuid(), 0, (RESERVE + 30 * MB) // KIB))
+    room = space.Room(folder, make_room=lambda amount, files: (amount, files))
+    assert [room.take(20 * MB, 1) for _ in range(3)] == ["", "", ""] and len(places.host.calls()) == 1
+
+
+def test_nothing_is_deleted_where_another_file_system_refuses(places):
+    asked = []
+    room = space.Room(places.add("scratch", room=0), places.add("home", room=0),
+                      make_room=lambda *lacks: asked.append(lacks) or lacks)
+    assert room.take(1, 1) != "" and asked == []
+
+
 def test_where_nothing_can_be_asked_all_is_taken(host):
     assert space.Room(str(host.path / "nowhere")).take(10**18, 10**9) == ""

@@ -19,7 +19,7 @@ import sys
 import time
 
 sys.path.insert(0, "/opt/pbs")
-from mockpbs import conf, wire  # noqa: E402
+from mockpbs import conf, jsonwire  # noqa: E402
 
 EVERY = 0.05
 
@@ -82,7 +82,7 @@ def look(server, notes, flags):
 
 
 def main(notes, work):
-    server = wire.connect("127.0.0.1", conf.load().control_port)
+    server = jsonwire.connect("127.0.0.1", conf.load().control_port)
     notes, flags = Notes(notes), Flags(work)
     while not select.select([sys.stdin], [], [], EVERY)[0]:
         print(json.dumps(look(server, notes, flags)), flush=True)

@@ -36,8 +36,9 @@ def test_readme_tells_every_exit_code() -> None:
 
 def test_readme_configuration_is_one() -> None:
     found = config.parse(fenced(README, "toml")[0], Path("config.toml")).remote("hpc")
-    assert (found.host, found.caps.max_queued, found.work_root) == (
-        "jane@login.hpc.example.edu", 40, "/scratch/jane/chasqui")
+    assert (found.host, found.caps.max_queued, found.work_root, found.settings) == (
+        "jane@login.hpc.example.edu", 40, "/scratch/jane/chasqui", config.Settings())
+    assert found.settings.cache_size == settings.DEFAULTS["cache_size"][0]
 
 
 @pytest.mark.parametrize("path", [README, AGENT_README], ids=["README", "agent/README"])

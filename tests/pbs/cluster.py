@@ -1,6 +1,7 @@
 """A mock PBS on this machine: server and moms as processes on loopback, everything in one folder, ended by pid."""
 
 import contextlib
+import functools
 import getpass
 import json
 import os
@@ -71,9 +72,12 @@ class Cluster:
         """The commands, copied: a user who may not read this repository can still run them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
-        shutil.copytree(SOURCE / "mockpbs", self.exec / "mockpbs", dirs_exist_ok=True)
-        (self.exec / "bin").mkdir(exist_ok=True)
         python = python_for_everyone()
+        copy_source(self.exec / "mockpbs")
+        (self.exec / "mockpbs" / "__pycache__").mkdir(exist_ok=True)
+        for name, code in bytecode(python).items():
+            (self.exec / "mockpbs" / "__pycache__" / name).write_bytes(code)
+        (self.exec / "bin").mkdir(exist_ok=True)
         for launcher in (SOURCE / "bin").iterdir():
             copy = self.exec / "bin" / launcher.name
             copy.write_text(launcher.read_text().replace("/usr/bin/python3", python))
@@ -329,6 +333,20 @@ class Cluster:
         self.until(lambda: self.job(number) is None, "%s forgotten" % number, patience)
 
 
+def copy_source(folder: Path) -> None:
+    shutil.copytree(SOURCE / "mockpbs", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+@functools.cache
+def bytecode(python: str) -> dict[str, bytes]:
+    """{file in __pycache__: content}, compiled once a process. A user who can't write there compiles at every call."""
+    with tempfile.TemporaryDirectory(prefix="mockpbs.") as folder:
+        copy_source(Path(folder))
+        subprocess.run([python, "-IS", "-m", "compileall", "-q", folder], check=True)
+        return {path.name: path.read_bytes() for path in Path(folder, "__pycache__").iterdir()}
+
+
+@functools.cache
 def python_for_everyone() -> str:
     """The system's Python where it is new enough: root's own may lie in a folder that no other user can enter."""
     system = "/usr/bin/python3"

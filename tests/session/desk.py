@@ -2,9 +2,12 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from chasqui_client import api, deploy, states
+import pytest
+
+from chasqui_client import api, deploy, states, upload
 from chasqui_client.child import Child
 from chasqui_client.config import Caps, Home, Remote, Settings
 from chasqui_client.exchange import SyncOptions, SyncReport
@@ -77,6 +80,18 @@ class Desk:
         found = self.job(job)
         assert (found.state, found.results_state) == (states.COMPLETED, states.VERIFIED), found
         return found
+
+
+def unbundled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each small content and each commit go at once, not with others."""
+    for name in ("add", "commit"):
+        whole = getattr(upload.Bundle, name)
+
+        def alone(self: upload.Bundle, *given: object, whole: Callable[..., None] = whole) -> None:
+            whole(self, *given)
+            self.flush()
+
+        monkeypatch.setattr(upload.Bundle, name, alone)
 
 
 class CutChannel(Channel):

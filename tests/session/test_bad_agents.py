@@ -18,7 +18,7 @@ from session.desk import AGENT, Desk
 DOUBLE = '''
 import hashlib, json, os, struct, sys
 sys.path.insert(0, %(agent)r)
-from chasqui_agent import wire
+from chasqui_agent import packing, wire
 MODE = %(mode)r
 JOB = %(job)r
 out = sys.stdout.buffer
@@ -27,7 +27,7 @@ def send(data):
     out.write(data); out.flush()
 def say(name, **fields):
     send(wire.message(name, **fields))
-frames = wire.Unpacker(sys.stdin.buffer.read)
+frames = packing.Unpacker(sys.stdin.buffer.read)
 def turn():
     found = []
     while True:

@@ -1,12 +1,14 @@
 """Bandwidth over real pipes: what the other side sees pass in so much time, and whole syncs at a pace."""
 
 import os
+import shutil
 import sys
 import time
 
 import pytest
 
-from chasqui_client import errors, states
+from chasqui_agent import journal
+from chasqui_client import build, deploy, errors, states
 from chasqui_client.child import Child
 from chasqui_client.fields import replace
 from chasqui_client.pace import PAUSE, Bandwidth, Pace, Window
@@ -143,3 +145,38 @@ def test_a_pause_that_begins_under_way_costs_nothing(tmp_path):
     desk.finish()
     desk.completed(job)
     assert desk.lines() == ["cut"]
+
+
+def _seconds(what):
+    start = time.monotonic()
+    what()
+    return time.monotonic() - start
+
+
+def test_a_deployment_keeps_to_the_pace_and_a_pause_does_not_stop_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHASQUI_SILENCE", "1.5")
+    rate = len(build.build_pyz()) / 3.0
+    paced = Desk(tmp_path / "paced")
+    paced.remote = replace(paced.remote, bandwidth=Bandwidth(rate))
+    assert _seconds(paced.deploy) > 2.5
+    assert paced.sync().deployed == "", "it is there, and whole"
+    paused = Desk(tmp_path / "paused")
+    paused.remote = replace(paused.remote, bandwidth=Bandwidth(rate, (Window(EVERY_DAY, 0, 24 * 60, PAUSE),)))
+    assert _seconds(paused.deploy) > 2.5, "as fast as outside of the window"
+    paused.remote = replace(paused.remote, bandwidth=Bandwidth(windows=(Window(EVERY_DAY, 0, 24 * 60, PAUSE),)))
+    shutil.rmtree(paused.root / "agent")
+    assert paused.sync().deployed == str(paused.root)
+
+
+def test_what_the_agent_says_comes_at_the_pace(tmp_path):
+    desk = Desk(tmp_path).deploy()
+    with open(desk.root / "log" / "0000000000000000.000001.seg", "wb") as stream:
+        stream.writelines(journal.encode({"t": "2026-01-01T00:00:00Z", "ev": "pumped", "n": n}) for n in range(2000))
+    lines = []
+    deploy.agent_command(desk.home, desk.remote, ["log"], lines.append)
+    size = sum(len(line) + 1 for line in lines)
+    assert len(lines) >= 2000
+    desk.remote = replace(desk.remote, bandwidth=Bandwidth(size / 3.0))
+    again = []
+    assert _seconds(lambda: deploy.agent_command(desk.home, desk.remote, ["log"], again.append)) > 2.5
+    assert again == lines

@@ -602,6 +602,8 @@ def test_verbs(desk, run):
     found = json.loads(said)
     assert code == 1 and found["ok"] is False
     assert found["data"]["jobs"][0]["problems"] == [{"where": "here", "path": "out", "why": "missing"}]
+    said = run("verify")[1]
+    assert "missing in" in said and ": out; cleaned on here, it can't come again\n" in said
     assert "was cleaned" in run("results", "fetch", "one", "--glob", "out")[1]
 
 

@@ -13,7 +13,7 @@ from chasqui_client.child import Child
 from chasqui_client.messages import Handler, JobOffer, Offer
 from chasqui_client.session import Session, new_nonce
 from chasqui_client.transport import Channel
-from session.desk import CutLocal, Desk
+from session.desk import CutLocal, Desk, unbundled
 
 
 @pytest.mark.parametrize("direction", ["sent", "received"])
@@ -71,6 +71,7 @@ def test_a_client_that_falls_silent_leaves_what_it_committed(tmp_path, monkeypat
     """The agent gives up by itself, and publishes what was committed."""
     desk = Desk(tmp_path).deploy()
     monkeypatch.setenv("CHASQUI_IDLE", "0.5")
+    unbundled(monkeypatch)
     jobs = desk.add(desk.folder("one"), desk.folder("two"))
     with desk.ledger() as ledger:
         offers = [JobOffer(job.id, 1, ledger.files(job.id, 1), {"name": job.name, "script": "job.sh"}) for job in jobs]

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import needs
 from agent.agentroot import until
-from chasqui_client import api, deploy, download, errors, landing, results, states
+from chasqui_client import api, cli, deploy, download, errors, landing, results, states
 from chasqui_client.fields import replace
 from chasqui_client.select import Selection
 from session.desk import Desk
@@ -375,6 +377,40 @@ def test_limits_leave_the_biggest_and_fetch_gets_them(campaign):
     assert {row["state"] for row in api.show(campaign.home, job.id)["result_files"]} == {"HERE"}
 
 
+ODD = [b"WAVECAR", b"sub/WAVECAR", b"a[1]", b"a1", b"a*", b"ab", b"a?", b"a[", b"a]", b"[!a]", b"[*]", b"[[]", b"**",
+       b"sub/**/x", b"-x", b"-d/-y", b"--all", b"two words", b" ", b"it's", b"\"$HOME\"", b"`id`", b"$(id)", b"\\",
+       b"a\\*", b"!!", b"#x", b"~", b"{a,b}", b"100%", b"%41", b"A", b"a\nb", b"a\n", b"a\x1b[2J", b"sub/\r!%s'\\",
+       b"\xff\xfe", b"\xc3", "\u00e9[\u00e9]".encode(), "\u00a0\u2028".encode(), b"....", b"..a"]
+
+
+@pytest.mark.parametrize("shell, locale, names", [("dash", "C", ODD), ("bash", "C.UTF-8", ODD[2::5])],
+                         ids=["dash", "bash"])
+def test_the_line_that_is_shown_fetches_that_file_alone(campaign, monkeypatch, capsys, shell, locale, names):
+    """Pasted as it stands, whatever the file is called; every one of them is there."""
+    shell = needs.program(shell)
+    job, = campaign.make({os.fsdecode(name): b"content of " + name for name in ODD}, max_file=3)
+    program = campaign.path / "bin" / "chasqui"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nPYTHONPATH=%s exec %s -m chasqui_client \"$@\"\n" % (
+        ":".join(str(TOP / part) for part in ("client", "agent")), sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", "%s:%s" % (program.parent, os.environ["PATH"]))
+    monkeypatch.setenv("CHASQUI_HOME", str(campaign.home.path))
+    monkeypatch.setenv("LC_ALL", locale)
+    assert cli.main(["sync"]) == 0
+    assert cli.main(["results", job.id]) == 0
+    shown = capsys.readouterr().out
+    lines = re.findall(r"^          left there: .*; (chasqui results fetch .*)$", shown, re.M)
+    assert len(lines) == len(ODD) and re.search(r"--glob \./WAVECAR$", shown, re.M)
+    assert "; %s gets it" % lines[0] in shown, "a sync says the same"
+    brought = {}
+    for name, line in [(name, line) for name, line in zip(sorted(ODD), lines, strict=True) if name in names]:
+        done = subprocess.run([shell, "-c", line], capture_output=True)
+        assert done.returncode == 0, (line, done)
+        brought[os.fsdecode(name)] = b"content of " + name
+        assert campaign.here(job) == brought, line
+
+
 def test_a_fetch_that_is_cut_goes_on_when_it_is_typed_again(campaign, monkeypatch):
     job, = campaign.make({"large": LARGE, "a": b"a"}, max_file=1000)
     campaign.sync()
@@ -386,6 +422,89 @@ def test_a_fetch_that_is_cut_goes_on_when_it_is_typed_again(campaign, monkeypatc
     assert part_of(job).stat().st_size >= 2 * CHUNK
     campaign.sync(fetch={job.id: ("large",)})
     assert campaign.here(job) == {"large": LARGE, "a": b"a"}
+
+
+# -- what was here and is gone -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def types(campaign, monkeypatch, capsys):
+    """Type a command: its exit code and what it printed."""
+    monkeypatch.setenv("CHASQUI_HOME", str(campaign.home.path))
+    return lambda *words: (cli.main(list(words)), "".join(capsys.readouterr()))
+
+
+@pytest.mark.parametrize("all_of_them", [False, True], ids=["by their lines", "--all"])
+@pytest.mark.parametrize("deleted", ["small", "sub/even", "sub", "."])
+@pytest.mark.parametrize("missing", [(), ("never",)], ids=["verified", "incomplete"])
+def test_a_deleted_result_stays_away_until_it_is_asked_for(campaign, types, deleted, all_of_them, missing):
+    job, = campaign.make(FILES, expect=missing)
+    campaign.sync()
+    state = campaign.job(job).results_state
+    assert state == (states.PARTIAL if missing else states.VERIFIED) and campaign.here(job) == FILES
+    place = Path(os.fsdecode(job.results_path)) / deleted
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    left = campaign.here(job)
+    line, report = sync(campaign)
+    assert (line.brought, report.results_files, campaign.here(job)) == (0, 0, left), "nobody asked for it"
+    code, said = types("verify")
+    shown = re.findall(r"missing in \S+: (\S+); chasqui (results fetch %s --glob (\./\S+))$" % job.id[:8], said, re.M)
+    assert code == 1 and {path for path, _, _ in shown} == set(FILES) - set(left)
+    assert [path for path, _, _ in shown] == [pattern[2:] for _, _, pattern in shown]
+    for words in [("results fetch %s --all" % job.id[:8])] if all_of_them else [words for _, words, _ in shown]:
+        assert types(*words.split())[0] == 0
+    assert campaign.here(job) == FILES and campaign.job(job).results_state == state
+    assert "missing in" not in types("verify")[1]
+
+
+def test_what_the_user_has_changed_is_not_written_over(campaign, types):
+    job, = campaign.make(FILES)
+    campaign.sync()
+    mine = Path(os.fsdecode(job.results_path)) / "small"
+    mine.write_text("mine now\n")
+    assert types("results", "fetch", job.id, "--all")[0] == 0 and mine.read_text() == "mine now\n"
+    said = types("verify")[1]
+    line, = re.findall(r"changed in \S+: small; move it aside, then: chasqui (results fetch .*)$", said, re.M)
+    mine.rename(mine.with_name("aside"))
+    assert types(*line.split())[0] == 0 and mine.read_bytes() == FILES["small"]
+    assert types("verify")[0] == 0
+
+
+def test_a_fetch_of_a_deleted_result_that_is_cut_leaves_it_missing(campaign, types, monkeypatch):
+    job, = campaign.make(FILES)
+    campaign.sync()
+    (Path(os.fsdecode(job.results_path)) / "large").unlink()
+    monkeypatch.setenv("CHASQUI_FAULT", "deliver.chunk:3")
+    monkeypatch.setenv("CHASQUI_FAULT_ONCE", str(campaign.path / "once"))
+    assert types("results", "fetch", job.id, "--glob", "large")[0] == 5
+    assert part_of(job).stat().st_size >= CHUNK
+    code, said = types("verify")
+    assert code == 1 and "large; chasqui results fetch" in said, "not forgotten"
+    assert types("results", "fetch", job.id, "--glob", "large")[0] == 0
+    whole(campaign, job)
+
+
+def test_all_brings_again_what_the_patterns_name_though_it_is_an_input(tmp_path, monkeypatch, capsys):
+    desk = Desk(tmp_path).deploy()
+    job, = desk.add(desk.folder("job", "echo o >out", INCAR=b"an input"), outputs=["INCAR", "out"])
+    desk.finish()
+    results = tmp_path / "jobs/job/results"
+    before = {path.name: path.read_bytes() for path in results.iterdir()}
+    assert {"INCAR", "out"} < set(before) and "job.sh" not in before
+    shutil.rmtree(results)
+    desk.sync(fetch={job.id: ()})
+    assert {path.name: path.read_bytes() for path in results.iterdir()} == before
+
+
+def test_logs_that_were_deleted_say_what_brings_them(tmp_path, monkeypatch, capsys):
+    desk = Desk(tmp_path).deploy()
+    desk.add(desk.folder("job", "echo said"))
+    desk.finish()
+    monkeypatch.setenv("CHASQUI_HOME", str(desk.home.path))
+    shutil.rmtree(tmp_path / "jobs/job/results")
+    assert cli.main(["logs", "job"]) == 2
+    line, = re.findall(r"  hint: chasqui (results fetch .*)\n", capsys.readouterr().err)
+    assert cli.main(line.split()) == 0 and len(list((tmp_path / "jobs/job/results").iterdir())) == 1
 
 
 def test_expected_results_are_asked_for_until_they_are_there(campaign):

@@ -8,9 +8,12 @@ import pytest
 
 import chasqui_agent
 from agent.agentroot import until
+from chasqui_agent import wire
 from chasqui_client import api, errors, jobs, results, states, upload
 from chasqui_client.exchange import SyncOptions
 from chasqui_client.holder import sync_lock
+from chasqui_client.ledger import Ledger
+from chasqui_client.progress import Progress
 from chasqui_client.select import Selection
 from chasqui_client.sync import run
 from session.desk import Desk
@@ -94,14 +97,14 @@ def test_retry_sends_only_what_changed_and_keeps_earlier_results(desk):
     with desk.ledger() as ledger:
         jobs.retry(desk.home, ledger, desk.home.config(), [desk.job(job)])
     sizes = []
-    whole = upload.Upload._blob
+    whole = upload.Upload._content
 
-    def counted(self, offer, file, have):
+    def counted(self, offer, file, *rest):
         sizes.append(file.size)
-        whole(self, offer, file, have)
+        whole(self, offer, file, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upload.Upload, "_blob", counted)
+        patch.setattr(upload.Upload, "_content", counted)
         desk.sync()
     assert sizes == [3]
     desk.finish()
@@ -242,3 +245,84 @@ def test_logs_of_a_running_job(desk, capsys):
     assert results.follow_logs(desk.home, desk.remote, desk.job(job)) == 0
     assert capsys.readouterr().out.split() == ["begun", "over"]
     desk.finish()
+
+
+# -- the progress line -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the progress line says of each file that is sent: (bytes so far, of how many, files so far)."""
+    said = []
+    begin, advance = Progress.begin, Progress.advance
+
+    def noted_begin(self, what, total):
+        begin(self, what, total)
+        said.append(what)
+
+    def noted_advance(self, amount, files=0):
+        advance(self, amount, files)
+        if self.shown:
+            said.append((self._bytes, self.total, self._files))
+
+    monkeypatch.setattr(Progress, "begin", noted_begin)
+    monkeypatch.setattr(Progress, "advance", noted_advance)
+    monkeypatch.setattr(wire, "SLICE_JOBS", 2)
+    return said
+
+
+def _of_uploads(said):
+    """What was said while jobs were handed over: that began once."""
+    assert said.count("uploading") == 1 and said[0] == "uploading"
+    return said[1:said.index("results")] if "results" in said else said[1:]
+
+
+def _seven(desk, prefix, shared):
+    return [desk.folder("%s%d" % (prefix, n), "true", lib=shared, own=os.urandom(1000)) for n in range(7)]
+
+
+def _sizes(folders):
+    return sum(path.stat().st_size for folder in folders for path in folder.iterdir() if path.name in ("job.sh", "own"))
+
+
+def test_progress_counts_the_whole_session_and_not_its_slices(desk, shown):
+    shared = os.urandom(600_000)
+    first = _seven(desk, "a", shared)
+    desk.add(*first)
+    desk.sync(progress=True)
+    said = _of_uploads(shown)
+    assert {total for _, total, _ in said} == {_sizes(first) + len(shared)}, "from the beginning to the end"
+    assert said[-1][:2] == (said[-1][1],) * 2 and said[-1][2] == 2 * 7 + 1
+    assert [done for done, _, _ in said] == sorted(done for done, _, _ in said)
+    del shown[:]
+    second = _seven(desk, "b", shared)
+    desk.add(*second)
+    desk.sync(progress=True)
+    assert {total for _, total, _ in _of_uploads(shown)} == {_sizes(second)}, "what all share is in the cache there"
+
+
+def test_what_was_acknowledged_unheard_is_not_counted(desk, shown):
+    folders = _seven(desk, "a", b"lib")
+    jobs = desk.add(*folders)
+    desk.sync()
+    with desk.ledger() as ledger, ledger.transaction():
+        ledger.db.execute("UPDATE jobs SET acked = 0, state = 'QUEUED_LOCAL' WHERE id = ?", (jobs[0].id,))
+    del shown[:]
+    more = _seven(desk, "b", b"lib too")
+    desk.add(*more)
+    assert desk.sync(progress=True).uploaded == 8
+    said = _of_uploads(shown)
+    assert {total for _, total, _ in said} == {said[-1][0]} == {_sizes(more) + len(b"lib too")}
+
+
+@pytest.mark.parametrize("jobs, progress, asked", [
+    (0, True, 0), (2, True, 0), (3, False, 0), (3, True, 1), (7, True, 1)])
+def test_only_several_slices_and_someone_who_looks_cost_a_query(desk, shown, monkeypatch, jobs, progress, asked):
+    calls = []
+    known = Ledger.bytes_to_upload
+    monkeypatch.setattr(Ledger, "bytes_to_upload", lambda *args: calls.append(args) or known(*args))
+    desk.deploy()
+    if jobs:
+        desk.add(*_seven(desk, "a", b"lib")[:jobs])
+    desk.sync(progress=progress)
+    assert len(calls) == asked

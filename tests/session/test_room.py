@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from chasqui_agent import space
-from chasqui_client import cli, errors, states
+from chasqui_client import cli, deploy, errors, states
 from session.desk import Desk
-from session.disks import Disk, disk
+from session.disks import Disk, Interrupted, disk
 
 MB = 1 << 20
 
@@ -127,14 +128,90 @@ def test_watching_goes_on_while_others_run_and_ends_with_the_reason(small, monke
     assert desk.completed(fits)
 
 
-def test_a_second_copy_takes_room_although_it_needs_no_line(small):
-    desk, mounted = small("16m")
+@pytest.mark.parametrize("room", ["16m", "20m"])  # for less than two copies; for two, not for that they are made of
+def test_a_second_copy_takes_room_although_it_needs_no_line(small, room):
+    desk, mounted = small(room)
     shared = os.urandom(7 * MB)
     one, two = desk.add(desk.folder("one", data=shared), desk.folder("two", data=shared))
     assert [item["job"] for item in desk.sync().refused] == [two.id]
     mounted.grow()
     desk.finish()
     assert desk.completed(one) and desk.completed(two)
+
+
+def _cached(desk: Desk) -> set[int]:
+    """The sizes of what the cache holds."""
+    return {path.stat().st_size for path in (desk.root / "objects").rglob("*") if path.is_file()}
+
+
+def _fill_cache(desk: Desk, *sizes: int) -> None:
+    """Contents used once, in this order, and then deleted wherever else they are."""
+    for size in sizes:
+        desk.add(desk.folder("c%d" % size, data=os.urandom(size)))
+        desk.finish()
+        time.sleep(0.01)  # their times differ
+    for data in desk.root.glob("work/*/data"):
+        data.unlink()
+    assert _cached(desk) == set(sizes)
+
+
+def test_the_cache_makes_room_what_was_used_longest_ago_first(small):
+    desk, mounted = small("60m")
+    _fill_cache(desk, 8 * MB, 9 * MB, 10 * MB)
+    free = os.statvfs(desk.root).f_bavail * os.statvfs(desk.root).f_frsize
+    one = desk.add(desk.folder("one", data=os.urandom(free + 5 * MB - space.RESERVE[space.BYTES])))[0]
+    assert desk.sync().refused == []
+    assert _cached(desk) == {9 * MB, 10 * MB}, "no more than needed, and the new one is not kept twice"
+    two = desk.add(desk.folder("two", data=os.urandom(15 * MB)))[0]
+    assert desk.sync().refused == [] and _cached(desk) == set()
+    desk.finish()
+    assert desk.completed(one) and desk.completed(two)
+
+
+def test_a_cache_too_small_to_help_stays(small):
+    desk, mounted = small("40m")
+    _fill_cache(desk, 3 * MB, 4 * MB)
+    large, fits = desk.add(desk.folder("large", data=os.urandom(50 * MB)), desk.folder("fits"))
+    assert [item["job"] for item in desk.sync().refused] == [large.id]
+    assert _cached(desk) == {3 * MB, 4 * MB} and desk.job(fits).acked == 1
+
+
+def test_inodes_come_back_from_the_cache_too(small):
+    desk, mounted = small(inodes=1500)
+    shared = {"s%d" % n: b"%d" % n * 100 for n in range(200)}
+    desk.add(desk.folder("one", **shared), desk.folder("two", **shared))
+    desk.finish()
+    for file in desk.root.glob("work/*/s*"):
+        file.unlink()
+    free = os.statvfs(desk.root).f_favail
+    many = desk.add(desk.folder("many", **{"f%d" % n: b"x" for n in range(free - space.RESERVE[space.FILES] + 20)}))[0]
+    assert desk.sync().refused == []
+    left = sum(path.is_file() for path in (desk.root / "objects").rglob("*"))
+    assert 100 < left < 200, "as many as were needed"
+    mounted.grow()
+    desk.finish()
+    assert desk.completed(many)
+
+
+def test_what_fits_once_is_not_refused_for_the_sake_of_the_cache(small):
+    """20 MB for a job of 12: a copy in the cache would not fit beside it."""
+    desk, mounted = small("20m")
+    job = desk.add(desk.folder("once", data=os.urandom(12 * MB)))[0]
+    desk.finish()
+    assert desk.completed(job) and _cached(desk) == set()
+
+
+def test_a_full_disk_costs_the_cache_and_nothing_else(small, monkeypatch):
+    desk, mounted = small("60m")
+    _fill_cache(desk, 8 * MB, 9 * MB)
+    job = desk.add(desk.folder("job", data=os.urandom(7 * MB)))[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(deploy, "transport_to", lambda *_, **__: Interrupted(3, mounted.fill))
+        with pytest.raises(errors.RemoteDiskFull):
+            desk.sync()
+    assert _cached(desk) == set()
+    desk.finish()  # somebody else's data is still there: the cache was room enough
+    assert desk.completed(job)
 
 
 def test_status_and_doctor_tell_the_room(small, monkeypatch, capsys, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from chasqui_client.child import Child
 from chasqui_client.messages import Handler, JobOffer, Offer
 from chasqui_client.session import Session, new_nonce
 from chasqui_client.transport import Channel, Local
-from session.desk import CutLocal, Desk
+from session.desk import CutLocal, Desk, unbundled
 
 CHUNK = wire.CHUNK
 
@@ -29,14 +30,16 @@ def desk(tmp_path):
 @pytest.fixture
 def sent(monkeypatch):
     """(size, from) of every content that a client of this process sends."""
-    found = []
-    announce = upload.Upload._announce
+    found, message = [], wire.message
 
-    def noted(self, file, start):
-        found.append((file.size, start))
-        announce(self, file, start)
+    def noted(*names, **fields):
+        if names[0] == "blob":
+            found.append((fields["size"], fields["from"]))
+        elif names[0] == "blobs":
+            found.extend((size, 0) for size in fields["size"])
+        return message(*names, **fields)
 
-    monkeypatch.setattr(upload.Upload, "_announce", noted)
+    monkeypatch.setattr(wire, "message", noted)
     return found
 
 
@@ -58,6 +61,12 @@ def cut_sync(desk, monkeypatch, **where):
 
 def staged(desk):
     return [path for path in (desk.root / "staging").rglob("*") if path.is_file()]
+
+
+def caches(desk, size):
+    """The cache may hold so much, from the next session on."""
+    desk.remote = replace(desk.remote, settings=replace(desk.remote.settings, cache_size=size))
+    settings.change(Spool(str(desk.root)), cache_size=size)
 
 
 def cached(desk):
@@ -83,9 +92,10 @@ class Half(Handler):
 
 
 @pytest.fixture
-def half():
+def half(monkeypatch):
     """Makes sessions whose client is dead, and whose agents wait for more of the jobs; their channels."""
     channels = []
+    unbundled(monkeypatch)
 
     def make(desk, jobs, stop):
         channels.append(_half_a_session(desk, jobs, stop))
@@ -113,7 +123,7 @@ def _half_a_session(desk, jobs, stop):
 
 
 def test_each_content_crosses_once_whatever_the_slices(desk, monkeypatch, sent):
-    settings.change(Spool(str(desk.root)), cache_size=0)
+    caches(desk, 0)
     monkeypatch.setattr(wire, "SLICE_JOBS", 3)
     library = os.urandom(700_000)
     jobs = desk.add(*(desk.folder("j%d" % n, "cat lib mine again >out", lib=library, mine=b"%d" % n,
@@ -282,17 +292,17 @@ def test_another_laptops_session_is_left_alone(desk, half, tmp_path):
 def test_a_file_that_changes_while_it_is_read(desk, monkeypatch, size):
     folder = desk.folder("moving", "cat data >out", data=b"a" * size)
     job, fine = desk.add(folder, desk.folder("still"))
-    whole = upload.Upload._blob
+    whole = upload.Upload._content
 
-    def changing(self, offer, file, have):
+    def changing(self, offer, file, *rest):
         if file.path == b"data":
             with open(file.source, "r+b") as stream:
                 stream.seek(size - 10)
                 stream.write(b"b")
-        whole(self, offer, file, have)
+        whole(self, offer, file, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(upload.Upload, "_blob", changing)
+        patch.setattr(upload.Upload, "_content", changing)
         report = desk.sync()
     assert report.uploaded == 1
     assert [item["path"] for item in report.changed_inputs] == ["data"]
@@ -344,9 +354,9 @@ def test_the_cache_may_go_at_any_time(desk, monkeypatch):
     job, = desk.add(desk.folder("second", "cat shared >out", shared=shared))
     answered = upload.Upload._job
 
-    def emptied(self, offer, needed):
+    def emptied(self, *given):
         shutil.rmtree(desk.root / "objects")
-        answered(self, offer, needed)
+        answered(self, *given)
 
     monkeypatch.setattr(upload.Upload, "_job", emptied)
     assert desk.sync().uploaded == 1
@@ -356,7 +366,7 @@ def test_the_cache_may_go_at_any_time(desk, monkeypatch):
 
 
 def test_what_was_used_longest_ago_goes_first(desk):
-    settings.change(Spool(str(desk.root)), cache_size=250_000)
+    caches(desk, 250_000)
     contents = [os.urandom(100_000) for _ in range(3)]
     for number, data in enumerate(contents[:2]):
         desk.add(desk.folder("c%d" % number, data=data))
@@ -375,10 +385,30 @@ def test_no_cache_where_it_is_switched_off_or_there_is_nothing_to_keep(desk):
     desk.add(desk.folder("small", "cat in", **{"in": b"used once"}))
     desk.finish()
     assert not (desk.root / "objects").exists()
-    settings.change(Spool(str(desk.root)), cache_size=0)
+    caches(desk, 0)
     desk.add(desk.folder("large", **{"in": os.urandom(objects.LEAST)}))
     desk.finish()
     assert not (desk.root / "objects").exists()
+
+
+def test_the_configuration_says_how_much_is_kept_and_less_of_it_is_less_at_once(desk):
+    section = "[remotes.here.settings]\ncache_size = %d\n"
+    written = desk.home.config_path.read_text()
+
+    def says(size):
+        desk.home.config_path.write_text(written.replace("[remotes.here.settings]\n", section % size))
+        desk.remote = desk.home.config().remote()
+        desk.sync()
+        return [path.stat().st_size for path in cached(desk)]
+
+    for size in (100_000, 110_000, 120_000):
+        desk.add(desk.folder("c%d" % size, data=os.urandom(size)))
+        desk.finish()
+        time.sleep(0.01)  # their times differ
+    assert sorted(says(1 << 50)) == [100_000, 110_000, 120_000]
+    assert sorted(says(250_000)) == [110_000, 120_000], "the one used longest ago is gone"
+    assert sorted(says(300_000)) == [110_000, 120_000]
+    assert says(0) == []
 
 
 def test_what_is_older_than_a_day_goes(desk, monkeypatch):

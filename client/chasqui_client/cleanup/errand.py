@@ -49,7 +49,7 @@ class Errand:
         nonce = launcher.new_nonce()
         proof = hashlib.sha256(nonce.encode("ascii")).hexdigest()[:16]
         line = launcher.agent(self.remote.root, [self.verb, "--nonce", nonce])
-        self.channel = self.transport.start(line)
+        self.channel = deploy.start(self.transport, self.remote, line)
         self._lines = deploy.lines_of(self.channel, self.remote)
         heard = islice(self._lines, _MAX_NOISE)
         return any(_parsed(text).get("lines") == proof for text in heard)

@@ -5,8 +5,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 
+from chasqui_agent import wire
+
 from .. import api, errors, states
-from ..command import Command, add_selection, count, place, size
+from ..command import Command, add_selection, count, fetch_line, place, size
 from ..ledger import Ledger
 from ..verbs import Verb
 from . import book, rules
@@ -47,7 +49,17 @@ def _tell_outcome(command: Command, outcome: Outcome) -> None:
         return
     command.say("%s  %s  %s" % (outcome.job.id[:8], outcome.job.name, outcome.why or "not as it was proved"))
     for problem, where in _problems(outcome):
-        command.say("          %s %s: %s" % (problem.why, where, problem.path))
+        command.say("          %s %s: %s%s" % (problem.why, where, problem.path, _again(outcome, problem)))
+
+
+def _again(outcome: Outcome, problem: Problem) -> str:
+    """What to type for a result that is not here as it was."""
+    if problem not in outcome.here:
+        return ""
+    if outcome.job.results_state in (states.CLEANUP_ELIGIBLE, states.CLEANED):
+        return "; cleaned on %s, it can't come again" % outcome.job.remote
+    line = fetch_line(outcome.job.id, wire.path_bytes(problem.path))
+    return "; %s" % line if problem.why == "missing" else "; move it aside, then: %s" % line
 
 
 def _problems(outcome: Outcome) -> Iterator[tuple[Problem, str]]:

@@ -1,7 +1,6 @@
 """Reads pbs.conf: PBS_CONF_FILE or /etc/pbs.conf, each key overridden by the environment as in PBS."""
 
 import os
-import socket
 
 DEFAULTS = {
     "PBS_SERVER": "pbshost",
@@ -28,7 +27,7 @@ class Conf:
         self.home = values["PBS_HOME"]
         self.exec_dir = values["PBS_EXEC"]
         self.tmpdir = values["PBS_TMPDIR"]
-        self.host = values["PBS_LEAF_NAME"] or socket.gethostname().split(".")[0]
+        self.host = values["PBS_LEAF_NAME"] or os.uname().nodename.split(".")[0]
         self.daemon_seconds = float(values["PBS_QSUB_DAEMON_SECONDS"])
 
     def address(self, server=None):

@@ -1,14 +1,10 @@
 """qdel, qhold, qrls, qrerun and qsig: one request an id, one line for each that failed, exit with the last error."""
 
-import getopt
-import re
-import signal
 import sys
 
-from . import errors, wire
+from . import errors, jobid, options, wire
 from .client import VERSION_LINE, Client, Lost, complain
 
-ID = re.compile(r"^(\d+(?:\[\d*\])?)(?:\.([\w-]+)[\w.-]*)?(?:@([\w.-]+))?$")
 LETTERS = {"qdel": "W:x", "qhold": "h:", "qrls": "h:", "qrerun": "W:", "qsig": "s:"}
 USAGES = {
     "qdel": "usage:\n\tqdel [-W force|suppress_email=X] [-x] job_identifier...\n\tqdel --version\n",
@@ -25,11 +21,11 @@ def main(command, args):
         sys.stdout.write(VERSION_LINE)
         return 0
     try:
-        options, ids = getopt.getopt(args, LETTERS[command])
-        request = request_for(command, dict(options))
-    except (getopt.GetoptError, ValueError) as wrong:
-        if isinstance(wrong, getopt.GetoptError):
-            sys.stderr.write("%s: invalid option -- '%s'\n" % (command, wrong.opt))
+        pairs, ids = options.parse(args, LETTERS[command])
+        request = request_for(command, dict(pairs))
+    except (options.Wrong, ValueError) as wrong:
+        if isinstance(wrong, options.Wrong):
+            sys.stderr.write("%s: invalid option -- '%s'\n" % (command, wrong.letter))
         sys.stderr.write(USAGES[command])
         return 2
     if not ids:
@@ -38,23 +34,25 @@ def main(command, args):
     return for_each(command, ids, request)
 
 
-def request_for(command, options):
+def request_for(command, given):
     request = {"verb": VERBS[command]}
-    if "-W" in options:
-        if options["-W"] not in ("force",) and not options["-W"].startswith("suppress_email"):
-            raise ValueError(options["-W"])
-        request["force"] = options["-W"] == "force"
-    request["history"] = "-x" in options
+    if "W" in given:
+        if given["W"] not in ("force",) and not given["W"].startswith("suppress_email"):
+            raise ValueError(given["W"])
+        request["force"] = given["W"] == "force"
+    request["history"] = "x" in given
     if command in ("qhold", "qrls"):
-        request["types"] = options.get("-h", "u")
-        if not re.match(r"^(n|[uos]+)$", request["types"]):
+        request["types"] = given.get("h", "u")
+        if request["types"] != "n" and (not request["types"] or set(request["types"]) - set("uos")):
             raise ValueError(request["types"])
     if command == "qsig":
-        request["signal"] = signal_number(options.get("-s", "TERM"))
+        request["signal"] = signal_number(given.get("s", "TERM"))
     return request
 
 
 def signal_number(name):
+    import signal  # with enum, 4 ms, and only for qsig
+
     if name.isdigit():
         return int(name)
     return int(getattr(signal, "SIG" + name.upper().replace("SIG", "", 1)))
@@ -63,14 +61,14 @@ def signal_number(name):
 def for_each(command, ids, request):
     status, client = 0, None
     for one in ids:
-        match = ID.match(one)
-        if not match:
+        parts = jobid.split(one)
+        if not parts:
             complain(command, "illegally formed job identifier: " + one)
             status = 1
             continue
         try:
             client = client or connected(command)
-            client.request(dict(request, id=match.group(1)))
+            client.request(dict(request, id=parts[0]))
         except wire.CannotConnect as failed:
             say_no_server(command, failed)
             return errors.exit_code(failed.number)

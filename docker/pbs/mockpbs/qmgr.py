@@ -4,7 +4,7 @@ import re
 import sys
 
 from . import conf as configuration
-from . import errors, wire
+from . import errors, jsonwire, wire
 from .client import identity, say_unreachable
 
 COMMAND = re.compile(r"^(set|unset)\s+(server|queue|hook)\s*(.*)$", re.S)
@@ -26,7 +26,7 @@ def main(command, args):
         return 1
     try:
         caller = {key: value for key, value in identity(conf).items() if key in ("user", "host")}
-        answer = wire.connect("127.0.0.1", conf.control_port).ask(dict(request, **caller))
+        answer = jsonwire.connect("127.0.0.1", conf.control_port).ask(dict(request, **caller))
     except wire.CannotConnect as failed:
         say_unreachable("qmgr", conf.server, failed)
         return 1

@@ -1,9 +1,8 @@
 """qselect: ids of the jobs that match everything asked for."""
 
-import getopt
 import sys
 
-from . import errors, wire
+from . import errors, options, wire
 from .client import VERSION_LINE, Client, Lost, complain, say_unreachable
 
 LETTERS = "a:A:c:h:Hl:JN:p:P:q:r:s:t:Tu:x"
@@ -20,37 +19,37 @@ def main(command, args):
         sys.stdout.write(VERSION_LINE)
         return 0
     try:
-        options, rest = getopt.getopt(args, LETTERS)
-        request = request_for(dict(options))
+        pairs, rest = options.parse(args, LETTERS)
+        request = request_for(dict(pairs))
         if rest:
             raise ValueError(rest)
-    except (getopt.GetoptError, ValueError) as wrong:
-        if isinstance(wrong, getopt.GetoptError):
-            sys.stderr.write("qselect: invalid option -- '%s'\n" % wrong.opt)
+    except (options.Wrong, ValueError) as wrong:
+        if isinstance(wrong, options.Wrong):
+            sys.stderr.write("qselect: invalid option -- '%s'\n" % wrong.letter)
         sys.stderr.write(USAGE)
         return 2
     return ask(request)
 
 
-def request_for(options):
+def request_for(given):
     request = {"verb": "select"}
-    for letter in options:
-        if letter[1] not in SUPPORTED:
+    for letter in given:
+        if letter not in SUPPORTED:
             raise ValueError(letter)
-    lists = {"-u": "users", "-N": "names"}
+    lists = {"u": "users", "N": "names"}
     for letter, key in lists.items():
-        if letter in options:
-            request[key] = [item.partition("@")[0] for item in options[letter].split(",")]
-    if "-q" in options:
-        request["queues"] = [options["-q"].partition("@")[0]]
-    if "-s" in options:
-        request["states"] = check_states(options["-s"])
-    if "-r" in options:
-        request["rerunable"] = options["-r"] == "y"
-    if "-h" in options:
-        request["holds"] = options["-h"]
-    request.update(elements="-T" in options, arrays="-J" in options, history="-x" in options, finished="-H" in options,
-                   account=options.get("-A"))  # fmt: skip
+        if letter in given:
+            request[key] = [item.partition("@")[0] for item in given[letter].split(",")]
+    if "q" in given:
+        request["queues"] = [given["q"].partition("@")[0]]
+    if "s" in given:
+        request["states"] = check_states(given["s"])
+    if "r" in given:
+        request["rerunable"] = given["r"] == "y"
+    if "h" in given:
+        request["holds"] = given["h"]
+    request.update(elements="T" in given, arrays="J" in given, history="x" in given, finished="H" in given,
+                   account=given.get("A"))  # fmt: skip
     return request
 
 

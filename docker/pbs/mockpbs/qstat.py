@@ -1,16 +1,14 @@
 """qstat: which jobs, which form; the sleep of a second call in the same second; exit code of the last error."""
 
-import getopt
 import os
-import re
 import sys
 import time
 
-from . import errors, qstatforms, wire
+from . import errors, jobid, qstatforms, wire
 from .client import VERSION_LINE, Client, Lost, complain, say_unreachable
+from .options import Wrong, parse
 
 LETTERS = "aBE:fF:GhHiJMnpqQrsStTu:wxD:1"
-ID = re.compile(r"^(\d+(?:\[\d*\])?)(?:\.([\w-]+)([\w.-]*))?(?:@([\w.-]+))?$")
 USAGE = """usage:
 qstat [-f] [-J] [-p] [-t] [-x] [-E] [-F format] [-D delim] [ job_identifier... | destination... ]
 qstat [-a|-i|-r|-H|-T] [-J] [-t] [-u user] [-n] [-s] [-G|-M] [-1] [-w]
@@ -27,12 +25,11 @@ def main(command, args):
         sys.stdout.write(VERSION_LINE)
         return 0
     try:
-        # GNU getopt: options may follow the ids
-        pairs, operands = getopt.gnu_getopt(args, LETTERS)
-    except getopt.GetoptError as wrong:
-        sys.stderr.write("qstat: invalid option -- '%s'\n%s" % (wrong.opt, USAGE))
+        pairs, operands = parse(args, LETTERS, anywhere=not os.environ.get("POSIXLY_CORRECT"))
+    except Wrong as wrong:
+        sys.stderr.write("qstat: invalid option -- '%s'\n%s" % (wrong.letter, USAGE))
         return 2
-    options = {letter[1]: value for letter, value in pairs}
+    options = dict(pairs)
     if "F" in options and options["F"].lower() not in ("json", "dsv"):
         sys.stderr.write(USAGE)
         return 2
@@ -51,7 +48,7 @@ def wait_a_moment(conf):
     if last == int(time.time()):
         time.sleep(0.2)
     try:
-        with open(path, "w", encoding="ascii"):
+        with open(path, "wb"):
             os.utime(path)
     except OSError:
         pass
@@ -87,7 +84,7 @@ class Query:
     def show_nothing(self):
         """Server down: the JSON is valid and empty all the same. Only the exit code tells."""
         if self.form == "json":
-            emit(qstatforms.json_text([], self.client.server))
+            self.emit_json([])
 
     def answer(self):
         if set("BQq") & set(self.options):
@@ -129,15 +126,15 @@ class Query:
         return found
 
     def number(self, operand):
-        match = ID.match(operand)
-        if not match or match.group(2) not in (None, self.client.server.partition(".")[0]):
+        number, server = jobid.split(operand) or (None, None)
+        if not number or server not in (None, self.client.server.partition(".")[0]):
             raise errors.Refused(1, "illegally formed job identifier: " + operand)
-        return match.group(1)
+        return number
 
     def refused(self, no, operand):
         self.status = errors.exit_code(no.number) if no.number > 1 else 1
-        match = ID.match(operand or "")
-        shown = "%s.%s" % (match.group(1), self.client.server) if match else operand
+        parts = jobid.split(operand or "")
+        shown = "%s.%s" % (parts[0], self.client.server) if parts else operand
         if no.number == 1:
             self.complaints.append(no.text)
         elif no.number == errors.UNKNOWN_QUEUE:
@@ -157,13 +154,18 @@ class Query:
             if self.form != "json":
                 return
         if self.form == "json":
-            emit(qstatforms.json_text(jobs, self.client.server))
+            self.emit_json(jobs)
         elif self.form == "dsv":
             emit(qstatforms.dsv_text(jobs, self.options.get("D", "|")))
         elif "f" in self.options:
             emit(qstatforms.full_text(jobs, "w" not in self.options))
         else:
             emit(qstatforms.default_table(self.without_elements(jobs)))
+
+    def emit_json(self, jobs):
+        from . import qstatjson  # imports re, which the other forms do without
+
+        emit(qstatjson.text(jobs, self.client.server))
 
     def without_elements(self, jobs):
         return [job for job in jobs if "J" not in self.options or job["facts"]["array"]]

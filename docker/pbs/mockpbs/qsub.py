@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import shlex
 import sys
 import time
 
@@ -60,11 +59,18 @@ def build(args, conf):
         raise Failure(1, None)
     tmpdir = os.environ.get("TMPDIR") or conf.tmpdir
     if "--" in args and args[len(args) - len(rest) - 1] == "--" and rest:
-        text, name = "#!/bin/sh\nexec %s\n" % " ".join(map(shlex.quote, rest)), "STDIN"
+        text, name = command_script(rest), "STDIN"
     else:
         text, name = qsubscript.read(rest, tmpdir)
         qsubscript.take(options, text)
     return complete(options, args, text, name, conf), options
+
+
+def command_script(words):
+    """The script of `qsub -- words`."""
+    import shlex
+
+    return "#!/bin/sh\nexec %s\n" % " ".join(map(shlex.quote, words))
 
 
 def complete(options, args, text, name, conf):

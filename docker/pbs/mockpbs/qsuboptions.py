@@ -1,15 +1,14 @@
-"""qsub's options: which there are, what their values may be, what they put into the request."""
+"""qsub's options: which there are, what their values may be, what they put into the request.
 
-import getopt
-import re
-import shlex
+Most submissions need none of re, shlex and depend: the functions that do import them, for 6 ms and more."""
+
 import time
 
-from . import depend, errors, resources
+from . import errors, options
+from .options import is_word
 
 LETTERS = "a:A:c:C:e:fhIj:J:k:l:m:M:N:o:p:P:q:r:R:S:u:v:VW:Xz"
-NAME = re.compile(r"^[A-Za-z0-9_.+-]{1,230}$")
-RANGE = re.compile(r"^(\d+)-(\d+)(?::(\d+))?(?:%(\d+))?$")
+RANGE = r"^(\d+)-(\d+)(?::(\d+))?(?:%(\d+))?$"
 USAGE = """usage: qsub [-a date_time] [-A account_string] [-c interval]
 	[-C directive_prefix] [-e path] [-f ] [-h ] [-I [-X]] [-j oe|eo] [-J X-Y[:Z]]
 	[-k keep] [-l resource_list] [-m mail_options] [-M user_list]
@@ -35,12 +34,9 @@ class BadOption(Exception):
 def parse(args):
     """([(letter, value)], rest); stops at the first word that is no option, as POSIX getopt does."""
     try:
-        pairs, rest = getopt.getopt(args, LETTERS)
-    except getopt.GetoptError as wrong:
-        letter = wrong.opt
-        words = "option requires an argument" if "requires" in wrong.msg else "invalid option"
-        raise BadOption("qsub: %s -- '%s'" % (words, letter)) from wrong
-    return [(letter[1:], value) for letter, value in pairs], rest
+        return options.parse(args, LETTERS)
+    except options.Wrong as wrong:
+        raise BadOption("qsub: %s -- '%s'" % (wrong.words, wrong.letter)) from wrong
 
 
 class Options:
@@ -79,7 +75,7 @@ class Options:
         self.request["account"] = value
 
     def on_c(self, value, _):
-        if not re.match(r"^([nsu]|c=\d+|w=\d+|c|w)$", value):
+        if value not in ("n", "s", "u", "c", "w") and not (value[:2] in ("c=", "w=") and value[2:].isdecimal()):
             raise self.illegal("c")
 
     def on_C(self, value, _):
@@ -103,7 +99,9 @@ class Options:
         self.request["join"] = value
 
     def on_J(self, value, _):
-        match = RANGE.match(value)
+        import re
+
+        match = re.match(RANGE, value)
         if not match:
             raise self.illegal("J")
         first, last, step, most = (int(part) if part else None for part in match.groups())
@@ -113,13 +111,13 @@ class Options:
         self.request["array"] = {"first": first, "last": last, "step": step or 1, "range": shown, "max_run": most}
 
     def on_k(self, value, _):
-        if not re.match(r"^(n|[oe]{1,2})$", value):
+        if value not in ("n", "o", "e", "oo", "oe", "eo", "ee"):
             raise self.illegal("k")
         self.request["keep"] = value
 
     def on_l(self, value, command_line):
         try:
-            pairs = resources.parse(value)
+            pairs = resource_list(value)
         except ValueError:
             raise self.illegal("l") from None
         known = {name for name, _ in self.request["resources"]}
@@ -129,7 +127,8 @@ class Options:
                 self.request["resources"].append([name, text])
 
     def on_m(self, value, _):
-        if not re.match(r"^j?(n|[abe]{1,3})$", value):
+        letters = value[1:] if value.startswith("j") else value
+        if letters != "n" and not (1 <= len(letters) <= 3 and set(letters) <= set("abe")):
             raise self.illegal("m")
         self.request["mail"] = value
 
@@ -143,7 +142,8 @@ class Options:
         self.output = value
 
     def on_p(self, value, _):
-        if not re.match(r"^[+-]?\d+$", value) or not -1024 <= int(value) <= 1023:
+        digits = value[1:] if value[:1] in ("+", "-") else value
+        if not digits.isdecimal() or not -1024 <= int(value) <= 1023:
             raise self.illegal("p")
         self.request["priority"] = int(value)
 
@@ -192,13 +192,15 @@ class Options:
 
     def other_attribute(self, name, text):
         if name == "depend":
+            from . import depend
+
             try:
                 depend.parse_depend(text)
             except ValueError:
                 raise self.illegal("W") from None
             self.request["depend"] = text
         elif name == "umask":
-            if not re.match(r"^[0-7]{1,4}$", text):
+            if not 1 <= len(text) <= 4 or set(text) - set("01234567"):
                 raise self.illegal("W")
             self.request["umask"] = text
         elif name == "block":
@@ -213,26 +215,52 @@ class Options:
 def job_name(value):
     if len(value) > 230:
         raise Failure(2, "Job name is too long ")
-    if not NAME.match(value):
+    if not value.isascii() or not is_word(value, "_.+-"):
         raise Failure(2, "illegal -N value", usage=True)
     return value
 
 
 def attribute_list(text):
     """[(name, value)] of depend=afterok:1:2,umask=022: a comma belongs to the value until the next name=."""
-    pieces = re.split(r",(?=\s*[A-Za-z_]+\s*=)", text)
+    pieces = [text]
+    if "," in text:
+        import re
+
+        pieces = re.split(r",(?=\s*[A-Za-z_]+\s*=)", text)
     pairs = [piece.partition("=") for piece in pieces]
     if any(not sign or not value for _, sign, value in pairs):
         raise Failure(2, "illegal -W value", usage=True)
     return [(name.strip(), value.strip()) for name, _, value in pairs]
 
 
+def resource_list(text):
+    """[(name, value)] of one -l option. Raises ValueError where qsub itself says "illegal -l value"."""
+    pairs = []
+    for piece in split_outside_quotes(text):
+        name, sign, value = piece.partition("=")
+        name = name.strip()
+        if not sign or not (name[:1].isascii() and name[:1].isalpha() and is_word(name, "_.-")):
+            raise ValueError(text)
+        pairs.append((name, value.strip()))
+    return pairs
+
+
+def split_outside_quotes(text):
+    if "'" not in text and '"' not in text:
+        return [piece for piece in text.split(",") if piece]
+    import re
+
+    return re.findall(r"""(?:[^,'"]|'[^']*'|"[^"]*")+""", text)
+
+
 def start_time(text, now):
     """Seconds of [[[[CC]YY]MM]DD]hhmm[.SS], local time; a short form means the next such moment. None if illegal."""
-    match = re.match(r"^(\d{4}|\d{6}|\d{8}|\d{10}|\d{12})(?:\.(\d\d))?$", text)
-    if not match:
+    digits, dot, second = text.partition(".")
+    if not digits.isdecimal() or len(digits) not in (4, 6, 8, 10, 12):
         return None
-    digits, second = match.group(1), int(match.group(2) or 0)
+    if dot and not (second.isdecimal() and len(second) == 2):
+        return None
+    second = int(second or 0)
     today = time.localtime(now)
     year, month, day = today.tm_year, today.tm_mon, today.tm_mday
     hour, minute = int(digits[-4:-2]), int(digits[-2:])
@@ -289,13 +317,26 @@ def split_variables(text):
 
 
 def unquote(value):
+    if not quoting(value):
+        return value
+    import re
+
     value = re.sub(r"""(?<!\\)(["'])(.*?)(?<!\\)\1""", r"\2", value, flags=re.S)
     return re.sub(r"\\(.)", r"\1", value, flags=re.S)
 
 
 def words(line):
     """A directive's words; what quoting leaves open is one word."""
+    if not quoting(line):
+        # Not split(): a no-break space that came with a copied line separates nothing.
+        return [word for word in line.replace("\t", " ").replace("\r", " ").split(" ") if word]
+    import shlex
+
     try:
         return shlex.split(line)
     except ValueError:
         return line.split()
+
+
+def quoting(text):
+    return "'" in text or '"' in text or "\\" in text

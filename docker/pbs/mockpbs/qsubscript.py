@@ -1,10 +1,8 @@
 """Finds the script of a qsub and the directives in it."""
 
 import os
-import re
 import stat
 import sys
-import tempfile
 
 from . import qsuboptions
 from .qsuboptions import BadOption, Failure
@@ -35,11 +33,12 @@ def read(rest, tmpdir):
 
 def copied(text, tmpdir):
     """qsub works on a copy in TMPDIR: where that was removed (every detached child of a job) it fails here."""
+    name = os.path.join(tmpdir, "pbsscrpt" + os.urandom(3).hex())
     try:
-        with tempfile.NamedTemporaryFile(dir=tmpdir, prefix="pbsscrpt") as copy:
+        with os.fdopen(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as copy:
+            os.unlink(name)
             copy.write(text)
     except OSError as failed:
-        name = os.path.join(tmpdir, "pbsscrpt" + next(tempfile._get_candidate_names())[:6])
         sys.stderr.write("mkstemp: %s\n" % failed.strerror)
         raise Failure(1, "could not create/open tmp file %s for script" % name) from failed
     return text.decode("utf-8", "surrogateescape")
@@ -50,7 +49,7 @@ def directives(text, prefix):
     for number, line in enumerate(text.split("\n")):
         if line.startswith(prefix) and prefix:
             yield line[len(prefix) :].rstrip("\r")
-        elif line.strip() and not re.match(r"\s*#", line) and not (number == 0 and line.startswith(":")):
+        elif line.strip() and not line.lstrip().startswith("#") and not (number == 0 and line.startswith(":")):
             return
 
 

@@ -1,4 +1,4 @@
-"""Resource lists: what -l may say, what PBS completes it to, sizes and times."""
+"""Resource lists: which values are legal, what PBS completes them to, sizes and times."""
 
 import re
 
@@ -37,21 +37,6 @@ def seconds(text):
 def clock(total):
     total = int(total)
     return "%02d:%02d:%02d" % (total // 3600, total // 60 % 60, total % 60)
-
-
-def parse(text):
-    """[(name, value)] of one -l option. Raises ValueError where qsub itself says "illegal -l value"."""
-    pairs = []
-    for piece in split_outside_quotes(text):
-        name, sign, value = piece.partition("=")
-        if not sign or not re.match(r"^\s*[A-Za-z][\w.-]*\s*$", name):
-            raise ValueError(text)
-        pairs.append((name.strip(), value.strip()))
-    return pairs
-
-
-def split_outside_quotes(text):
-    return re.findall(r"""(?:[^,'"]|'[^']*'|"[^"]*")+""", text)
 
 
 def check_values(pairs):

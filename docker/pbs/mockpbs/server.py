@@ -7,7 +7,7 @@ import threading
 import time
 
 from . import conf as configuration
-from . import wire
+from . import jsonwire, wire
 from .control import Control
 from .errors import Refused
 from .faults import Faults
@@ -41,7 +41,7 @@ class Server:
     def run(self):
         self.recover()
         control = listen("127.0.0.1", self.conf.control_port)
-        serve(control, Control(self).session)
+        serve(control, Control(self).session, jsonwire.JsonLink)
         threading.Thread(target=self.schedule, daemon=True).start()
         self.listen_unless_down()
 
@@ -58,7 +58,7 @@ class Server:
         while True:
             self.faults.wait_while("down")
             self.listener = listen(self.conf.values["PBS_BIND"], self.conf.port)
-            links = serve(self.listener, self.session)
+            links = serve(self.listener, self.session, wire.Link)
             while self.faults.get("down") is None:
                 with self.faults.lock:
                     self.faults.lock.wait(0.2)
@@ -167,8 +167,9 @@ def listen(address, port):
     return sock
 
 
-def serve(listener, session):
-    """Accepts in the background, one thread a connection, until the listener is closed; returns the live links."""
+def serve(listener, session, kind):
+    """Accepts in the background, one thread and one link of this kind a connection, until the listener is closed;
+    returns the live links."""
     links = set()
 
     def one(link):
@@ -185,7 +186,7 @@ def serve(listener, session):
             except OSError:
                 return
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            link = wire.Link(sock)
+            link = kind(sock)
             links.add(link)
             threading.Thread(target=one, args=(link,), daemon=True).start()
 

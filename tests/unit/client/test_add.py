@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chasqui_client import api, config, errors, inputs, jobs
+from chasqui_client import api, cli, config, errors, inputs, jobs
 from chasqui_client.config import Home
 from chasqui_client.jobs import Asked, read_list
 from chasqui_client.ledger import InputFile, Job
@@ -141,6 +141,8 @@ def test_the_command_line_goes_before_job_toml(home: Home, tmp_path: Path) -> No
 @pytest.mark.parametrize(("toml", "said"), [
     ("nme = 1\n", "job.toml, line 1: nme: unknown key"), ("priority = 'x'\n", "job.toml, line 1: priority"),
     ("= 3\n", "not valid TOML"), ("priority = 900\n", "priority 900"), ("inputs = ['../x']\n", "not a pattern inside"),
+    *(("%s = %s\n" % (key, value), "job.toml, line 1: %s: must be a whole number of bytes from 0 to 1,125," % key)
+      for key in ("max_file", "max_job") for value in (-1, "1.0", "true", "'2GB'", (1 << 50) + 1)),
 ])
 def test_mistakes_in_job_toml(home: Home, tmp_path: Path, toml: str, said: str) -> None:
     with pytest.raises(errors.BadFolders, match=said):
@@ -301,3 +303,31 @@ def test_what_is_expected_and_the_limit_of_a_job(home: Home, tmp_path: Path) -> 
     assert Asked.load(found[2]["asked"]).expect == ("*.xml",)
     with pytest.raises(errors.BadFolders, match="expect: not a pattern inside the job's folder"):
         _add(home, _folder(tmp_path / "bad"), asked=Asked(expect=("../x",)))
+
+
+@pytest.mark.parametrize("option", ["--max-file", "--max-job"])
+@pytest.mark.parametrize("value", ["-1", "-1e3", "2GB", "1.5", "1e9", "", " ", "nan", "0x10", "1_000", "\u0663",
+                                   "\x1b[2J", str((1 << 50) + 1), "9" * 5000])
+def test_a_limit_that_is_none_is_one_line_and_adds_nothing(home: Home, tmp_path: Path, option: str, value: str,
+                                                           monkeypatch: pytest.MonkeyPatch,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CHASQUI_HOME", str(home.path))
+    folders = [str(_folder(tmp_path / name)) for name in ("a", "b")]
+    for words in ([option, value], [option + "=" + value]):
+        assert cli.main(["add", *folders, *words]) == 2
+        out, err = capsys.readouterr()
+        line, hint = err.splitlines()
+        assert out == "" and line.startswith("chasqui: argument %s: " % option) and len(line) < 160, err
+        assert hint == "  hint: chasqui add -h" and "\x1b" not in err
+    assert api.find(home, Selection()) == []
+    assert cli.main(["add", *folders, option, "0"]) == 0
+    assert cli.main(["add", *folders, option, str(1 << 50), "--again"]) == 0
+    key = option[2:].replace("-", "_")
+    assert [job.options[key] for job in api.find(home, Selection())] == [0, 0, 1 << 50, 1 << 50]
+
+
+@pytest.mark.parametrize("asked", [Asked(max_file=-1), Asked(max_job=-1), Asked(max_file=1 << 51), Asked(max_job=True)])
+def test_programs_are_told_too(home: Home, tmp_path: Path, asked: Asked) -> None:
+    with pytest.raises(errors.BadFolders, match="must be a whole number of bytes from 0 to"):
+        _add(home, _folder(tmp_path / "a"), asked=asked)
+    assert api.find(home, Selection()) == []

@@ -233,7 +233,7 @@ def test_the_summary_of_a_sync(work: Path, monkeypatch: pytest.MonkeyPatch, caps
         "uploaded 3,000 jobs · submitted 70 · completed 2,991 · failed 7 · lost 2 · waiting 2,930"
         " · in the scheduler 70\n"
         "results of 2 jobs verified: 4 files, 1.5 kB\n"
-        "left there: WAVECAR of abcdefgh (2.0 GB, big); chasqui results fetch abcdefgh --glob 'WAVECAR' gets it\n"
+        "left there: WAVECAR of abcdefgh (2.0 GB, big); chasqui results fetch abcdefgh --glob ./WAVECAR gets it\n"
         "next: chasqui list --state FAILED,LOST\n")
     assert _run("sync", "--fail") == 3
 

@@ -25,7 +25,8 @@ def test_init_writes_every_default_and_keeps_the_folder_private(home: Home) -> N
     assert stat.S_IMODE(home.config_path.stat().st_mode) == 0o600
     text = home.config_path.read_text()
     for key in ("work_root", "python", "ssh_config", "ssh_options", "scheduler", "pbs_bin", "max_queued", "max_running",
-                "max_total", "running_cap", "query_interval", "grace", "lease", "heartbeat", "wake_via",
+                "max_total", "running_cap", "query_interval", "grace", "lease", "heartbeat", "cache_size",
+                "wake_via",
                 "cleanup", "cleanup_min_age", "keep",
                 "default_remote", "inputs", "exclude", "outputs",
                 "priority"):
@@ -101,6 +102,9 @@ def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
     ('[remotes.x]\nhost = "a"\nwake_via = "ssh:a b"\n', "wake_via: must be .auto."),
     ('[remotes.x]\nhost = "a"\n[remotes.x.settings]\nheartbeat = "no"\n',
      "heartbeat: must be .auto., .off. or a number of minutes"),
+    *(('[remotes.x]\nhost = "a"\n[remotes.x.settings]\ncache_size = %s\n' % size,
+       "line 4: remotes.x.settings.cache_size: must be a whole number of bytes from 0 to 1,125,899,906,842,624$")
+      for size in ("-1", "2.5", "true", '"2GB"', "1125899906842625")),
     ('[remotes.x]\nhost = "a"\npbs_bin = "bin"\n', "line 3: .*whole path"),
     ('[remotes.x]\nroot = "b"\n', "remotes.x.host"),
     ('[remotes]\nx = 3\n', "line 2: remotes.x: must be a table"),
@@ -108,7 +112,10 @@ def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
     ('default_remote = "y"\n', r"line 1: default_remote: there is no \[remotes.y\]"),
     ('nonsense = 1\n', "line 1: nonsense: unknown key"),
     ('[jobs]\npriority = 900\n', "from -499 to 500"),
+    *(('[jobs]\n%s = %s\n' % (key, value), "line 2: jobs.%s: must be a whole number of bytes from 0" % key)
+      for key in ("max_file", "max_job") for value in ("-1", "1.0", "false", '"2GB"', "1" + "0" * 30, "nan")),
     ('a = \n', "not valid TOML.*line 1"),
+    ('[jobs]\nmax_file = 1%s\n' % ("0" * 5000), "not valid TOML: Exceeds the limit"),
 ])
 def test_mistakes_are_one_line_with_their_place(text: str, said: str) -> None:
     with pytest.raises(errors.BadConfig, match=said) as caught:
@@ -136,14 +143,15 @@ def test_everything_is_read() -> None:
         pbs_bin = "/opt/pbs/bin"
         wake_via = "ssh:jane@login-1.hpc"
         caps = { max_queued = 8, max_running = 4, max_total = 9, running_cap = "site" }
-        settings = { query_interval = 0.5, grace = 2, heartbeat = "off" }
+        settings = { query_interval = 0.5, grace = 2, heartbeat = "off", cache_size = 0 }
         [remotes.b.templates.vasp]
         cpus = 4
     """)
     remote = read.remote()
     assert remote.name == "b" and remote.templates == {"vasp": {"cpus": "4"}} and remote.ssh_options == ("Port=2222",)
     assert remote.agent_config() == {"max_queued": 8, "max_running": 4, "max_total": 9, "query_interval": 0.5,
-                                     "grace": 2, "lease": 600, "heartbeat": 0, "pbs_bin": "/opt/pbs/bin",
+                                     "grace": 2, "lease": 600, "heartbeat": 0, "cache_size": 0,
+                                     "pbs_bin": "/opt/pbs/bin",
                                      "running_cap": "site", "wake_via": "ssh:jane@login-1.hpc"}
     assert remote.scheduler == "openpbs"
     assert read.jobs.exclude == ("*.tmp",) and read.jobs.max_file == 5
