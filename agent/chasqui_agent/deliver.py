@@ -37,6 +37,7 @@ SMALL = 64 << 10  # bytes; larger files go one by one, and are continued after a
 _MOST = 1000  # files in one bundle: most may be empty
 _NO_LIMIT = 1 << 62
 _PIECE = 1 << 20  # journal text in one log message
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps makes a new one each time
 _ENDINGS = ("ended", "repaired", "lost", "cancelled", "rejected")
 
 
@@ -45,7 +46,7 @@ def log_pieces(log: str, cursor: int) -> "Iterator[Tuple[int, int, bytes, List[K
     start, lines, size, ended = cursor, [], 0, []  # type: int, List[bytes], int, List[Key]
     offset = cursor
     for offset, record in journal.records(log, cursor):
-        line = json.dumps(record, separators=(",", ":")).encode("ascii")
+        line = _ENCODER.encode(record).encode("ascii")
         lines.append(line)
         size += len(line) + 1
         if record.get("ev") in _ENDINGS and isinstance(record.get("job"), str):

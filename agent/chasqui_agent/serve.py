@@ -134,7 +134,8 @@ class Session:
         listed = self._turn_4(receiver)
         while listed is not None:
             ahead = self._listings(SLICE_JOBS)
-            listed = self._turn_6(self._turn_5(listed), ahead)
+            said = [found.message() for found in ahead]
+            listed = self._turn_6(self._turn_5(listed), ahead, said)
         self.pipe.say("bye", status="ok")
         self.pipe.flush()
 
@@ -256,7 +257,8 @@ class Session:
         self._send_log()
         self._due = self._ended_jobs() if self.hello["want_results"] else []
         listed = self._listings(FIRST_JOBS)
-        self._tell(listed)
+        for found in listed:
+            self.pipe.send(found.message())
         self.pipe.say("end", more=bool(self._due))
         return listed if listed or self._due else None
 
@@ -339,10 +341,6 @@ class Session:
                     amount += len(found.files)
         return listed
 
-    def _tell(self, listed: "List[deliver.Listing]") -> None:
-        for found in listed:
-            self.pipe.send(found.message())
-
     def _turn_5(self, listed: "List[deliver.Listing]") -> "List[Tuple[deliver.Listing, int, int]]":
         """What the client wants of a slice; jobs that it wants listed again are listed next."""
         offered = {found.key: found for found in listed}
@@ -365,11 +363,15 @@ class Session:
         return wanted
 
     def _turn_6(
-        self, wanted: "List[Tuple[deliver.Listing, int, int]]", ahead: "List[deliver.Listing]"
+        self, wanted: "List[Tuple[deliver.Listing, int, int]]", ahead: "List[deliver.Listing]", said: "List[bytes]"
     ) -> "Optional[List[deliver.Listing]]":
-        """The next slice of listings and the files asked for; returns that slice, None where the turn said nothing."""
-        ahead = ahead or self._listings(SLICE_JOBS)  # some may have been asked for again
-        self._tell(ahead)
+        """The next slice of listings, `ahead` in the frames `said`, and the files asked for; returns that slice, None
+        where the turn said nothing."""
+        if not ahead:  # some jobs may have been asked for again
+            ahead = self._listings(SLICE_JOBS)
+            said = [found.message() for found in ahead]
+        for frame in said:
+            self.pipe.send(frame)
         sender = deliver.Sender(self.pipe.send, self.pipe.working)
         try:
             sender.files(wanted)

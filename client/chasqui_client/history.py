@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
+_SORTED = json.JSONEncoder(sort_keys=True)  # json.dumps makes a new one each time
 _SOME = 500  # jobs asked for in one query
 _EVENT = "INSERT INTO events(job, attempt, at, event, old, new, why, record) VALUES (?,?,?,?,?,?,?,?)"
 _JOB = ("UPDATE jobs SET state = ?, changed = ?, exit = ?, signal = ?, why = ?, pbs = ?, acked = ?, offered = ?"
@@ -50,7 +51,7 @@ class Piece:
         attempt, event = record.get("attempt"), record.get("ev")
         if job is None or job.remote != self.remote or not isinstance(event, str) or not isinstance(attempt, int):
             return ""
-        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode("ascii")).hexdigest()[:20]
+        digest = hashlib.sha256(_SORTED.encode(record).encode("ascii")).hexdigest()[:20]
         if attempt > job.attempt or (job.id, digest) in self._seen:
             return ""
         self._seen.add((job.id, digest))
