@@ -1,8 +1,8 @@
 """Results on this computer: which files of a slice of listings are wanted, and what the ledger learns of them.
 
-Nothing is written to the ledger while a slice is on its way: when it has come, one durability pass (`landing`) and then
-one transaction record it. A session that is cut records what has come; a client that is killed records nothing, and
-the next session asks for the hashes of what it finds.
+Jobs are recorded many at a time, when all that was chosen of them has come or won't: one durability pass (`landing`),
+then one transaction. A session that is cut records what has come; a client that is killed does not record the last of
+it, and the next session asks for the hashes of what it finds.
 """
 
 import errno
@@ -291,11 +291,12 @@ class Receiver:
 
     def delivered(self) -> None:
         """Make durable what has come, then record it. Raises DiskFullHere, HomeUnusable, LedgerBusy."""
-        finished, self._here = self._here, []
+        finished = self._here
         try:
             self._landing.durable()
         except OSError as error:
             raise _unwritable(finished[0].job.results_path, error) from error
+        self._here = []
         self._record([offered for offered in finished if self._is_news(offered)])
         for offered in finished:
             self._incomplete(offered)
