@@ -103,8 +103,12 @@ def test_small_files_cut_at_every_frame_cost_at_most_a_chunk(campaign):
 def test_news_of_a_session_that_is_cut_are_kept_and_count_once(tmp_path, monkeypatch):
     """The journal is applied while results come: what of it has come by then is applied all the same."""
     desk = Desk(tmp_path)
-    jobs = desk.add(*(desk.folder("job%d" % number, "echo out >out") for number in range(3)))
-    desk.sync()
+    wait = "while [ ! -e %s/go ]; do sleep 0.05; done; echo out >out" % tmp_path
+    jobs = desk.add(*(desk.folder("job%d" % number, wait) for number in range(3)))
+    try:
+        assert desk.sync().results_jobs == 0
+    finally:
+        (tmp_path / "go").touch()
     until(lambda: len(list((desk.root / "completed").iterdir())) == 3, "jobs that have ended")
     with monkeypatch.context() as patch:
         patch.setenv("CHASQUI_FAULT", "serve.wanted")
