@@ -18,7 +18,7 @@ from .landing import PARTS, SMALL, Arriving, Folder, Landing
 from .ledger import Job, Ledger, ResultFile
 from .messages import Arrived, Key, Listed, Listing, Target
 
-BATCH = 200  # jobs; when as many have come they are recorded, while more come
+BATCH = 300  # jobs; when as many have come they are recorded, while more come
 BIG = 4 << 20  # bytes; files beyond come when the small results of all jobs are here
 _AGAIN = 500  # jobs asked to be listed again in one turn: the agent lists no more in one
 _FULL = (errno.ENOSPC, errno.EDQUOT)

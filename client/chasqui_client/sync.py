@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_JOBS = 20_000  # offered in one session; more go with the next
 READ = 100  # jobs read from the ledger at once
-_STEP = 500  # journal records that are applied between two bundles of results
+_STEP = 1000  # journal records that are applied between two bundles of results
 MAX_RESULTS = 100_000  # jobs whose results are asked for in one session; the agent takes no more
 _COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
             states.REJECTED: "rejected", states.CANCELLED: "cancelled"}
