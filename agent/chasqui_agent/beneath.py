@@ -26,12 +26,16 @@ def open_file(folder: int, path: bytes, flags: int = os.O_RDONLY, mode: int = 0o
 
     Raises OSError, also (ELOOP) where any component is a symlink or the file is something else than a regular one.
     """
-    above, name = open_above(folder, path)
-    try:
-        # O_NONBLOCK: opening a fifo that somebody put there must not wait for its other end.
-        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=above)
-    finally:
-        os.close(above)
+    # O_NONBLOCK: opening a fifo that somebody put there must not wait for its other end.
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if b"/" not in path:
+        fd = os.open(path, flags, mode, dir_fd=folder)
+    else:
+        above, name = open_above(folder, path)
+        try:
+            fd = os.open(name, flags, mode, dir_fd=above)
+        finally:
+            os.close(above)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.ELOOP, "not a regular file")

@@ -5,17 +5,19 @@ result: every file is opened component by component without following symlinks, 
 
 A listing reads no file: what changed is known by size and time. A file is read once, when it is sent, and its hash is
 of what was sent; that it is still what was listed is looked at before and after.
+
+Small files go many at a time: three frames for each were most of what a thousand jobs of a few files cost.
 """
 
 import hashlib
 import json
 import os
 
-from . import beneath, directives, fault, files, globs, journal, offers, wire
+from . import beneath, directives, fault, files, globs, journal, offers, packing, wire
 
 MYPY = False
 if MYPY:
-    from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Set, Tuple
+    from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
     from .spool import Spool
 
@@ -25,13 +27,17 @@ if MYPY:
 fault.register({
     "deliver.chunk": "a piece of a result is on its way, the rest of it is not",
     "deliver.file": "a result is sent whole, its hash is not",
+    "deliver.bundle": "small results are named with their hashes, none of their content is on its way",
 })
 
 MAX_FILE = 100 * 10 ** 6  # default size of a result that comes home unasked, bytes
 MAX_LISTED = 40000  # files in one listing
 _MAX_LIST = 12 << 20  # bytes of them in its message, which must stay below wire.MAX_MESSAGE
+SMALL = 64 << 10  # bytes; larger files go one by one, and are continued after a cut
+_MOST = 1000  # files in one bundle: most may be empty
 _NO_LIMIT = 1 << 62
 _PIECE = 1 << 20  # journal text in one log message
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # json.dumps makes a new one each time
 _ENDINGS = ("ended", "repaired", "lost", "cancelled", "rejected")
 
 
@@ -40,7 +46,7 @@ def log_pieces(log: str, cursor: int) -> "Iterator[Tuple[int, int, bytes, List[K
     start, lines, size, ended = cursor, [], 0, []  # type: int, List[bytes], int, List[Key]
     offset = cursor
     for offset, record in journal.records(log, cursor):
-        line = json.dumps(record, separators=(",", ":")).encode("ascii")
+        line = _ENCODER.encode(record).encode("ascii")
         lines.append(line)
         size += len(line) + 1
         if record.get("ev") in _ENDINGS and isinstance(record.get("job"), str):
@@ -253,6 +259,47 @@ class Sender:
     def __init__(self, send: "Callable[[bytes], None]", working: "Callable[[], ContextManager[None]]") -> None:
         self.send, self.working = send, working
         self._folder, self._fd = "", -1
+        self._bundle = _Bundle()
+
+    def files(self, wanted: "Iterable[Tuple[Listing, int, int]]") -> None:
+        """Send (listing, index, bytes the client has) each: small ones in bundles, others by themselves."""
+        for found, index, have in wanted:
+            size = found.files[index][1]
+            if size > SMALL:
+                self._flush()
+                self.file(found, index, have)
+                continue
+            if not self._bundle.takes(size):
+                self._flush()
+            self._gather(found, index, have)
+        self._flush()
+
+    def _gather(self, found: Listing, index: int, have: int) -> None:
+        """Put a small file into the bundle; what is wrong with one is known before anything of it is sent."""
+        try:
+            fd = self._open(found, index)
+            try:
+                content, why = _whole(fd, found.files[index])
+            finally:
+                os.close(fd)
+        except OSError as error:
+            content, why = b"", error.strerror or str(error)
+        if why:
+            self._gone(found, index, why)
+        else:
+            self._bundle.add(found.key, index, content, have)
+
+    def _flush(self) -> None:
+        """Send the bundle, and begin another."""
+        bundle, self._bundle = self._bundle, _Bundle()
+        if bundle.count:
+            self.send(wire.message("bundle", jobs=bundle.jobs()))
+            fault.point("deliver.bundle")
+            for content in bundle.contents():
+                self.send(wire.frame(wire.DATA, content))
+
+    def _gone(self, found: Listing, index: int, why: str) -> None:
+        self.send(wire.message("gone", job=found.key[0], attempt=found.key[1], index=index, why=why))
 
     def file(self, found: Listing, index: int, have: int) -> None:
         """Send file, data from `have` on (or from 0), and the sha of the whole; or gone.
@@ -265,12 +312,12 @@ class Sender:
         try:
             fd = self._open(found, index)
         except OSError as error:
-            self.send(wire.message("gone", why=error.strerror or str(error), **place))
+            self._gone(found, index, error.strerror or str(error))
             return
         try:
             before = os.fstat(fd)
             if (before.st_size, _time(before)) != (size, listed):
-                self.send(wire.message("gone", why="it changed since it was listed", **place))
+                self._gone(found, index, _OTHER)
                 return
             start = have if have == size or (have < size and have % wire.CHUNK == 0) else 0
             self.send(wire.message("file", size=size, **dict(place, **{"from": start})))
@@ -312,7 +359,55 @@ class Sender:
         self._folder, self._fd = "", -1
 
 
+class _Bundle:
+    """Small files on their way together, at most a chunk. What looks as if it can't be packed stands behind the rest,
+    in a frame of its own: packing is tried, and paid for, where it may help."""
+
+    def __init__(self) -> None:
+        self.count = self._size = 0
+        self._named = [], []  # type: Tuple[List[Any], List[Any]]
+        self._parts = [], []  # type: Tuple[List[bytes], List[bytes]]
+
+    def takes(self, size: int) -> bool:
+        """Whether there is room for a file of `size` bytes more."""
+        return self.count < _MOST and self._size + size <= wire.CHUNK
+
+    def add(self, key: "Key", index: int, content: bytes, have: int) -> None:
+        """One file; of one that the client has, only the hash goes."""
+        item = [index, 0, hashlib.sha256(content).hexdigest()]
+        if content and have == len(content):
+            item[1], content = have, b""
+        dense = packing.looks_random(content)
+        if not self._named[dense] or self._named[dense][-1][:2] != list(key):
+            self._named[dense].append([key[0], key[1], []])
+        self._named[dense][-1][2].append(item)
+        self._parts[dense].append(content)
+        self._size += len(content)
+        self.count += 1
+
+    def jobs(self) -> "List[Any]":
+        """[job, attempt, [[index, from, sha256]]] in the order of the contents."""
+        return self._named[0] + self._named[1]
+
+    def contents(self) -> "List[bytes]":
+        """The data of one or two frames, none for nothing."""
+        return [content for content in map(b"".join, self._parts) if content]
+
+
 _CHANGED = "it changed while it was read"
+_OTHER = "it changed since it was listed"
+
+
+def _whole(fd: int, row: "Row") -> "Tuple[bytes, str]":
+    """(content of a small file, what is wrong with it or ""). Raises OSError."""
+    before, size = os.fstat(fd), row[1]
+    if (before.st_size, _time(before)) != (size, row[3]):
+        return b"", _OTHER
+    content = os.pread(fd, size, 0)
+    if len(content) < size:  # file systems in trouble give less than there is
+        content += os.pread(fd, size - len(content), len(content))
+    right = len(content) == size and _state(os.fstat(fd)) == _state(before)
+    return content, "" if right else _CHANGED
 
 
 def _state(status: "os.stat_result") -> "Tuple[int, int, int]":

@@ -6,10 +6,12 @@
                while there is more: 1 (without hello and op), 2 and 3 again, with the next slice of jobs
     4 agent   [welcome] acked/refuse, op_done, pump, status, log + data, a slice of results..., end {more}
     5 client  want..., end
-    6 agent   file + data + sha, or gone...; the next slice of results..., end {more}
+    6 agent   the next slice of results...; bundle + data, file + data + sha, or gone...; end {more}
       agent   bye
 
-5 and 6 come again after each turn of the agent's that had results or files in it, or said that there are more.
+5 and 6 come again after each turn of the agent's that had results or files in it, or said that there are more. The
+next slice is listed while the client thinks about this one, and sent before this one's files: it can choose while they
+come, and ask as soon as they are there.
 
 The lock is never held while the pipe is read or written. Whatever breaks, jobs that were committed are published;
 operations are applied only after the last turn 3's end. The pump finishes even if the client is gone.
@@ -36,11 +38,12 @@ fault.register({
     "serve.operation": "an operation asked for, not yet confirmed",
     "serve.pumped": "the pump has run, nothing of turn 4 sent",
     "serve.wanted": "a turn 5 read to its end",
-    "serve.delivered": "what turn 5 asked for is sent, no listing after it",
+    "serve.delivered": "what turn 5 asked for is sent, the turn is not ended",
 })
 
 MAX_OPS, MAX_WANTED = 100000, 100000
-SLICE_JOBS, SLICE_FILES = 500, 5000  # of listings in one turn: memory must not grow with the number of ended jobs
+SLICE_JOBS, SLICE_FILES = 1000, 5000  # of listings in one turn: memory must not grow with the number of ended jobs
+FIRST_JOBS = 200  # in the first: until it is listed, read and answered, nothing moves
 ACKED = 1000  # jobs acknowledged in one message
 PUMP_BUDGET = 120.0
 PATIENCE = 10.0  # seconds a query may take while the client waits for journal and results
@@ -130,7 +133,9 @@ class Session:
             self._take_in(receiver)
         listed = self._turn_4(receiver)
         while listed is not None:
-            listed = self._turn_6(self._turn_5(listed))
+            ahead = self._listings(SLICE_JOBS)
+            said = [found.message() for found in ahead]
+            listed = self._turn_6(self._turn_5(listed), ahead, said)
         self.pipe.say("bye", status="ok")
         self.pipe.flush()
 
@@ -251,7 +256,11 @@ class Session:
         self.pipe.say("status", **self._status(report))
         self._send_log()
         self._due = self._ended_jobs() if self.hello["want_results"] else []
-        return self._list(False)
+        listed = self._listings(FIRST_JOBS)
+        for found in listed:
+            self.pipe.send(found.message())
+        self.pipe.say("end", more=bool(self._due))
+        return listed if listed or self._due else None
 
     def _configure(self) -> str:
         config = self.hello.get("config")
@@ -317,21 +326,20 @@ class Session:
         due = dict.fromkeys(key for key in asked + self.ended if offers.JOB.match(key[0]))
         return list(due)[::-1]
 
-    def _list(self, said: bool) -> "Optional[List[deliver.Listing]]":
-        """End a turn with the next slice of listings; returns them, None where the turn said nothing."""
+    def _listings(self, most: int) -> "List[deliver.Listing]":
+        """The next slice: at most so many jobs."""
         listed: "List[deliver.Listing]" = []
         amount = 0
+        if not self._due:
+            return listed
         with self.pipe.working():
-            while self._due and len(listed) < SLICE_JOBS and amount < SLICE_FILES:
+            while self._due and len(listed) < most and amount < SLICE_FILES:
                 key = self._due.pop()
                 found = deliver.listing(self.spool, key, self.hello["ledger"], self._fetch.get(key))
                 if found:
                     listed.append(found)
                     amount += len(found.files)
-        for found in listed:
-            self.pipe.send(found.message())
-        self.pipe.say("end", more=bool(self._due))
-        return listed if listed or said or self._due else None
+        return listed
 
     def _turn_5(self, listed: "List[deliver.Listing]") -> "List[Tuple[deliver.Listing, int, int]]":
         """What the client wants of a slice; jobs that it wants listed again are listed next."""
@@ -354,15 +362,24 @@ class Session:
         fault.point("serve.wanted")
         return wanted
 
-    def _turn_6(self, wanted: "List[Tuple[deliver.Listing, int, int]]") -> "Optional[List[deliver.Listing]]":
+    def _turn_6(
+        self, wanted: "List[Tuple[deliver.Listing, int, int]]", ahead: "List[deliver.Listing]", said: "List[bytes]"
+    ) -> "Optional[List[deliver.Listing]]":
+        """The next slice of listings, `ahead` in the frames `said`, and the files asked for; returns that slice, None
+        where the turn said nothing."""
+        if not ahead:  # some jobs may have been asked for again
+            ahead = self._listings(SLICE_JOBS)
+            said = [found.message() for found in ahead]
+        for frame in said:
+            self.pipe.send(frame)
         sender = deliver.Sender(self.pipe.send, self.pipe.working)
         try:
-            for found, index, have in wanted:
-                sender.file(found, index, have)
+            sender.files(wanted)
         finally:
             sender.close()
         fault.point("serve.delivered")
-        return self._list(bool(wanted))
+        self.pipe.say("end", more=bool(self._due))
+        return ahead if ahead or wanted or self._due else None
 
 
 def _wanted(found: "Optional[deliver.Listing]", files: "List[Any]") -> "List[Tuple[deliver.Listing, int, int]]":

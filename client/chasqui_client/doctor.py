@@ -232,9 +232,8 @@ class _Trial(Handler):
     def refused(self, key: Key, why: str) -> None:
         raise errors.AgentRefused("the tiny job was not taken: " + why, remote=self.remote.name)
 
-    def choose(self, listings: list[Listing], more: bool) -> tuple[()]:
+    def listed(self, listings: list[Listing]) -> None:
         for listing in listings:
             if listing.job == self.job:
                 self.ended = True
                 self.worked = any(file.path == b"doctor.txt" for file in listing.files)
-        return ()

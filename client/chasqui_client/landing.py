@@ -10,7 +10,9 @@ computer can leave files under their names whose content never reached the disk,
 the next sync finds them by size and time and asks for their hashes before it believes them. A process that is killed
 loses nothing: what it wrote is the kernel's.
 
-A file of at most one chunk is written as results/.chasqui.part, one at a time. The part of a larger one is in
+A file of at most one chunk is kept in memory until its hash is known to be right, then written as
+results/.chasqui.part, one at a time, and renamed: a folder for parts in each of a thousand results folders would cost
+more than all else. The part of a larger one is in
 results/.chasqui/, stays there after a cut, and is continued from its last whole chunk. Its name comes from path, size
 and time of the file there, so what has changed meanwhile is never continued; parts that no longer belong to a listed
 file are removed when their job is next listed.
@@ -26,7 +28,7 @@ from typing import Any
 
 from chasqui_agent import fault, wire
 
-from .messages import Listed
+from .messages import Arrived, Listed
 
 fault.register(
     {
@@ -231,6 +233,45 @@ class Landing:
             return _Large(self, folder, file, start)
         return Arriving(self, folder, file)
 
+    def whole(self, folder: Folder, arrived: Arrived) -> bool:
+        """A small file that came at once: whether it is what it should be; then it is under its name. Raises OSError
+        where it can't be written, or what seemed to be here can't be read."""
+        file, start, content, sha256 = arrived
+        if start:
+            return _Here(self, folder, file).finish(sha256)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            return False
+        self.put(folder, file, content)
+        return True
+
+    def put(self, folder: Folder, file: Listed, content: bytes) -> None:
+        """`content`, known to be right, under the file's name. Raises OSError: then nothing of it stays."""
+        part = create(SMALL, folder.fd, file, os.O_CREAT | os.O_TRUNC)
+        try:
+            wire.write_all(part, content)
+            settle(part, file)
+        except BaseException:
+            remove(SMALL, folder.fd)
+            raise
+        finally:
+            os.close(part)
+        self.name(folder, file, SMALL, folder.fd)
+
+    def name(self, folder: Folder, file: Listed, part: bytes, above: int) -> None:
+        """Give the part in the folder `above` its name. Raises OSError: then it is gone."""
+        fault.point("landing.rename.before")
+        try:
+            if b"/" not in file.path:
+                os.rename(part, file.path, src_dir_fd=above, dst_dir_fd=folder.fd)
+            else:
+                with folder.place(file.path, make=True) as (below, name):
+                    os.rename(part, name, src_dir_fd=above, dst_dir_fd=below)
+        except OSError:
+            remove(part, above)
+            raise
+        fault.point("landing.rename.after")
+        self.landed(folder, file)
+
     def landed(self, folder: Folder, file: Listed) -> None:
         """A file has its name."""
         if not folder.used:
@@ -292,12 +333,26 @@ def _syncfs() -> Any:
 # -- one file ----------------------------------------------------------------------------------------------------------
 
 
-class Arriving:
-    """A file of at most one chunk: kept in memory until its hash is known to be right.
+def create(part: bytes, above: int, file: Listed, flags: int) -> int:
+    """A descriptor of a part in the folder `above`. Raises OSError."""
+    # The user's umask decides who may read it; of the cluster's mode only "executable" counts.
+    mode = 0o777 if file.mode & 0o100 else 0o666
+    return os.open(part, flags | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=above)
 
-    Its part stands beside its final place: a folder for parts in each of a thousand results folders costs more than all
-    else.
-    """
+
+def settle(part: int, file: Listed) -> None:
+    """Give a part the time of the file there."""
+    os.utime(part, ns=(file.mtime_ns, file.mtime_ns))
+
+
+def remove(part: bytes, above: int) -> None:
+    """Remove a part, if that can be done."""
+    with suppress(OSError):
+        os.unlink(part, dir_fd=above)
+
+
+class Arriving:
+    """A file of at most one chunk: kept in memory until its hash is known to be right."""
 
     def __init__(self, landing: Landing, folder: Folder, file: Listed) -> None:
         self.landing, self.folder, self.file = landing, folder, file
@@ -311,50 +366,16 @@ class Arriving:
 
     def finish(self, sha256: str) -> bool:
         """All has come: whether it is what it should be; then it is under its name. Raises OSError."""
-        if self.digest.hexdigest() != sha256:
-            return False
-        part = self._create(SMALL, self.folder.fd, os.O_CREAT | os.O_TRUNC)
-        try:
-            wire.write_all(part, self.content)
-            self._settle(part)
-        except BaseException:
-            self._remove(SMALL, self.folder.fd)
-            raise
-        finally:
-            os.close(part)
-        self._rename(SMALL, self.folder.fd)
-        return True
+        right = self.digest.hexdigest() == sha256
+        if right:
+            self.landing.put(self.folder, self.file, self.content)
+        return right
 
     def drop(self) -> None:
         """It can't be finished: nothing of it stays."""
 
     def leave(self) -> None:
         """The session is over: what came of it stays for the next one."""
-
-    def _create(self, part: bytes, above: int, flags: int) -> int:
-        # The user's umask decides who may read it; of the cluster's mode only "executable" counts.
-        mode = 0o777 if self.file.mode & 0o100 else 0o666
-        flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(part, flags, mode, dir_fd=above)
-
-    def _settle(self, part: int) -> None:
-        os.utime(part, ns=(self.file.mtime_ns, self.file.mtime_ns))
-
-    def _rename(self, part: bytes, above: int) -> None:
-        try:
-            with self.folder.place(self.file.path, make=True) as (folder, name):
-                fault.point("landing.rename.before")
-                os.rename(part, name, src_dir_fd=above, dst_dir_fd=folder)
-                fault.point("landing.rename.after")
-        except OSError:
-            self._remove(part, above)
-            raise
-        self.landing.landed(self.folder, self.file)
-
-    @staticmethod
-    def _remove(part: bytes, above: int) -> None:
-        with suppress(OSError):
-            os.unlink(part, dir_fd=above)
 
 
 class _Large(Arriving):
@@ -363,7 +384,7 @@ class _Large(Arriving):
     def __init__(self, landing: Landing, folder: Folder, file: Listed, start: int) -> None:
         super().__init__(landing, folder, file)
         self.place = _part_name(file), folder.parts()
-        self.part = self._create(*self.place, 0 if start else os.O_CREAT)
+        self.part = create(*self.place, file, 0 if start else os.O_CREAT)
         try:
             self._continue(start)
         except BaseException:
@@ -390,15 +411,15 @@ class _Large(Arriving):
             self.drop()
             return False
         try:
-            self._settle(self.part)
+            settle(self.part, self.file)
         finally:
             os.close(self.part)
-        self._rename(*self.place)
+        self.landing.name(self.folder, self.file, *self.place)
         return True
 
     def drop(self) -> None:
         self.leave()
-        self._remove(*self.place)
+        remove(*self.place)
 
     def leave(self) -> None:
         os.close(self.part)

@@ -6,12 +6,10 @@ no-op sync asks (jobs to upload, results wanted, operations not sent) is answere
 The default rollback journal, not WAL: home folders are on NFS, where WAL's shared memory does not work.
 """
 
-import hashlib
 import json
 import os
 import sqlite3
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -312,57 +310,22 @@ class Ledger:
                             [(job, attempt, at, new.lower(), old, new, why) for job, attempt in pairs])
 
     def apply_record(self, remote: str, record: Record) -> str:
-        """Apply one journal record, once however often it comes; returns the job's new state, "" where it did not move.
+        """`apply_records` of one."""
+        return self.apply_records(remote, [record])[0]
+
+    def apply_records(self, remote: str, records: Sequence[Record]) -> list[str]:
+        """Apply journal records in their order, each once however often it comes; of each the job's new state, "" where
+        it did not move. All of them or none.
 
         Records of jobs that are not ours, or that say nothing of a job, are passed over. Records of an older attempt
         are kept as events and never touch the job's state.
         """
-        job = self.job(str(record.get("job", "")))
-        attempt, event = record.get("attempt"), record.get("ev")
-        if job is None or job.remote != remote or not isinstance(event, str) or not isinstance(attempt, int):
-            return ""
-        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode("ascii")).hexdigest()[:20]
-        if attempt > job.attempt or self.rows("SELECT 1 FROM events WHERE job = ? AND record = ?", job.id, digest):
-            return ""
+        from .history import Piece
         with self.transaction():
-            return self._apply(job, attempt, event, record, digest)
-
-    def _apply(self, job: Job, attempt: int, event: str, record: Record, digest: str) -> str:
-        at, why = _text(record, "t") or now(), _text(record, "why") or _text(record, "text")
-        if attempt < job.attempt:
-            self._event(job.id, attempt, at, event, "", "", why, digest)
-            return ""
-        if attempt > job.acked:
-            # An acknowledgement that was lost on the way: the journal proves that the cluster has it.
-            self.db.execute("UPDATE jobs SET acked = ?, offered = ? WHERE id = ?", (attempt, attempt, job.id))
-        new = states.state_after(event, _text(record, "state"), job.state, bool(job.pbs))
-        if not job.ended or new != job.state:
-            self._record_facts(job, attempt, event, record, at, why)
-        if new == job.state:
-            self._event(job.id, attempt, at, event, "", "", why, digest)
-            return ""
-        self.move(job.id, new, why, at=at, event=event, record=digest)
-        if job.results_state not in (states.NONE, states.PARTIAL) and new in states.ENDED:
-            self.set_results_state(job.id, states.NONE)  # LOST was repaired: there may be more to bring home
-        return new
-
-    def _record_facts(self, job: Job, attempt: int, event: str, record: Record, at: str, why: str) -> None:
-        facts: dict[str, Any] = {"why": why}
-        if event in ("submitted", "adopted"):
-            facts["pbs"] = _text(record, "pbs")
-        elif event == "closed":
-            facts["pbs"] = ""
-        elif event in ("ended", "repaired", "cancelled"):
-            facts.update(exit=_number(record, "exit"), signal=_number(record, "signal"))
-        sets = ", ".join("%s = ?" % key for key in facts)
-        self.db.execute("UPDATE jobs SET %s WHERE id = ?" % sets, (*facts.values(), job.id))
-        if event == "started":
-            facts["started"] = _when(record) or at
-        elif event in ("ended", "repaired", "lost", "cancelled", "rejected"):
-            facts["ended"] = _when(record) or at
-        sets = ", ".join("%s = ?" % key for key in facts)
-        self.db.execute("UPDATE attempts SET %s WHERE job = ? AND attempt = ?" % sets,
-                        (*facts.values(), job.id, attempt))
+            piece = Piece(self, remote, records)
+            moved = [piece.apply(record) for record in records]
+            piece.write()
+        return moved
 
     # -- operations ----------------------------------------------------------------------------------------------------
 
@@ -412,8 +375,11 @@ class Ledger:
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def set_results_state(self, job: str, new: str) -> None:
-        """Move a job's results to `new` (no-op where they are there). Raises ForbiddenMove."""
+    def set_results_state(self, job: str, new: str, found: Iterable[ResultFile] | None = None) -> None:
+        """Move a job's results to `new` (no-op where they are there). Raises ForbiddenMove.
+
+        found: what `record_results` was told of the newest attempt, if that is known.
+        """
         with self.transaction():
             row = self.db.execute("SELECT results_state, attempt FROM jobs WHERE id = ?", (job,)).fetchone()
             old = row["results_state"]
@@ -425,7 +391,7 @@ class Ledger:
             self._event(job, row["attempt"], "", "results", "results " + old, "results " + new, "", "")
             if new == states.VERIFIED and old in (states.NONE, states.PARTIAL):
                 from .cleanup import book
-                proof = book.proof_of(self.run, self.result_files(job, row["attempt"]))
+                proof = book.proof_of(self.run, self.result_files(job, row["attempt"]) if found is None else found)
                 book.proved(self, job, row["attempt"], "sync", proof)
 
     def record_results(self, job: str, attempt: int, found: Iterable[ResultFile]) -> None:
@@ -465,26 +431,9 @@ _RESULT = "path, size, mode, mtime_ns, sha256, kind, state, why"
 
 def _job(row: sqlite3.Row) -> Job:
     values = {column: row[column] for column in Job.__annotations__}
-    return Job(**{**values, "options": json.loads(row["options"]), "missing": tuple(json.loads(row["missing"]))})
-
-
-def _text(record: Record, key: str) -> str:
-    value = record.get(key)
-    return value[:2000] if isinstance(value, str) else ""
-
-
-def _when(record: Record) -> str:
-    """When a job started or ended by its node's clock, seconds since 1970 in the record."""
-    when = record.get("when")
-    if isinstance(when, (int, float)) and 0 < when < 1 << 33:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
-    return ""
-
-
-def _number(record: Record, key: str) -> int | None:
-    value = record.get(key)
-    # SQLite holds 64 bits; a number beyond comes from no scheduler.
-    return value if isinstance(value, int) and abs(value) < 1 << 62 else None
+    values["options"] = json.loads(row["options"]) if row["options"] != "{}" else {}
+    values["missing"] = tuple(json.loads(row["missing"])) if row["missing"] != "[]" else ()
+    return Job(*values.values())
 
 
 def _disk_full(path: Path) -> bool:

@@ -94,6 +94,9 @@ class Listing:
         return self.job, self.attempt
 
 
+Arrived = tuple[Listed, int, bytes, str]  # a small file, from where on its content came, that, the hash of the whole
+
+
 class Target(Protocol):
     """Where one result file goes. `why`: what the agent found wrong with it while it read, else ""."""
 
@@ -121,19 +124,26 @@ class Handler:
     def waiting(self) -> None: ...
     def finished(self) -> None: ...
 
-    def choose(self, listings: list[Listing], more: bool) -> Iterable[tuple[Key, list[tuple[int, int]]]]:
-        """What to fetch of a slice of listings, in order: (job's key, [(index, bytes of it that are here)]).
+    def listed(self, listings: list[Listing]) -> None:
+        """A slice of listings, which files of the one before it may follow: `choose` asks about it later."""
+
+    def choose(self, more: bool) -> Iterable[tuple[Key, list[tuple[int, int]]]]:
+        """What to fetch of the last slice, in order: (job's key, [(index, bytes of it that are here)]). All that was
+        chosen of the one before it has come, or has been said to be gone.
 
         An empty list asks for a fresh listing of that job. more: other slices follow this one.
         """
         return ()
+
+    def whole(self, key: Key, files: "list[Arrived]") -> None:
+        """Small files of a job that were chosen have come; nobody has looked at their hashes yet."""
 
     def target(self, key: Key, file: Listed, start: int) -> Target:
         """Where a file that was chosen goes, from byte `start` on."""
         raise NotImplementedError
 
     def delivered(self) -> None:
-        """All that was chosen of the last slice has come, or has been said to be gone."""
+        """What has come of the slice before the last may be recorded: the next one's files are on their way."""
 
     def open(self, offer: JobOffer, file: "InputFile") -> BinaryIO:
         """The content of an input. Raises OSError or Changed."""

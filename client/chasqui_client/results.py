@@ -1,8 +1,8 @@
 """Results on this computer: which files of a slice of listings are wanted, and what the ledger learns of them.
 
-Nothing is written to the ledger while a slice is on its way: when it has come, one durability pass (`landing`) and then
-one transaction record it. A session that is cut records what has come; a client that is killed records nothing, and
-the next session asks for the hashes of what it finds.
+Jobs are recorded many at a time, when all that was chosen of them has come or won't: one durability pass (`landing`),
+then one transaction. A session that is cut records what has come; a client that is killed does not record the last of
+it, and the next session asks for the hashes of what it finds.
 """
 
 import errno
@@ -14,10 +14,11 @@ from chasqui_agent import wire
 from . import errors, states
 from .config import Home, Remote
 from .exchange import SyncReport
-from .landing import PARTS, SMALL, Arriving, Landing
+from .landing import PARTS, SMALL, Arriving, Folder, Landing
 from .ledger import Job, Ledger, ResultFile
-from .messages import Key, Listed, Listing, Target
+from .messages import Arrived, Key, Listed, Listing, Target
 
+BATCH = 300  # jobs; when as many have come they are recorded, while more come
 BIG = 4 << 20  # bytes; files beyond come when the small results of all jobs are here
 _AGAIN = 500  # jobs asked to be listed again in one turn: the agent lists no more in one
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -33,6 +34,7 @@ class _Offered:
         # What is here stays known, also when it is no longer listed: a fetch got it, or it was removed there.
         self.rows = {file.path: file for file in known if listing.fetched or file.state == "HERE"}
         self.wanted: dict[int, int] = {}  # index -> bytes that need not come
+        self.pending = 0  # files that were asked for and have not come
         self.told = False  # that its results can't be written here
         self.failed: dict[bytes, str] = {}  # path -> why; it may come right when it is listed again
 
@@ -65,7 +67,9 @@ class Receiver:
         self.ledger, self.remote, self.report = ledger, remote, report
         self.expected = 0  # bytes asked for so far
         self._landing = Landing()
-        self._slice: dict[Key, _Offered] = {}
+        self._next: dict[Key, _Offered] = {}  # the slice that was listed last
+        self._slice: dict[Key, _Offered] = {}  # the one whose files come
+        self._here: list[_Offered] = []  # those of which all has come, not recorded yet
         self._later: list[Key] = []  # jobs with big files, to be listed again
         self._again: dict[Key, bool] = {}  # jobs with files that did not come right: whether they were listed again
         self._target: _Target | None = None
@@ -74,17 +78,25 @@ class Receiver:
         """Record what has come, however the session ended."""
         if self._target:
             self._target.leave()
+        self._put_by()
         self.delivered()
 
     # -- choosing --------------------------------------------------------------------------------------------------
 
-    def choose(self, listings: list[Listing], more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
+    def listed(self, listings: list[Listing]) -> None:
+        """Find out what is wanted of a slice."""
+        self._next = {offered.listing.key: offered for offered in self._offered(listings)}
+
+    def choose(self, more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
         """What to fetch of a slice: small files of all its jobs, then big ones, the smallest first.
 
         Big ones wait until there are no more slices: their jobs are then listed again, as are, once, those with files
         that changed on their way.
         """
-        self._slice = {offered.listing.key: offered for offered in self._offered(listings)}
+        self._put_by()
+        self._slice, self._next = self._next, {}
+        for offered in self._slice.values():
+            offered.pending = len(offered.wanted)
         big: list[tuple[int, Key, int, int]] = []
         for key, offered in self._slice.items():
             sizes = {index: offered.listing.files[index].size for index in offered.wanted}
@@ -94,6 +106,8 @@ class Receiver:
             if small:
                 yield key, small
         if more:
+            for _, key, _, _ in big:
+                self._slice[key].pending -= 1
             self._later += dict.fromkeys(key for _, key, _, _ in big)
             return
         for size, key, index, have in sorted(big):
@@ -205,20 +219,57 @@ class Receiver:
         try:
             self._target.arriving = self._landing.begin(self._target.results, file, start)
         except OSError as error:
-            if not self._slice[key].told:
-                self._complain(self._slice[key].job, error)
-            self._slice[key].told = True
+            self._unwelcome(self._slice[key], error)
         return self._target
+
+    def whole(self, key: Key, files: list[Arrived]) -> None:
+        """Small files of a job have come. Raises DiskFullHere."""
+        offered = self._slice[key]
+        try:
+            folder = self._landing.folder(offered.job.results_path)
+        except OSError as error:
+            self._unwelcome(offered, error)
+        else:
+            self._whole(offered, folder, files)
+        offered.pending -= len(files)
+        if not offered.pending and not offered.failed:
+            self._here.append(self._slice.pop(key))
+            if len(self._here) >= BATCH:
+                self.delivered()
+
+    def _whole(self, offered: _Offered, folder: Folder, files: list[Arrived]) -> None:
+        for arrived in files:
+            try:
+                right = self._landing.whole(folder, arrived)
+            except OSError as error:
+                self.refused(offered, arrived[0], error)
+            else:
+                self.compared(offered, arrived[0], arrived[3], right)
+
+    def _unwelcome(self, offered: _Offered, error: OSError) -> None:
+        if not offered.told:
+            self._complain(offered.job, error)
+        offered.told = True
 
     def gone(self, key: Key, file: Listed, why: str) -> None:
         """A file that was listed can't be sent."""
         self._slice[key].failed[file.path] = why or "it is gone"
 
-    def arrived(self, offered: _Offered, file: Listed, sha256: str) -> None:
-        """A file is whole, and under its name."""
+    def compared(self, offered: _Offered, file: Listed, sha256: str, right: bool) -> None:
+        """A file has come; where it is right, it is whole and under its name."""
+        if not right:
+            offered.failed[file.path] = "its hash is not the one it has there"
+            return
         offered.row(file, "HERE", sha256)
         self.report.results_files += 1
         self.report.results_bytes += file.size
+
+    def refused(self, offered: _Offered, file: Listed, error: OSError) -> None:
+        """A file can't get its name. Raises DiskFullHere."""
+        if error.errno in _FULL:
+            raise _unwritable(offered.job.results_path, error) from error
+        # A folder stands where the file should, or the results folder was swapped for a symlink meanwhile.
+        self.not_now(offered, file.path, errors.describe(error))
 
     def not_now(self, offered: _Offered, path: bytes, why: str) -> None:
         """A file did not come right, and will not in this session."""
@@ -227,22 +278,28 @@ class Receiver:
 
     # -- recording -------------------------------------------------------------------------------------------------
 
-    def delivered(self) -> None:
-        """Make durable what has come of the slice, then record it. Raises DiskFullHere, HomeUnusable, LedgerBusy."""
-        finished, self._target = self._slice, None
-        try:
-            self._landing.durable()
-        except OSError as error:
-            raise _unwritable(next(iter(finished.values())).job.results_path, error) from error
-        self._slice = {}
-        self._record([offered for offered in finished.values() if self._is_news(offered)])
+    def _put_by(self) -> None:
+        """All of the slice has come, or won't: what did not come right is asked for once more, or told."""
+        finished, self._slice, self._target = self._slice, {}, None
+        self._here += finished.values()
         for key, offered in finished.items():
-            self._incomplete(offered)
             if offered.failed and key not in self._again and len(self._again) < _NAMED:
                 self._again[key] = False
             elif offered.failed:
                 for path, why in offered.failed.items():
                     self.not_now(offered, path, why)
+
+    def delivered(self) -> None:
+        """Make durable what has come, then record it. Raises DiskFullHere, HomeUnusable, LedgerBusy."""
+        finished = self._here
+        try:
+            self._landing.durable()
+        except OSError as error:
+            raise _unwritable(finished[0].job.results_path, error) from error
+        self._here = []
+        self._record([offered for offered in finished if self._is_news(offered)])
+        for offered in finished:
+            self._incomplete(offered)
 
     @staticmethod
     def _is_news(offered: _Offered) -> bool:
@@ -265,7 +322,7 @@ class Receiver:
                     self.ledger.set_missing(job.id, offered.missing)
                 state = _state_after(offered, job)
                 self.report.results_jobs += state == states.VERIFIED != job.results_state
-                self.ledger.set_results_state(job.id, state)
+                self.ledger.set_results_state(job.id, state, offered.rows.values())
 
     def _incomplete(self, offered: _Offered) -> None:
         if offered.missing and not offered.listing.fetched and len(self.report.incomplete) < _NAMED:
@@ -320,15 +377,9 @@ class _Target:
         try:
             right = arriving.finish(sha256)
         except OSError as error:
-            if error.errno in _FULL:
-                raise _unwritable(self.results, error) from error
-            # A folder stands where the file should, or the results folder was swapped for a symlink meanwhile.
-            self.receiver.not_now(self.offered, self.file.path, errors.describe(error))
-            return
-        if right:
-            self.receiver.arrived(self.offered, self.file, sha256)
+            self.receiver.refused(self.offered, self.file, error)
         else:
-            self.offered.failed[self.file.path] = "its hash is not the one it has there"
+            self.receiver.compared(self.offered, self.file, sha256, right)
 
     def _give_up(self, error: OSError) -> None:
         arriving, self.arriving = self.arriving, None

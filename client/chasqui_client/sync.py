@@ -20,7 +20,7 @@ from .exchange import SyncOptions, SyncReport
 from .fields import replace
 from .holder import sync_lock, sync_lock_path
 from .ledger import InputFile, Job, Ledger, now
-from .messages import Changed, Handler, JobOffer, Key, Listed, Listing, Offer, Target
+from .messages import Arrived, Changed, Handler, JobOffer, Key, Listed, Listing, Offer, Target
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_JOBS = 20_000  # offered in one session; more go with the next
 READ = 100  # jobs read from the ledger at once
+_STEP = 1000  # journal records that are applied between two bundles of results
 MAX_RESULTS = 100_000  # jobs whose results are asked for in one session; the agent takes no more
 _COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
             states.REJECTED: "rejected", states.CANCELLED: "cancelled"}
@@ -146,6 +147,10 @@ class Exchange(Handler):
         self.report_of_agent: dict[str, Any] = {}
         self._offered: dict[Key, tuple[str, int, int]] = {}  # name, files, bytes
         self._hashes: inputs.Hashes = {}
+        self._piece: list[dict[str, Any]] = []  # of the journal, not applied yet
+        self._cursor = -1  # behind it
+        self._listed: list[Listing] | None = None  # a slice that nobody has looked at
+        self._arrived = 0  # bytes of results since we last did something else
         self._offering = 0, 0, False  # bytes of all contents, of the slice's (each once), whether more slices follow
         self._lacking, self._expected = 0, -1  # bytes that were asked for, and that are going to be
 
@@ -355,13 +360,27 @@ class Exchange(Handler):
             self.report.outlook = outlook.words(report)
 
     def records(self, found: list[dict[str, Any]], cursor: int) -> None:
-        """A piece of the journal and the cursor behind it, in one transaction."""
+        """A piece of the journal. The last one waits: results that it announces may be asked for first."""
+        self._settle()
+        self._piece, self._cursor = found, cursor
+
+    def _settle(self, most: int = 1 << 30) -> None:
+        """Apply so many records of the piece at hand; in one transaction with the last ones the cursor moves on."""
+        if self._cursor < 0:
+            return
+        some, self._piece = self._piece[:most], self._piece[most:]
         with self.ledger.transaction():
-            for record in found:
-                counter = _COUNTED.get(self.ledger.apply_record(self.remote.name, record))
-                if counter:
-                    setattr(self.report, counter, getattr(self.report, counter) + 1)
-            self.ledger.set_remote(self.remote.name, cursor=cursor)
+            self._apply(some)
+            if not self._piece:
+                self.ledger.set_remote(self.remote.name, cursor=self._cursor)
+        if not self._piece:
+            self._cursor = -1
+
+    def _apply(self, found: list[dict[str, Any]]) -> None:
+        for state in self.ledger.apply_records(self.remote.name, found):
+            counter = _COUNTED.get(state)
+            if counter:
+                setattr(self.report, counter, getattr(self.report, counter) + 1)
 
     # -- results ---------------------------------------------------------------------------------------------------
 
@@ -374,9 +393,38 @@ class Exchange(Handler):
             self.progress.begin("results", 0)
         return self._receiver
 
-    def choose(self, listings: list[Listing], more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
-        yield from self.results.choose(listings, more)
+    def listed(self, listings: list[Listing]) -> None:
+        self._listed = listings
+
+    def _look(self) -> None:
+        """Find out what is wanted of the slice that was listed last."""
+        listings, self._listed = self._listed or [], None
+        if self._piece:
+            # What the journal says of these jobs alone, and once more with the rest: a record counts once.
+            jobs = {listing.job for listing in listings}
+            self._apply([record for record in self._piece if record.get("job") in jobs])
+        self.results.listed(listings)
+
+    def choose(self, more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
+        if self._listed is not None:
+            self._look()
+        yield from self.results.choose(more)
         self.progress.total = self.results.expected
+
+    def whole(self, key: Key, files: list[Arrived]) -> None:
+        self.progress.advance(sum(file.size - start for file, start, _, _ in files), len(files))
+        self.results.whole(key, files)
+        self._arrived += sum(file.size for file, _, _, _ in files)
+        if self._arrived >= wire.CHUNK:
+            self._arrived = 0
+            self._step()
+
+    def _step(self) -> None:
+        """Some of what is to be done while files come. Never much at once: a line whose buffers are full stands."""
+        if self._cursor >= 0:
+            self._settle(_STEP)
+        elif self._listed is not None:
+            self._look()
 
     def target(self, key: Key, file: Listed, start: int) -> Target:
         self.progress.advance(file.size - start, 1)
@@ -390,10 +438,12 @@ class Exchange(Handler):
 
     def finished(self) -> None:
         """Record that all was said, while the agent's process and ssh's are still ending."""
+        self._settle()
         self.ledger.set_remote(self.remote.name, synced=self.report.timestamp, report=self.report_of_agent)
 
     def close(self) -> None:
-        """Record the results that arrived, however the session ended."""
+        """Record the news and results that arrived, however the session ended."""
+        self._settle()
         if self._receiver:
             self._receiver.close()
 

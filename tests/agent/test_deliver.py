@@ -134,6 +134,71 @@ def test_a_listing_reads_nothing(ended, monkeypatch):
     assert sorted(opened) == [b"edited", b"touched"]
 
 
+def bundles(ended, wanted, before=None):
+    """What `files` sends of the listing: ([(index, from, sha256, content)], paths that are gone)."""
+    found, frames, arrived, gone = ended.list(), [], [], []
+    if before:
+        before()
+    sender = deliver.Sender(frames.append, lambda: open(os.devnull))
+    try:
+        sender.files([(found, index, have) for index, have in (wanted or [(n, 0) for n in range(len(found.files))])])
+    finally:
+        sender.close()
+    read = io.BytesIO(b"".join(frames)).read
+    parsed = [wire.read_frame(read) for _ in frames]
+    for at, (kind, payload) in enumerate(parsed):
+        message = wire.parse_message(payload) if kind == wire.MESSAGE else {"m": ""}
+        if message["m"] == "gone":
+            gone.append((found.files[message["index"]][0], message["why"]))
+        elif message["m"] == "bundle":
+            data = io.BytesIO(b"".join(after for kind, after in parsed[at + 1:at + 3] if kind == wire.DATA))
+            assert len(data.getvalue()) <= wire.CHUNK
+            for job, attempt, items in message["jobs"]:
+                assert (job, attempt) == ("job", 1)
+                arrived += [(index, start, sha, data.read(found.files[index][1] - start))
+                            for index, start, sha in items]
+    return arrived, gone
+
+
+def test_small_files_come_in_bundles_whole_and_with_their_hashes(ended):
+    for number in range(40):
+        ended.put("f%02d" % number, os.urandom(30000) if number % 3 else b"%d " % number * 5000)
+    ended.put("empty", b"")
+    ended.put("sub/one", b"1")
+    arrived, gone = bundles(ended, None)
+    assert not gone and sorted(item[0] for item in arrived) == list(range(42))
+    for index, start, sha, content in arrived:
+        with open(os.path.join(ended.work, ended.paths()[index]), "rb") as stream:
+            assert (stream.read(), start) == (content, 0)
+        assert sha == hashlib.sha256(content).hexdigest()
+
+
+def test_of_a_small_file_that_the_client_has_only_the_hash_goes(ended):
+    ended.put("a", b"one")
+    ended.put("b", b"three")
+    arrived, _ = bundles(ended, [(0, 3), (1, 2)])
+    assert arrived == [(0, 3, hashlib.sha256(b"one").hexdigest(), b""), (1, 0, hashlib.sha256(b"three").hexdigest(),
+                                                                         b"three")]
+
+
+@pytest.mark.parametrize("change", [shrink, grow, os.unlink, lambda place: (os.unlink(place), os.mkfifo(place))])
+def test_a_small_file_that_changed_since_it_was_listed_is_gone(ended, change):
+    place = ended.put("a", b"x" * 60000)
+    ended.put("b", b"y")
+    arrived, ((path, why),) = bundles(ended, None, lambda: change(place))
+    assert path == "a" and why
+    assert [(index, content) for index, _, _, content in arrived] == [(0, b"y")]
+
+
+@pytest.mark.parametrize("change", [shrink, grow, lambda place: os.utime(place, (5, 5))])
+def test_a_small_file_that_changes_while_it_is_read_is_gone(ended, change, monkeypatch):
+    place = ended.put("a", b"x" * 60000)
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, count, at: (real(fd, count, at), change(place))[0])
+    arrived, gone = bundles(ended, None)
+    assert (arrived, gone) == ([], [("a", "it changed while it was read")])
+
+
 # -- what is listed ----------------------------------------------------------------------------------------------------
 
 

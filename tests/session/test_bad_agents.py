@@ -105,12 +105,34 @@ EXTRA = {"missing in numbers": {"missing": [1]}, "missing for ever": {"missing":
 STARTS = {"from before": -1, "from beyond": 5, "from the middle": 2, "from words": "0", "from nowhere": None}
 FILES.update(dict.fromkeys(STARTS, [listed("good")]), **dict.fromkeys(EXTRA, [listed("good")]))
 FILES.update({"nothing comes": [listed("good")], "reasons": [listed("good")], "twice the file": [listed("good")],
+              "listed while it comes": [listed("good")],
               "a listing in between": [listed("good"), listed("better")]})
+SHA = hashlib.sha256(b"evil").hexdigest()
+GOOD = [[JOB, 1, [[0, 0, SHA]]]]
+BUNDLES = {
+    "bundle of words": ("good", b""), "bundle of lists": ([[[], {}, [[0, 0, SHA]]]], b"evil"),
+    "bundle of another job": ([["j" * 16, 1, [[0, 0, SHA]]]], b"evil"), "bundle and more": (GOOD, b"evil and more"),
+    "bundle of another file": ([[JOB, 1, [[1, 0, SHA]]]], b"evil"), "bundle cut short": (GOOD, b"evi"),
+    "bundle without a hash": ([[JOB, 1, [[0, 0, "zz"]]]], b"evil"),
+    "bundle from the middle": ([[JOB, 1, [[0, 2, SHA]]]], b"il"),
+    "bundle of nothing": ([[JOB, 1, [[0, 4, SHA]]]], b""),
+    "bundle of one twice": ([[JOB, 1, [[0, 0, SHA]] * 2]], b"evilevil"),
+    "bundle of too much": ([[JOB, 1, [[0, 0, SHA], [1, 0, SHA]]]], b"e" * 200000),
+    "bundle of other content": (GOOD, b"good"), "bundle through a symlink": (GOOD, b"evil"),
+    "bundle onto a symlink": (GOOD, b"evil"),
+}
+FILES.update(dict.fromkeys(BUNDLES, [listed("good")]))
+FILES["bundle of too much"] = [listed("a", size=200000), listed("b", size=200000)]
+FILES["bundle through a symlink"] = FILES["through a symlink"]
+FILES["bundle onto a symlink"] = FILES["onto a symlink"]
+def bundle(jobs, data):
+    say("bundle", jobs=jobs)
+    if data: send(wire.frame(wire.DATA, data))
 def results(job=JOB, files=None):
     files = FILES[MODE] if files is None else files
     say("results", job=job, attempt=1, files=files, left_out=[], **EXTRA.get(MODE, {}))
 if MODE == "too many jobs":
-    for n in range(501): results("j%%015d" %% n, [])
+    for n in range(1001): results("j%%015d" %% n, [])
 if MODE == "too many files":
     for n in range(6): results("j%%015d" %% n, [listed("f%%d" %% m) for m in range(9000)])
 if MODE == "a job twice":
@@ -132,8 +154,12 @@ said = bool(FILES.get(MODE))
 while said:
     wanted = [m for m in turn() if m["m"] == "want"]
     said = bool(wanted)
+    if MODE == "listed while it comes": results()
     data = {"more than announced": b"good and more", "another index": b"good"}.get(MODE, b"evil")
     for item in wanted:
+        if MODE in BUNDLES and item["files"]:
+            bundle(*BUNDLES[MODE])
+            continue
         for index, have in item["files"]:
             if MODE == "a listing in between": results("j" * 16, [])
             if MODE == "nothing comes": continue
@@ -151,7 +177,12 @@ REFUSED = ("dots", "absolute", "middle dots", "nul", "encoded dots", "empty", "f
            "damaged frame", "not json", "deep json", "missing in numbers", "missing for ever", "from before",
            "from beyond", "from the middle", "from words", "from nowhere", "nothing comes", "twice the file",
            "a listing in between", "too many jobs", "too many files", "a job twice", "slices for ever",
+           "bundle of words", "bundle of lists", "bundle of another job", "bundle and more", "bundle of another file",
+           "bundle cut short", "bundle without a hash", "bundle from the middle", "bundle of nothing",
+           "bundle of one twice", "bundle of too much", "listed while it comes",
            "nothing for ever", "foreign acks", "acks for ever", "backwards journal", "huge journal", "endless journal")
+
+PROPER_FIRST = ("twice the file", "a listing in between")  # these send a file that is in order, then break
 
 
 class Evil(Desk):
@@ -194,11 +225,12 @@ def test_what_breaks_the_protocol_ends_the_session(evil, mode, monkeypatch):
         evil.talk(mode)
     assert str(caught.value).isprintable()
     assert evil.outside() == before
-    assert not [path for path in evil.results.rglob("*") if path.is_file()] or mode == "twice the file"
+    assert not [path for path in evil.results.rglob("*") if path.is_file()] or mode in PROPER_FIRST
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kilobytes
 
 
-@pytest.mark.parametrize("mode", ["own folder", "own part", "enormous", "wrong content", "reasons"])
+@pytest.mark.parametrize("mode", ["own folder", "own part", "enormous", "wrong content", "reasons",
+                                  "bundle of other content"])
 def test_results_that_are_not_taken(evil, mode):
     before = evil.outside()
     report = evil.talk(mode)
@@ -215,22 +247,24 @@ def test_what_is_missing_is_told_harmless(evil):
     assert evil.job(evil.mine).missing == (text,)
 
 
-def test_a_symlink_in_the_results_is_not_followed(evil):
+@pytest.mark.parametrize("mode", ["through a symlink", "bundle through a symlink"])
+def test_a_symlink_in_the_results_is_not_followed(evil, mode):
     elsewhere = evil.path / "elsewhere"
     elsewhere.mkdir()
     evil.results.mkdir()
     (evil.results / "link").symlink_to(elsewhere)
-    report = evil.talk("through a symlink")
+    report = evil.talk(mode)
     assert list(elsewhere.iterdir()) == []
     assert report.results_files == 0
 
 
-def test_a_symlink_in_a_results_place_is_replaced(evil):
+@pytest.mark.parametrize("mode", ["onto a symlink", "bundle onto a symlink"])
+def test_a_symlink_in_a_results_place_is_replaced(evil, mode):
     target = evil.path / "target"
     target.write_text("mine")
     evil.results.mkdir()
     (evil.results / "onto").symlink_to(target)
-    evil.talk("onto a symlink")
+    evil.talk(mode)
     assert target.read_text() == "mine"
     assert not (evil.results / "onto").is_symlink()
     assert (evil.results / "onto").read_text() == "evil"

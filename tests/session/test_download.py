@@ -15,6 +15,7 @@ import pytest
 
 import needs
 from agent.agentroot import until
+from chasqui_agent import journal
 from chasqui_client import api, cli, deploy, download, errors, landing, results, states
 from chasqui_client.fields import replace
 from chasqui_client.select import Selection
@@ -78,6 +79,64 @@ def test_a_line_cut_at_every_frame_costs_at_most_a_chunk(campaign):
         forget(campaign, job)
         shutil.rmtree(job.results_path)
     assert 15 < number < 59
+
+
+def test_small_files_cut_at_every_frame_cost_at_most_a_chunk(campaign):
+    """They come in bundles: what was sent of one that is cut is sent again."""
+    files = {"%02d" % number: os.urandom(30_000) for number in range(40)}
+    amount = 40 * 30_000
+    job, = campaign.make(files)
+    for number in range(40):
+        line, report = sync(campaign, received=number)
+        assert (report is None) == line.was_cut
+        assert all(files[name] == content for name, content in campaign.here(job).items())
+        again, _ = sync(campaign)
+        assert amount <= line.brought + again.brought <= amount + CHUNK, number
+        assert campaign.completed(job) and campaign.here(job) == files
+        if not line.was_cut:
+            break
+        forget(campaign, job)
+        shutil.rmtree(job.results_path)
+    assert 10 < number < 39
+
+
+def test_news_of_a_session_that_is_cut_are_kept_and_count_once(tmp_path, monkeypatch):
+    """The journal is applied while results come: what of it has come by then is applied all the same."""
+    desk = Desk(tmp_path)
+    wait = "while [ ! -e %s/go ]; do sleep 0.05; done; echo out >out" % tmp_path
+    jobs = desk.add(*(desk.folder("job%d" % number, wait) for number in range(3)))
+    try:
+        assert desk.sync().results_jobs == 0
+    finally:
+        (tmp_path / "go").touch()
+    until(lambda: len(list((desk.root / "completed").iterdir())) == 3, "jobs that have ended")
+    with monkeypatch.context() as patch:
+        patch.setenv("CHASQUI_FAULT", "serve.wanted")
+        with pytest.raises(errors.ConnectionLost):
+            desk.sync()
+    assert {desk.job(job).state for job in jobs} == {states.COMPLETED}
+    report = desk.sync()
+    assert (report.completed, report.results_jobs) == (0, 3)
+    with desk.ledger() as ledger:
+        for job in jobs:
+            assert [event["event"] for event in ledger.events(job.id)].count("ended") == 1
+
+
+def test_a_long_journal_is_applied_between_results(campaign, monkeypatch):
+    """Piece by piece, and the cursor moves behind it with the last one."""
+    monkeypatch.setattr(sys.modules["chasqui_client.sync"], "_STEP", 7)  # the package has a function of that name
+    jobs = campaign.make({"out": os.urandom(50_000)}, count=300)
+    with campaign.ledger() as ledger, ledger.transaction():
+        ledger.db.execute("UPDATE jobs SET state = 'RUNNING'")
+    writer = journal.Writer(str(campaign.root / "log"), 0)
+    writer.append(*({"ev": "ended", "job": job.id, "attempt": 1, "state": "DONE", "exit": 0} for job in jobs))
+    writer.close()
+    report = campaign.sync()
+    assert (report.completed, report.results_jobs) == (300, 300)
+    assert campaign.sync().as_dict()["completed"] == 0
+    with campaign.ledger() as ledger:
+        assert all([event["event"] for event in ledger.events(job.id)].count("ended") == 1 for job in jobs)
+        assert ledger.remote_state("here").cursor == journal.end(str(campaign.root / "log"))
 
 
 def killed(campaign, point, monkeypatch, number=1, client=False):
@@ -263,10 +322,10 @@ def test_a_slow_disk_here_does_not_look_like_silence(campaign, monkeypatch):
 
 def test_big_files_of_any_slice_come_last(campaign, monkeypatch):
     order = []
-    real = results.Receiver.target
+    real = results.Receiver.whole
     monkeypatch.setattr(results, "BIG", 1000)
-    monkeypatch.setattr(results.Receiver, "target",
-                        lambda self, key, file, start: order.append(file.path) or real(self, key, file, start))
+    monkeypatch.setattr(results.Receiver, "whole", lambda self, key, files: order.extend(
+        file.path for file, *_ in files) or real(self, key, files))
     first, = campaign.make({"big": 5000, "bigger": 9000, "small": b"s"})
     campaign.make({"small": b"s"}, count=1100)
     last, = campaign.make({"big": 4000, "small": b"s"})

@@ -15,7 +15,7 @@ POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in [m.__name
 
 def test_killed_at_every_point(tmp_path, monkeypatch):
     desk = Desk(tmp_path)
-    first, = desk.add(desk.folder("first", "echo result >out"))
+    first, = desk.add(desk.folder("first", "echo result >out; head -c 100000 /dev/zero >large"))
     desk.finish()
     for number, point in enumerate(POINTS):
         something_in_every_turn(desk, first, number)

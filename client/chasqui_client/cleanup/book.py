@@ -1,6 +1,7 @@
 """Proofs, keep rules and refusals in the ledger (tables proofs, keeps, clearances)."""
 
 import calendar
+import functools
 import hashlib
 import json
 import os
@@ -15,13 +16,17 @@ from .rules import Facts, Proof
 
 def moment() -> tuple[float, str, float]:
     """Now, by every clock there is: (seconds since 1970, which boot, seconds since then)."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while a laptop sleeps
+    return time.time(), _boot(), time.clock_gettime(clock)
+
+
+@functools.cache
+def _boot() -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
-            boot = stream.read().strip()
+            return stream.read().strip()
     except OSError:
-        boot = ""
-    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while a laptop sleeps
-    return time.time(), boot, time.clock_gettime(clock)
+        return ""
 
 
 def new_run() -> str:
