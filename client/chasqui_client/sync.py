@@ -370,7 +370,8 @@ class Exchange(Handler):
             return
         some, self._piece = self._piece[:most], self._piece[most:]
         with self.ledger.transaction():
-            self._apply(some)
+            for at in range(0, len(some), _STEP):  # memory: all jobs of what is applied at once are read
+                self._apply(some[at:at + _STEP])
             if not self._piece:
                 self.ledger.set_remote(self.remote.name, cursor=self._cursor)
         if not self._piece:
