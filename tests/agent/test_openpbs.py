@@ -683,6 +683,21 @@ def test_the_exit_code_and_text_of_a_command_that_writes_odd_bytes(site):
     assert (result.code, result.out) == (42, "\ufffd\ufffd\n")
 
 
+def test_the_end_of_a_command_is_seen_at_once(monkeypatch):
+    """Its pipes close a moment before it can be waited for. One that lives on without them is not waited for in a
+    loop that never rests."""
+    pauses = []
+
+    def sleep(seconds, rest=time.sleep):
+        pauses.append(seconds)
+        rest(seconds)
+
+    monkeypatch.setattr(pbs_commands.time, "sleep", sleep)
+    words = ["/bin/sh", "-c", "exec >&- 2>&-; sleep 0.5; exit 7"]
+    assert pbs_commands.run(words, {"PATH": os.defpath}, "/", 60).code == 7
+    assert pauses[0] <= 0.001 and len(pauses) < 100
+
+
 # -- finding PBS -----------------------------------------------------------------------------------------------------
 
 

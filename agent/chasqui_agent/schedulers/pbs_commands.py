@@ -6,6 +6,7 @@ for 61 s, an ssh session would stay open): the command gets none of ours, and th
 that of its output. fork and exec by hand: `subprocess` costs 9 ms to import.
 """
 
+import fcntl
 import os
 import select
 import signal
@@ -160,8 +161,6 @@ def _become(argv: "List[str]", environ: "Dict[str, str]", folder: str, ends: "Li
 
 
 def _above(number: int) -> int:
-    import fcntl
-
     return int(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10))
 
 
@@ -210,7 +209,7 @@ class _Stream:
 def _attend(pid: int, streams: "List[_Stream]", deadline: float) -> "Optional[int]":
     """Read until the process is gone; its exit code, -N where signal N ended it, None where we had to. What a process
     it leaves behind may yet write is not waited for."""
-    pause = 0.001
+    pause, ending = 0.001, False
     try:
         while True:
             # First the look at the process, then the pipes: what it wrote before it ended is then in them.
@@ -222,6 +221,8 @@ def _attend(pid: int, streams: "List[_Stream]", deadline: float) -> "Optional[in
                 return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
             if time.monotonic() >= deadline:
                 return None
+            if not ending and not any(stream.open for stream in streams):
+                pause, ending = 0.00005, True  # its pipes close a moment before it can be waited for
             pause = min(pause * 2, 0.02)
             _wait_for_more(streams, min(pause, max(0.0, deadline - time.monotonic())))
     finally:
@@ -230,10 +231,13 @@ def _attend(pid: int, streams: "List[_Stream]", deadline: float) -> "Optional[in
 
 
 def _wait_for_more(streams: "List[_Stream]", seconds: float) -> None:
+    still_open = [stream.fd for stream in streams if stream.open]
+    if not still_open:
+        time.sleep(seconds)
+        return
     waiting = select.poll()
-    for stream in streams:
-        if stream.open:
-            waiting.register(stream.fd, select.POLLIN)
+    for fd in still_open:
+        waiting.register(fd, select.POLLIN)
     waiting.poll(int(seconds * 1000) + 1)
 
 
