@@ -17,7 +17,7 @@ from .base import Unreachable
 
 MYPY = False
 if MYPY:
-    from typing import Dict, List, Optional, Tuple
+    from typing import Callable, Dict, List, Optional, Tuple
 
 USUAL_PLACES = (
     "/opt/pbs/bin",
@@ -66,11 +66,13 @@ class Commands:
         looked = ", ".join(folder for folder, _ in self._places)
         raise NotStarted("no %s in %s; set pbs_bin to the folder it is in" % (name, looked))
 
-    def run(self, argv: "List[str]", timeout: float, folder: str = "/") -> Result:
+    def run(
+        self, argv: "List[str]", timeout: float, folder: str = "/", meanwhile: "Callable[[], None]" = lambda: None
+    ) -> Result:
         """Run one command, named by argv[0], in `folder`; at most `timeout` seconds. Raises NotStarted."""
         path, _ = self.find(argv[0])
         self.calls += 1
-        return run([path] + argv[1:], environment(os.environ, folder), folder, timeout)
+        return run([path] + argv[1:], environment(os.environ, folder), folder, timeout, meanwhile)
 
 
 def places(configured: str, base: "os._Environ[str]") -> "List[Tuple[str, str]]":
@@ -111,9 +113,15 @@ def environment(base: "os._Environ[str]", folder: str) -> "Dict[str, str]":
     return dict(kept, LC_ALL="C", PWD=folder)
 
 
-def run(argv: "List[str]", environ: "Dict[str, str]", folder: str, timeout: float) -> Result:
-    """Run `argv` in a session of its own, stdin from /dev/null. Past `timeout` seconds its whole process group is
-    killed: what it asked of the server may have happened. Raises NotStarted."""
+def run(
+    argv: "List[str]",
+    environ: "Dict[str, str]",
+    folder: str,
+    timeout: float,
+    meanwhile: "Callable[[], None]" = lambda: None,
+) -> Result:
+    """Run `argv` in a session of its own, stdin from /dev/null, and `meanwhile` beside it. Past `timeout` seconds its
+    whole process group is killed: what it asked of the server may have happened. Raises NotStarted."""
     pipes = [os.pipe() for _ in range(3)]  # out, err, and why it could not be begun
     try:
         pid = os.fork()
@@ -125,7 +133,7 @@ def run(argv: "List[str]", environ: "Dict[str, str]", folder: str, timeout: floa
     _close([pipe[1] for pipe in pipes])
     streams = [_Stream(pipe[0]) for pipe in pipes]
     try:
-        code = _attend(pid, streams, time.monotonic() + timeout)
+        code = _attend(pid, streams, time.monotonic() + timeout, meanwhile)
     finally:
         _close([stream.fd for stream in streams])
     out, err, failure = [stream.text() for stream in streams]
@@ -206,11 +214,12 @@ class _Stream:
         return self._kept.decode("utf-8", "replace")
 
 
-def _attend(pid: int, streams: "List[_Stream]", deadline: float) -> "Optional[int]":
+def _attend(pid: int, streams: "List[_Stream]", deadline: float, meanwhile: "Callable[[], None]") -> "Optional[int]":
     """Read until the process is gone; its exit code, -N where signal N ended it, None where we had to. What a process
     it leaves behind may yet write is not waited for."""
     pause, ending = 0.001, False
     try:
+        meanwhile()
         while True:
             # First the look at the process, then the pipes: what it wrote before it ended is then in them.
             gone, status = os.waitpid(pid, os.WNOHANG)
