@@ -1,8 +1,8 @@
 """What the disk has to do for the submissions before and after the one whose call is under way.
 
 A call is a process that takes 20 ms where all is well, and the disk has nothing to do meanwhile. One after the other,
-three files and six fsyncs for each submission were a fifth of its time, and more where the disk is slow. There is never
-more than one call at a time, and nothing a call rests on is put off until it has begun.
+three files and four fsyncs for each submission were a tenth of its time, and more where the disk is slow.
+There is never more than one call at a time, and nothing a call rests on is put off until it has begun.
 """
 
 from . import files
