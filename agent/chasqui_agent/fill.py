@@ -49,7 +49,10 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     counts = live.count(standing, submitting, snapshot, known if has_beat else None)
     plan = caps.plan(counts, limits, pump.state.value.get("turns"))
     _release_first(pump, [job for job in standing if job.held and not job.marks.runs], plan)
-    refused = _submit(pump, todo, plan, site)
+    try:
+        refused = _submit(pump, todo, plan, site)
+    finally:
+        pump.behind.finish()
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
     ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
     # PBS counts an ending job until it is quite gone: 32 s were seen.
@@ -117,8 +120,8 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
     last = ""
     pump.report["refused"] = ""
     doubted: "List[Entry]" = []
-    for entry, size in todo:
-        if not plan.queue.left or len(doubted) == MAX_DOUBTED:
+    for position, (entry, size) in enumerate(todo):
+        if not plan.queue.left or len(doubted) == MAX_DOUBTED or pump.behind.failed:
             break
         queue = site.queue_of(entry)
         if not site.room(queue, size):
@@ -133,7 +136,8 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
         if not (_may_call(pump) and _has_time(pump)):
             break
         free = plan.payloads.take(_name(entry), size)
-        answer = submit.submit(pump, entry, hold=not free)
+        following = todo[position + 1][0] if todo[position + 1 :] and plan.queue.left else None
+        answer = submit.submit(pump, entry, not free, following)
         if answer.kind != "accepted":
             plan.queue.give_back(size)
             plan.payloads.give_back(size if free else 0)

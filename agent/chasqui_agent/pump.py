@@ -26,6 +26,7 @@ from . import (
     submit,
     way,
 )
+from .behind import Behind
 from .journal import JournalError, Writer
 from .lock import Lock, Lost, ensure_ballast
 from .quiet import empty_report, idle
@@ -164,6 +165,7 @@ class Round:
         self.settings = chosen
         self.lock = lock
         self.journal = journal
+        self.behind = Behind()
         self.report = report
         self._before = dict(report)  # a pump may take several rounds; the journal tells of each
         self.scheduler = schedulers.choose(spool, chosen)

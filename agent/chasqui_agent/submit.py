@@ -3,7 +3,9 @@
     journal `intent` -> rename into submitting/ -> the scheduler's call, with the token in the runner and in the queue
     -> id file -> journal `submitted` -> rename into submitted/
 
-A crash anywhere leaves a file in submitting/ that `reconcile` resolves by looking for the token, never by trying again.
+The second line is written while the next script's call is under way (behind.py), or at once where there is none: two
+may be in submitting/. A crash anywhere leaves files there that `reconcile` resolves one by one by looking for the
+token, never by trying again.
 """
 
 import os
@@ -24,6 +26,8 @@ fault.register(
     {
         "submit.call.before": "the intent recorded, the scheduler not yet called",
         "submit.call.after": "the scheduler answered, nothing of it recorded",
+        "submit.behind.before": "the call of the next script under way, too, and nothing recorded of the one before",
+        "submit.behind.after": "the one before recorded and the one to follow prepared, the call still under way",
         "submit.id.after": "the id file durable, `submitted` not yet journalled",
         "submit.journalled": "`submitted` journalled, the script still in submitting/",
     }
@@ -32,22 +36,30 @@ fault.register(
 CALL_SECONDS = 120.0
 
 
-def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
-    """Submit one waiting script. Afterwards it is in submitted/, rejected/, back in waiting/, or in submitting/ where
-    the outcome is unknown. Refused for good in the words of the last such refusal it is "doubted", and back in waiting/
-    too. An exception (lost lock, full disk) leaves it in one of those too."""
-    token = new_token()
-    job, attempt = entry.job, entry.attempt
-    with open(entry.path, "rb") as stream:
-        script = stream.read()
-    request = prepare(pump, entry, token, script, hold)
+def submit(pump: "Round", entry: Entry, hold: bool, following: "Optional[Entry]" = None) -> "Submission":
+    """Submit one waiting script; meanwhile record the one before it and prepare the one that is likely to follow.
+    Afterwards it is in rejected/, back in waiting/, or in submitting/: where it was accepted, until `pump.behind` has
+    recorded it, and where the outcome is unknown. Refused for good in the words of the last such refusal it is
+    "doubted", and back in waiting/ too. An exception (lost lock, full disk) leaves it in one of those too."""
+    request = pump.behind.take_prepared(entry.path) or prepare(pump, entry)
+    request = request._replace(hold=hold)
+    job, attempt, token = entry.job, entry.attempt, request.token
     pump.journal.append({"ev": "intent", "job": job, "attempt": attempt, "token": token})
     in_flight = Entry(pump.spool.entry_path("submitting", job, attempt, token), job, attempt, token)
     files.move(entry.path, in_flight.path)
+
+    def meanwhile() -> None:
+        if pump.behind.has_records:
+            fault.point("submit.behind.before")
+        pump.behind.record()
+        if following is not None:
+            pump.behind.prepare(following.path, lambda: prepare(pump, following))
+        fault.point("submit.behind.after")
+
     try:
         _check_lock(pump)
         fault.point("submit.call.before")
-        answer = _no_array(pump, request) or pump.scheduler.submit(request, CALL_SECONDS)
+        answer = _no_array(pump, request) or pump.scheduler.submit(request, CALL_SECONDS, meanwhile)
     except NotQueued:
         # A full disk, and nobody has the job: not an outcome to wait for.
         files.move(in_flight.path, entry.path)
@@ -55,7 +67,7 @@ def submit(pump: "Round", entry: Entry, hold: bool) -> "Submission":
     fault.point("submit.call.after")
     answer = way.learn(pump, answer)
     if answer.kind == "accepted":
-        record_id(pump, in_flight, answer.id, hold, "submitted")
+        pump.behind.add(lambda: _record_late(pump, in_flight, answer.id, hold))
         pump.state.value["beat_options"] = heartbeat.options_of(request.directives)
     elif answer.kind == "permanent" and answer.text != pump.state.last_rejected():
         reject(pump, in_flight, answer.text)
@@ -85,6 +97,12 @@ def _no_array(pump: "Round", request: Request) -> "Optional[Submission]":
     return Submission("permanent", "", "the %s scheduler has no job arrays (#PBS -J)" % pump.scheduler.name)
 
 
+def _record_late(pump: "Round", entry: Entry, job_id: str, held: bool) -> None:
+    """`record_id`, unless somebody who took us for dead has found the job meanwhile, and knows more of it."""
+    if os.path.exists(entry.path):
+        record_id(pump, entry, job_id, held, "submitted")
+
+
 def record_id(pump: "Round", entry: Entry, job_id: str, held: bool, event: str) -> None:
     """Make a submission known: its id file, the journal's `event` ("submitted" or "adopted"), the rename into
     submitted/."""
@@ -110,8 +128,11 @@ def reject_waiting(pump: "Round", entry: Entry, text: str) -> None:
     reject(pump, in_flight, text)
 
 
-def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) -> Request:
-    """Write the runner of a new submission and say what the scheduler is to be asked for."""
+def prepare(pump: "Round", entry: Entry) -> Request:
+    """Write the runner of a new submission, of a new token, and say what the scheduler is to be asked for."""
+    token = new_token()
+    with open(entry.path, "rb") as stream:
+        script = stream.read()
     spool, job, attempt = pump.spool, entry.job, entry.attempt
     folder = spool.work_dir(job, attempt)
     meta = spool.meta_dir(job, attempt)
@@ -146,7 +167,7 @@ def prepare(pump: "Round", entry: Entry, token: str, script: bytes, hold: bool) 
         output=output,
         error=error,
         join=join,
-        hold=hold,
+        hold=False,
         # PBS refuses an array that must not be rerun ("cannot submit non-rerunable Array Job"): its runner sees to it.
         rerun=rerun or bool(directives.elements(asked)),
         directives=asked,

@@ -683,6 +683,49 @@ def test_the_exit_code_and_text_of_a_command_that_writes_odd_bytes(site):
     assert (result.code, result.out) == (42, "\ufffd\ufffd\n")
 
 
+def test_other_work_is_done_while_a_submission_is_under_way(site):
+    gate = site.work + "/gate"
+    site.on("qsub *", do="until [ -e %s ]; do sleep 0.05; done; echo 7.server" % gate)
+    answer = site.scheduler.submit(request(site), 60, lambda: open(gate, "w").close())
+    assert (answer.kind, answer.id) == ("accepted", "7.server")
+
+
+def test_other_work_that_outlasts_the_time_does_not_spoil_an_answer_that_is_there(site):
+    done = site.work + "/done"
+    site.on("qsub *", do="echo 7.server; touch %s" % done)
+    meanwhile = lambda: until(lambda: os.path.exists(done), "qsub ran") and time.sleep(1)  # noqa: E731
+    assert site.scheduler.submit(request(site), 0.5, meanwhile).kind == "accepted"
+
+
+def test_a_command_does_not_outlive_other_work_that_is_interrupted(site):
+    pid = site.work + "/pid"
+
+    def interrupted():
+        until(lambda: os.path.exists(pid), "the command runs")
+        raise KeyboardInterrupt
+
+    words = ["/bin/sh", "-c", "echo $$ > %s.new; mv %s.new %s; exec sleep 600" % (pid, pid, pid)]
+    with pytest.raises(KeyboardInterrupt):
+        pbs_commands.run(words, {"PATH": os.defpath}, "/", 60, interrupted)
+    with open(pid) as stream, pytest.raises(ProcessLookupError):
+        os.kill(int(stream.read()), 0)
+
+
+def test_the_end_of_a_command_is_seen_at_once(monkeypatch):
+    """Its pipes close a moment before it can be waited for. One that lives on without them is not waited for in a
+    loop that never rests."""
+    pauses = []
+
+    def sleep(seconds, rest=time.sleep):
+        pauses.append(seconds)
+        rest(seconds)
+
+    monkeypatch.setattr(pbs_commands.time, "sleep", sleep)
+    words = ["/bin/sh", "-c", "exec >&- 2>&-; sleep 0.5; exit 7"]
+    assert pbs_commands.run(words, {"PATH": os.defpath}, "/", 60).code == 7
+    assert pauses[0] <= 0.001 and len(pauses) < 100
+
+
 # -- finding PBS -----------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ class Forgetful(Scheduler):
     def delete(self, job_id):
         self.deleted += (job_id,)
 
-    def submit(self, request, timeout):
+    def submit(self, request, timeout, meanwhile):
         return Submission("limit", "", "would exceed the limit")
 
     def release(self, job_id):
@@ -176,7 +176,7 @@ def test_a_job_that_is_gone_takes_no_place_while_its_flag_is_waited_for(desk, mo
     files.write_file(os.path.join(shard, "000.next.1.sh"), b"true\n")
     holds = []
     full = Submission("limit", "", "full")
-    monkeypatch.setattr(desk.scheduler, "submit", lambda request, _: holds.append(request.hold) or full)
+    monkeypatch.setattr(desk.scheduler, "submit", lambda request, *_: holds.append(request.hold) or full)
     for answer in (Snapshot({"7.server": Live("7.server", "R")}, {}, ["7.server"]), Snapshot({}, {}, [])):
         desk.scheduler.answer = answer  # alive, or not asked for
         desk.pump()

@@ -22,8 +22,9 @@ class Choosy(Scheduler):
     def query(self, ids, sought=(), held=(), known=()):
         return Snapshot({}, {})
 
-    def submit(self, request, timeout):
+    def submit(self, request, timeout, meanwhile):
         self.calls += 1
+        meanwhile()
         with open(request.script, "rb"), open(os.path.join(request.folder, ".chasqui", "script"), "rb") as script:
             if self.word in script.read():
                 return Submission(self.kind, "", WORDS)
@@ -123,8 +124,9 @@ def test_a_refusal_that_is_none_of_the_scripts_stops_the_pump_and_leaves_no_trac
         assert desk.pump()["refused"] == WORDS
         assert desk.scheduler.calls == calls
     assert desk.everything() == (2, 0, 0, 0)
-    meta = desk.spool.meta_dir("job0001", 1)
-    assert not [name for name in os.listdir(meta) if name.startswith("runner.")]
+    metas = [desk.spool.meta_dir(job, 1) for job in ("job0001", "job0002")]  # the second was prepared each time
+    assert not [name for meta in metas for name in os.listdir(meta) if name.startswith("runner.")]
+    assert os.path.exists(os.path.join(metas[1], "script"))
 
 
 def test_an_unknown_outcome_stays_in_submitting_until_it_is_looked_into(desk):

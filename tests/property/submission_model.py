@@ -56,7 +56,10 @@ ENDS = ("unrun", "exited", "deleted")
 SETTLED = ("", "cancelled", "rejected")
 ENDING = ("ask", "reconcile_submitting", "settle", "write_flag", "tell_end", "move_to_rest", "repair")
 LOOKS = ("ask", "reconcile_submitting", "settle", "operations", "act")  # steps that read the script's place anew
-MISSES = ("answer", "give_back", "write_id", "move_to_submitted", "back_to_waiting", "end_begins", "move_by_operation")
+MISSES = (
+    "answer", "record_late", "give_back", "write_id", "move_to_submitted", "back_to_waiting", "end_begins",
+    "move_by_operation",
+)  # fmt: skip
 MOST_JOBS = 2  # that can still act; with 3 exactly the same worlds are found
 
 
@@ -488,7 +491,15 @@ def answer(world, pump, holds, rules):
         yield refused, pump._replace(step="give_back")
         yield refused, pump._replace(step="end_begins", then="rejected")
     elif state != "never":
-        yield world, pump._replace(step="write_id", then="act")
+        yield world, pump._replace(step="record_late", then="act")
+
+
+def record_late(world, pump, holds, rules):
+    """behind.record and submit._record_late: the pump has the id in hand, and is about another script's submission.
+    That one may tell it that the lock is lost, and an error of the disk (fill.fill) may be the end of both."""
+    yield world, None
+    if world.script == pump.path:
+        yield world, pump._replace(step="write_id")
 
 
 def give_back(world, pump, holds, rules):
@@ -506,8 +517,8 @@ STEPS = {
     for step in (
         ask, reconcile_submitting, write_id, move_to_submitted, close_link, close_read, back_to_waiting, settle,
         end_begins, write_flag, tell_end, move_to_rest, operations, tell_operation,
-        move_by_operation, operation_done, act, tell_intent, move_to_submitting, check_lock, call, answer, give_back,
-        repair,
+        move_by_operation, operation_done, act, tell_intent, move_to_submitting, check_lock, call, answer,
+        record_late, give_back, repair,
     )
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from collections import namedtuple
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, Iterable, Optional, Set
+    from typing import Any, Callable, Dict, Iterable, Optional, Set
 
 
 class Unreachable(Exception):
@@ -161,9 +161,9 @@ class Scheduler:
         """
         raise NotImplementedError
 
-    def submit(self, request: Request, timeout: float) -> Submission:
+    def submit(self, request: Request, timeout: float, meanwhile: "Callable[[], None]" = lambda: None) -> Submission:
         """One submission; never raises for a refusal. timeout in seconds: past it the outcome is "unknown". Raises
-        NotQueued."""
+        NotQueued. meanwhile: called once while the request is under way; not where none is made."""
         raise NotImplementedError
 
     def release(self, job_id: str) -> None:

@@ -18,7 +18,7 @@ from .pbs_commands import Commands, NotStarted
 
 MYPY = False
 if MYPY:
-    from typing import Dict, Iterable, List, Optional, Set, Tuple
+    from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
 
     from ..settings import Settings
     from ..spool import Spool
@@ -139,7 +139,7 @@ class OpenPBS(Scheduler):
 
     # -- submitting ------------------------------------------------------------------------------------------------
 
-    def submit(self, request: Request, timeout: float) -> Submission:
+    def submit(self, request: Request, timeout: float, meanwhile: "Callable[[], None]" = lambda: None) -> Submission:
         unset = [name for name, value in request.variables if value is None and name not in os.environ]
         if unset:
             # PBS refuses this too, in words that do not say which, and with an exit code (1) that would stop the pump.
@@ -147,7 +147,7 @@ class OpenPBS(Scheduler):
             return Submission("permanent", "", text)
         timeout = self.within(timeout)
         try:
-            result = self.commands.run(arguments(request), timeout, request.folder)
+            result = self.commands.run(arguments(request), timeout, request.folder, meanwhile)
         except NotStarted as error:
             return Submission("temporary", "", str(error))
         lines = {line.strip() for line in result.out.split("\n")}

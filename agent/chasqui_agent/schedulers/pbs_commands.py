@@ -6,6 +6,7 @@ for 61 s, an ssh session would stay open): the command gets none of ours, and th
 that of its output. fork and exec by hand: `subprocess` costs 9 ms to import.
 """
 
+import fcntl
 import os
 import select
 import signal
@@ -16,7 +17,7 @@ from .base import Unreachable
 
 MYPY = False
 if MYPY:
-    from typing import Dict, List, Optional, Tuple
+    from typing import Callable, Dict, List, Optional, Tuple
 
 USUAL_PLACES = (
     "/opt/pbs/bin",
@@ -65,11 +66,13 @@ class Commands:
         looked = ", ".join(folder for folder, _ in self._places)
         raise NotStarted("no %s in %s; set pbs_bin to the folder it is in" % (name, looked))
 
-    def run(self, argv: "List[str]", timeout: float, folder: str = "/") -> Result:
+    def run(
+        self, argv: "List[str]", timeout: float, folder: str = "/", meanwhile: "Callable[[], None]" = lambda: None
+    ) -> Result:
         """Run one command, named by argv[0], in `folder`; at most `timeout` seconds. Raises NotStarted."""
         path, _ = self.find(argv[0])
         self.calls += 1
-        return run([path] + argv[1:], environment(os.environ, folder), folder, timeout)
+        return run([path] + argv[1:], environment(os.environ, folder), folder, timeout, meanwhile)
 
 
 def places(configured: str, base: "os._Environ[str]") -> "List[Tuple[str, str]]":
@@ -110,9 +113,15 @@ def environment(base: "os._Environ[str]", folder: str) -> "Dict[str, str]":
     return dict(kept, LC_ALL="C", PWD=folder)
 
 
-def run(argv: "List[str]", environ: "Dict[str, str]", folder: str, timeout: float) -> Result:
-    """Run `argv` in a session of its own, stdin from /dev/null. Past `timeout` seconds its whole process group is
-    killed: what it asked of the server may have happened. Raises NotStarted."""
+def run(
+    argv: "List[str]",
+    environ: "Dict[str, str]",
+    folder: str,
+    timeout: float,
+    meanwhile: "Callable[[], None]" = lambda: None,
+) -> Result:
+    """Run `argv` in a session of its own, stdin from /dev/null, and `meanwhile` beside it. Past `timeout` seconds its
+    whole process group is killed: what it asked of the server may have happened. Raises NotStarted."""
     pipes = [os.pipe() for _ in range(3)]  # out, err, and why it could not be begun
     try:
         pid = os.fork()
@@ -124,7 +133,7 @@ def run(argv: "List[str]", environ: "Dict[str, str]", folder: str, timeout: floa
     _close([pipe[1] for pipe in pipes])
     streams = [_Stream(pipe[0]) for pipe in pipes]
     try:
-        code = _attend(pid, streams, time.monotonic() + timeout)
+        code = _attend(pid, streams, time.monotonic() + timeout, meanwhile)
     finally:
         _close([stream.fd for stream in streams])
     out, err, failure = [stream.text() for stream in streams]
@@ -160,8 +169,6 @@ def _become(argv: "List[str]", environ: "Dict[str, str]", folder: str, ends: "Li
 
 
 def _above(number: int) -> int:
-    import fcntl
-
     return int(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10))
 
 
@@ -207,11 +214,12 @@ class _Stream:
         return self._kept.decode("utf-8", "replace")
 
 
-def _attend(pid: int, streams: "List[_Stream]", deadline: float) -> "Optional[int]":
+def _attend(pid: int, streams: "List[_Stream]", deadline: float, meanwhile: "Callable[[], None]") -> "Optional[int]":
     """Read until the process is gone; its exit code, -N where signal N ended it, None where we had to. What a process
     it leaves behind may yet write is not waited for."""
-    pause = 0.001
+    pause, ending = 0.001, False
     try:
+        meanwhile()
         while True:
             # First the look at the process, then the pipes: what it wrote before it ended is then in them.
             gone, status = os.waitpid(pid, os.WNOHANG)
@@ -222,6 +230,8 @@ def _attend(pid: int, streams: "List[_Stream]", deadline: float) -> "Optional[in
                 return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
             if time.monotonic() >= deadline:
                 return None
+            if not ending and not any(stream.open for stream in streams):
+                pause, ending = 0.00005, True  # its pipes close a moment before it can be waited for
             pause = min(pause * 2, 0.02)
             _wait_for_more(streams, min(pause, max(0.0, deadline - time.monotonic())))
     finally:
@@ -230,10 +240,13 @@ def _attend(pid: int, streams: "List[_Stream]", deadline: float) -> "Optional[in
 
 
 def _wait_for_more(streams: "List[_Stream]", seconds: float) -> None:
+    still_open = [stream.fd for stream in streams if stream.open]
+    if not still_open:
+        time.sleep(seconds)
+        return
     waiting = select.poll()
-    for stream in streams:
-        if stream.open:
-            waiting.register(stream.fd, select.POLLIN)
+    for fd in still_open:
+        waiting.register(fd, select.POLLIN)
     waiting.poll(int(seconds * 1000) + 1)
 
 
