@@ -47,9 +47,11 @@ class Asked:
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> "Asked":
-        """From a job's options["asked"]."""
+        """From a job's options["asked"]. A limit that is none counts as not said: an earlier version took such, no
+        cluster does, and a retry must not ask for it again."""
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                                  for key, value in stored.items()}
+                                  for key, value in stored.items()
+                                  if key not in ("max_file", "max_job") or tables.are_bytes(value)}
         return cls(**values)
 
     def over(self, other: "Asked") -> "Asked":
