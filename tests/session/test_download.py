@@ -317,6 +317,30 @@ def test_a_slow_disk_here_does_not_look_like_silence(campaign, monkeypatch):
     whole(campaign, job)
 
 
+def test_a_slow_disk_that_is_looked_at_does_not_look_like_silence(campaign, monkeypatch):
+    """Which files are wanted is found out on our turn, in which we send nothing."""
+    jobs = campaign.make({"out": b"out"}, count=8)
+    real = landing.Landing.have
+    monkeypatch.setattr(landing.Landing, "have", lambda *given, **named: time.sleep(0.5) or real(*given, **named))
+    monkeypatch.setattr(download, "_ALIVE", 0.1)
+    monkeypatch.setenv("CHASQUI_IDLE", "1.5")
+    sync(campaign)
+    assert all(campaign.completed(job) for job in jobs)
+
+
+def test_a_slow_disk_here_does_not_look_as_if_nobody_read(campaign, monkeypatch):
+    """While a slice is made durable the agent sends the next one, and soon nothing more of it goes into the pipe."""
+    campaign.make({"out": b"out"}, count=1000)
+    job, = campaign.make({"large": 4 * LARGE})
+    real = landing.Landing.durable
+    monkeypatch.setattr(landing.Landing, "durable", lambda self: time.sleep(2) or real(self))
+    monkeypatch.setattr(download, "_ALIVE", 0.1)
+    monkeypatch.setenv("CHASQUI_STALL", "1")
+    _, report = sync(campaign)
+    assert report is not None and report.results_jobs == 1001
+    assert campaign.completed(job) and campaign.here(job) == {"large": 4 * LARGE}
+
+
 # -- slices, order, memory ---------------------------------------------------------------------------------------------
 
 
