@@ -208,7 +208,7 @@ class Receiver:
     def _move_earlier(self, job: Job) -> None:
         """An earlier attempt's results make place for this one's."""
         earlier = next((n for n in range(job.attempt - 1, 0, -1) if self._has_some(job, n)), 0)
-        aside = b"%s.attempt-%d" % (job.results_path, earlier)
+        aside = os.path.join(job.folder, os.fsencode(job.aside(earlier)))
         if earlier and os.path.isdir(job.results_path) and not os.path.lexists(aside):
             os.rename(job.results_path, aside)
 
