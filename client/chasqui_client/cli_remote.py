@@ -161,14 +161,23 @@ def _tell(command: Command, report: SyncReport) -> None:
     if report.deployed:
         command.say("agent installed in %s" % report.deployed)
     command.say(_numbers(report))
-    without_room = {item["job"] for item in _without_room(report)}
-    for item in [item for item in report.refused if item["job"] not in without_room]:
-        command.say("not taken: %s: %s" % (item["job"], item["why"]))
+    _tell_refused(command, report)
     if report.stalled_since:
         command.say("the relay had stalled since %s; this sync started it again" % report.stalled_since)
     _tell_results(command, report)
     _tell_next(command, report)
     sys.stdout.flush()  # --watch into a pipe is read as it goes
+
+
+def _tell_refused(command: Command, report: SyncReport) -> None:
+    without_room = {item["job"] for item in _without_room(report)}
+    refused = [item for item in report.refused if item["job"] not in without_room]
+    for item in refused:
+        command.say("not taken: %s: %s" % (item["job"], item["why"]))
+    if refused:
+        them = " ".join(item["job"][:8] for item in refused[:20])
+        command.say("  put it right, then: chasqui cancel %s && chasqui sync && chasqui retry %s && chasqui sync"
+                    % (them, them))
 
 
 def _numbers(report: SyncReport) -> str:

@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from chasqui_agent import caps, directives, globs, spool, wire
 
 from . import errors, inputs, tables, templates
 from .config import Config, Home, JobDefaults, Remote
+from .drafts import Drafts
 from .ledger import InputFile, Job, Ledger
 
 _SCRIPTS = (b"job.sh", b"run.sh", b"submit.sh")
@@ -46,9 +47,11 @@ class Asked:
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> "Asked":
-        """From a job's options["asked"]."""
+        """From a job's options["asked"]. A limit that is none counts as not said: an earlier version took such, no
+        cluster does, and a retry must not ask for it again."""
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                                  for key, value in stored.items()}
+                                  for key, value in stored.items()
+                                  if key not in ("max_file", "max_job") or tables.are_bytes(value)}
         return cls(**values)
 
     def over(self, other: "Asked") -> "Asked":
@@ -71,11 +74,19 @@ class Plan:
     files: list[InputFile]
 
 
+class NewJob(NamedTuple):
+    """What `add` says of a job, and no more: there may be tens of thousands."""
+
+    id: str
+    name: str
+    folder: bytes
+
+
 @dataclass
 class Added:
     """What `add` did: the new jobs, the folders that already had one, and the size of what will go."""
 
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[NewJob] = field(default_factory=list)
     skipped: list[bytes] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
@@ -263,19 +274,20 @@ def add(home: Home, ledger: Ledger, config: Config, remote: Remote, folders: Seq
     """
     if asked.name and len(folders) > 1:
         raise errors.BadInput("--name names one job, and there are %d folders" % len(folders))
-    added, plans = Added(), []
+    added, problems = Added(), _Problems()
     planner = Planner(home, config.jobs, remote)
-    problems = _Problems()
-    for folder in dict.fromkeys(os.path.realpath(folder) for folder in folders):
-        if not again and ledger.folder_jobs(folder):
-            added.skipped.append(folder)
-            continue
-        with problems.of(folder):
-            plans.append(planner.plan(folder, asked))
-    problems.done()
-    with ledger.transaction():
-        for plan in plans:
-            _insert(ledger, remote, plan, again, added)
+    with Drafts(ledger) as plans:
+        for folder in dict.fromkeys(os.path.realpath(folder) for folder in folders):
+            if not again and ledger.folder_jobs(folder):
+                added.skipped.append(folder)
+                continue
+            with problems.of(folder):
+                plan = planner.plan(folder, asked)
+                plans.add(plan)
+        problems.done()
+        with ledger.transaction():
+            for plan in plans:
+                _insert(ledger, remote, plan, again, added)
     return added
 
 
@@ -289,7 +301,7 @@ def _insert(ledger: Ledger, remote: Remote, plan: Plan, again: bool, added: Adde
     job = Job(job_id, remote.name, plan.name, plan.folder, "", 1, plan.priority, plan.script, plan.options, results,
               "NONE", None, None, "", "", 0, 0, "", "")
     ledger.add_job(job, plan.files)
-    added.jobs.append(job)
+    added.jobs.append(NewJob(job_id, plan.name, plan.folder))
     added.files += len(plan.files)
     added.bytes += sum(item.size for item in plan.files)
 
@@ -304,17 +316,21 @@ def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> li
         raise errors.WrongState("%s (%s) is %s: only ended jobs can be tried again"
                                 % (running[0].name, running[0].id, running[0].state),
                                 hint="chasqui cancel %s && chasqui sync" % running[0].id[:8])
-    plans, problems = [], _Problems()
+    problems = _Problems()
     planners: dict[str, Planner] = {}
-    for job in jobs:
-        planner = planners.setdefault(job.remote, Planner(home, config.jobs, config.remote(job.remote)))
-        with problems.of(job.folder):
-            plans.append((job, planner.plan(job.folder, Asked.load(job.options["asked"]))))
-    problems.done()
-    with ledger.transaction():
-        for job, plan in plans:
-            ledger.add_attempt(replace(job, script=plan.script, options=plan.options), plan.files)
-    return [found for job in jobs if (found := ledger.job(job.id))]
+    with Drafts(ledger) as plans:
+        for job in jobs:
+            planner = planners.setdefault(job.remote, Planner(home, config.jobs, config.remote(job.remote)))
+            with problems.of(job.folder):
+                plans.add(planner.plan(job.folder, Asked.load(job.options["asked"])))
+        problems.done()
+        with ledger.transaction():
+            for job, plan in zip(jobs, plans, strict=True):
+                ledger.add_attempt(replace(job, script=plan.script, options=plan.options), plan.files)
+    found: dict[str, Job] = {}
+    for at in range(0, len(jobs), 500):
+        found |= ledger.jobs_by_id(job.id for job in jobs[at:at + 500])
+    return [found[job.id] for job in jobs]
 
 
 class _Problems:
@@ -322,6 +338,7 @@ class _Problems:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.more = 0
         self.missing = False
         self._folder = b""
 
@@ -337,17 +354,18 @@ class _Problems:
             return False
         self.missing = self.missing or isinstance(error, errors.MissingFolder)
         said = str(error) if isinstance(error, errors.BadInput) else errors.describe(error)
-        self.lines.append("%s: %s" % (_shown(os.path.relpath(self._folder)), said))
+        if len(self.lines) < _SHOWN_PROBLEMS:
+            self.lines.append("%s: %s" % (_shown(os.path.relpath(self._folder)), said))
+        else:
+            self.more += 1
         return True
 
     def done(self) -> None:
         """Raise what was collected, if anything."""
         if not self.lines:
             return
-        shown = self.lines[:_SHOWN_PROBLEMS]
-        if len(self.lines) > len(shown):
-            shown.append("... and %d more folders" % (len(self.lines) - len(shown)))
-        raise (errors.MissingFolders if self.missing else errors.BadFolders)("\n".join(shown))
+        more = ["... and %d more folders" % self.more] if self.more else []
+        raise (errors.MissingFolders if self.missing else errors.BadFolders)("\n".join(self.lines + more))
 
 
 def read_list(data: bytes) -> list[bytes]:

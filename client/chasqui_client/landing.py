@@ -190,15 +190,15 @@ class Landing:
         finally:
             folder.close()
 
-    def lacking(self, results: bytes, files: Sequence[Listed]) -> frozenset[bytes]:
-        """The paths of those files in whose place nothing stands. Raises OSError as `have` does."""
+    def lacking(self, results: bytes, paths: Sequence[bytes]) -> frozenset[bytes]:
+        """Those paths where nothing stands. Raises OSError as `have` does."""
         self.close()
         try:
             folder = Folder(results, make=False)
         except FileNotFoundError:
-            return frozenset(file.path for file in files)
+            return frozenset(paths)
         try:
-            return frozenset(file.path for file in files if folder.lacks(file.path))
+            return frozenset(path for path in paths if folder.lacks(path))
         finally:
             folder.close()
 

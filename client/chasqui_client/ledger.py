@@ -143,7 +143,9 @@ class Ledger:
 
     def jobs(self, where: str = "1", *values: Any) -> list[Job]:
         """Jobs in the order they were added. `where` is SQL of ours, never the user's text: that goes into `values`."""
-        return [_job(row) for row in self.rows("SELECT * FROM jobs WHERE %s ORDER BY rowid" % where, *values)]
+        options: dict[str, dict[str, Any]] = {"{}": {}}  # mostly the same for a batch: its jobs share one
+        return [_job(row, options)
+                for row in self.rows("SELECT * FROM jobs WHERE %s ORDER BY rowid" % where, *values)]
 
     def job(self, job: str) -> Job | None:
         found = self.jobs("id = ?", job)
@@ -429,9 +431,12 @@ class Ledger:
 _RESULT = "path, size, mode, mtime_ns, sha256, kind, state, why"
 
 
-def _job(row: sqlite3.Row) -> Job:
+def _job(row: sqlite3.Row, options: dict[str, dict[str, Any]]) -> Job:
     values = {column: row[column] for column in Job.__annotations__}
-    values["options"] = json.loads(row["options"]) if row["options"] != "{}" else {}
+    stored = row["options"]
+    if stored not in options:
+        options[stored] = json.loads(stored)
+    values["options"] = options[stored]
     values["missing"] = tuple(json.loads(row["missing"])) if row["missing"] != "[]" else ()
     return Job(*values.values())
 

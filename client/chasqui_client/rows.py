@@ -48,6 +48,10 @@ class Job:
         """Where its results land on this computer."""
         return os.path.join(self.folder, os.fsencode(self.results_dir))
 
+    def aside(self, attempt: int) -> str:
+        """What the folder of an earlier attempt's results is called since a later one's have come."""
+        return "%s.attempt-%d" % (self.results_dir, attempt)
+
 
 @dataclass(frozen=True)
 class InputFile:

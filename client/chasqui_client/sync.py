@@ -7,7 +7,7 @@ acknowledged, records of the journal go in together with the cursor behind them,
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import chasqui_agent
@@ -148,6 +148,7 @@ class Exchange(Handler):
         self.report_of_agent: dict[str, Any] = {}
         self._offered: dict[Key, tuple[str, int, int]] = {}  # name, files, bytes
         self._hashes: inputs.Hashes = {}
+        self._alive: Callable[[], None] = lambda: None
         self._piece: list[dict[str, Any]] = []  # of the journal, not applied yet
         self._cursor = -1  # behind it
         self._listed: list[Listing] | None = None  # a slice that nobody has looked at
@@ -191,6 +192,7 @@ class Exchange(Handler):
             while start < len(ids) and len(jobs) < most and size < wire.SLICE_BYTES:
                 if start % READ == 0:
                     read = self.ledger.jobs_by_id(ids[start:start + READ])
+                self._alive()
                 job = read.get(ids[start])
                 start += 1
                 offer = self._job_offer(job) if job else None
@@ -260,7 +262,8 @@ class Exchange(Handler):
                 fresh.append(file)
                 continue
             try:
-                found = replace(inputs.read_input(file.source, file.path, self._hashes), mode=file.mode)
+                found = replace(inputs.read_input(file.source, file.path, self._hashes, self._alive),
+                                mode=file.mode)
             except errors.BadJob as error:
                 differing.append((file.path, "%s: not uploaded" % error))
                 missing = True
@@ -284,6 +287,9 @@ class Exchange(Handler):
         return stream
 
     # -- what the agent says ---------------------------------------------------------------------------------------
+
+    def begun(self, alive: Callable[[], None]) -> None:
+        self._alive = alive
 
     def noise(self, text: str) -> None:
         self.note("the login shell printed: %s" % text)
