@@ -17,6 +17,7 @@ USAGE = """usage: python3 -I -S chasqui-agent.pyz [--root DIR] VERB
 
   pump                      one round: take in, reconcile, submit, in the foreground, and say what was done
   status [--json]           what waits, runs and stands still
+  why JOB [ATTEMPT] [--json]     why a job does not run, or how it ended
   log [-f]                  the journal, one JSON record a line; -f goes on as it grows
   hold|release|cancel JOB.. ask for it and pump
   doctor                    python, folder, scheduler: does the relay work here?
@@ -195,6 +196,18 @@ def _status(root: str, argv: "List[str]") -> int:
     return 0
 
 
+def _why(root: str, argv: "List[str]") -> int:
+    options = _options(argv, json=False)
+    words = options["words"]
+    if not 1 <= len(words) <= 2 or not all(word.isdigit() for word in words[1:]):
+        raise Usage("which job, which attempt?")
+    from . import why
+
+    found = why.gather(_spool(root), words[0], int((words[1:] or ["0"])[0]))
+    _print(_json(found) if options["json"] else " ".join(why.words(found)))
+    return 0
+
+
 def _log(root: str, argv: "List[str]") -> int:
     options = _options([word for word in argv if word != "-f"], offset="0")
     from . import journal
@@ -343,6 +356,7 @@ VERBS = {
     "verify": _verify,
     "clean": _clean,
     "status": _status,
+    "why": _why,
     "log": _log,
     "hold": _operate("hold"),
     "release": _operate("release"),
