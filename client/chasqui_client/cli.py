@@ -21,6 +21,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         ("status", "cli_jobs", "how many jobs are where"),
         ("list", "cli_jobs", "jobs, one a line"),
         ("show", "cli_jobs", "everything about one job"),
+        ("why", "why.verbs", "why a job does not run, or how it ended"),
         ("logs", "cli_jobs", "a job's output"),
         ("results", "cli_remote", "where results are, what was left out, and getting it"),
     )),
