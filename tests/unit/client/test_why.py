@@ -65,8 +65,8 @@ CAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
              "chasqui sync"),
     "only-at-syncs": ({}, {"report": {"status": {"way": "sync", "contact": True}}}, "the relay goes on at each sync",
                       "chasqui sync"),
-    "submitted": ({"state": "SUBMITTED", "pbs": "7.s"}, {"starts": 2}, "as 7.s and had not started. The scheduler has"
-                  " put it back 2 times.", "chasqui sync"),
+    "submitted": ({"state": "SUBMITTED", "pbs": "7.s"}, {"starts": 2}, "as 7.s and had not started. The scheduler",
+                  "chasqui sync"),
     "comment": ({"state": "SUBMITTED", "pbs": "7.s"},
                 {"report": {"status": {"notes": "%s does not start: Can Never Run: x; heartbeat: off" % JOB.id}}},
                 "PBS said: Can Never Run: x.", "chasqui cancel abcdefgh && chasqui sync"),
