@@ -20,6 +20,7 @@ USAGE = """usage: python3 -I -S chasqui-agent.pyz [--root DIR] VERB
   why JOB [ATTEMPT] [--json]     why a job does not run, or how it ended
   log [-f]                  the journal, one JSON record a line; -f goes on as it grows
   hold|release|cancel JOB.. ask for it and pump
+  cron [--slurm] [--every MINUTES]         the line for a crontab (or scrontab) that wakes the relay
   doctor                    python, folder, scheduler: does the relay work here?
   selftest                  does this file system do what the relay rests on?
   install [--scheduler openpbs|shell] [--work-root DIR]
@@ -242,6 +243,16 @@ def _operate(op: str) -> "Callable[[str, List[str]], int]":
     return run
 
 
+def _cron(root: str, argv: "List[str]") -> int:
+    options = _options(argv, slurm=False, every="10")
+    if options["words"] or not options["every"].isdigit():
+        raise Usage("cron [--slurm] [--every MINUTES]")
+    from . import cron
+
+    _print("\n".join(cron.lines(_spool(root), int(options["every"]), options["slurm"])))
+    return 0
+
+
 def _doctor(root: str, argv: "List[str]") -> int:
     from . import doctor
 
@@ -361,6 +372,7 @@ VERBS = {
     "hold": _operate("hold"),
     "release": _operate("release"),
     "cancel": _operate("cancel"),
+    "cron": _cron,
     "doctor": _doctor,
     "version": _version,
     "selftest": _selftest,

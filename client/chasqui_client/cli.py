@@ -41,7 +41,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         ("login", "cli_remote", "open the connection (asks for password and code once)"),
         ("logout", "cli_remote", "close it"),
         ("doctor", "cli_remote", "find out what does not work, step by step"),
-        ("agent", "cli_remote", "the relay on the cluster: deploy, status, pump, log, remove"),
+        ("agent", "cli_remote", "the relay on the cluster: deploy, status, pump, log, cron, remove"),
     )),
 )
 _MODULES = {verb: module for _, verbs in _GROUPS for verb, module, _ in verbs}
