@@ -77,6 +77,7 @@ def _doctor(command: Command) -> int:
 
 
 def _sync_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="every remote of config.toml, at the same time")
     parser.add_argument("--dry-run", action="store_true", help="contact nothing, list what would go")
     parser.add_argument("--watch", type=_seconds, metavar="SECONDS",
                         help="again and again until nothing is left to do; a lost network is waited for")
@@ -95,6 +96,9 @@ def _seconds(text: str) -> float:
 
 def _sync(command: Command) -> int:
     args = command.args
+    if args.all:
+        from .several import together
+        return together.sync_all(command, _tell)
     options = SyncOptions(dry_run=args.dry_run, download=not args.no_results, deploy=not args.no_deploy,
                           take_caps=args.take_caps, interactive=command.interactive, progress=not args.json)
     if args.watch and not args.dry_run:
@@ -349,7 +353,7 @@ VERBS = {
                    "\nstops at the first that fails and says what to type.", "  chasqui doctor hpc",
                    _named_arguments, _doctor),
     "sync": Verb("Hand over what is new, bring home what is finished. One ssh command.",
-                 "  chasqui sync\n  chasqui sync --watch 60 --fail", _sync_arguments, _sync),
+                 "  chasqui sync\n  chasqui sync --watch 60 --fail\n  chasqui sync --all", _sync_arguments, _sync),
     "results": Verb("Where results are and what was left on the cluster; `results fetch` gets that.",
                     "  chasqui results kx3f\n  chasqui results fetch kx3f --glob WAVECAR --glob 'run/**'\n"
                     "  chasqui results fetch kx3f --all", _results_arguments, _results),

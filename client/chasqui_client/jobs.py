@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from chasqui_agent import caps, directives, globs, spool, wire
 
 from . import errors, inputs, tables, templates
-from .config import Config, Home, JobDefaults, Remote
+from .config import ANY, Config, Home, JobDefaults, Remote
 from .ledger import InputFile, Job, Ledger
 
 _SCRIPTS = (b"job.sh", b"run.sh", b"submit.sh")
@@ -150,6 +150,7 @@ class Planner:
             "max_job": self._limit("max_job", said),
             "rerun": bool(said.rerun),
             "template": said.template,
+            **({"any": True} if self.remote.name == ANY else {}),
         }
 
     def _expected(self, said: Asked, template: templates.Template | None) -> list[str]:
@@ -307,7 +308,7 @@ def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> li
     plans, problems = [], _Problems()
     planners: dict[str, Planner] = {}
     for job in jobs:
-        planner = planners.setdefault(job.remote, Planner(home, config.jobs, config.remote(job.remote)))
+        planner = planners.setdefault(job.remote, Planner(home, config.jobs, _target(config, job.remote)))
         with problems.of(job.folder):
             plans.append((job, planner.plan(job.folder, Asked.load(job.options["asked"]))))
     problems.done()
@@ -315,6 +316,13 @@ def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> li
         for job, plan in plans:
             ledger.add_attempt(replace(job, script=plan.script, options=plan.options), plan.files)
     return [found for job in jobs if (found := ledger.job(job.id))]
+
+
+def _target(config: Config, name: str) -> Remote:
+    if name == ANY:
+        from .several import place
+        return place.anywhere(config)
+    return config.remote(name)
 
 
 class _Problems:

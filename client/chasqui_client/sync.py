@@ -197,7 +197,9 @@ class Exchange(Handler):
                     jobs.append(job)
                     offers.append(offer)
                     size += offer.message_size
-            self.ledger.mark_offered(jobs)
+            marked = self.ledger.mark_offered(jobs)
+            if len(marked) < len(jobs):
+                offers = [offer for offer in offers if offer.job in marked]
             self._size_up(offers, start < len(ids))
             yield offers, start < len(ids)
             del job, offer, offers

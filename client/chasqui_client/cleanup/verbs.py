@@ -9,6 +9,7 @@ from chasqui_agent import wire
 
 from .. import api, errors, states
 from ..command import Command, add_selection, count, fetch_line, place, size
+from ..config import ANY
 from ..ledger import Ledger
 from ..verbs import Verb
 from . import book, rules
@@ -112,7 +113,8 @@ def _clean(command: Command) -> int:
         jobs = [job for job in jobs if job.results_state != states.CLEANED]
     chosen: dict[str, list[str]] = {}
     for job in jobs:
-        chosen.setdefault(job.remote, []).append(job.id)
+        if job.remote != ANY:  # no cluster has seen it yet
+            chosen.setdefault(job.remote, []).append(job.id)
     del jobs  # each is read again, under the lock
     if not dry_run and not command.args.yes and not command.interactive:
         raise errors.CleanNotConfirmed()

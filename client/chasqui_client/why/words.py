@@ -7,6 +7,7 @@ from chasqui_agent import space, why
 
 from .. import states
 from ..command import as_of, count
+from ..config import ANY
 from ..fields import dataclass
 from . import endings
 from .known import Known
@@ -73,6 +74,8 @@ def _said_there(known: Known, there: Mapping[str, Any]) -> Causes:
 
 def _queued_here(known: Known) -> Causes:
     job = known.job
+    if job.remote == ANY:
+        return [("anywhere", "It goes to the first cluster that has a slot free when chasqui sync --all runs.")]
     if not known.configured:
         return [("no-remote", "It is for %s, which is not in config.toml any more." % job.remote)]
     if job.offered == job.attempt:
@@ -202,6 +205,7 @@ def _next(known: Known, causes: set[str]) -> str:
     job, sync = known.job, "chasqui sync" + (" --remote %s" % known.job.remote if known.several else "")
     short = job.id[:8]
     for among, line in (
+            ({"anywhere"}, "chasqui sync --all"),
             ({"no-remote"}, "chasqui init %s --host HOST" % job.remote),
             ({"inputs-missing"}, "put it back, then: %s    (or: chasqui cancel %s)" % (sync, short)),
             ({"no-room", "disk-full"}, "make room there (chasqui clean --dry-run), then: %s" % sync),

@@ -38,6 +38,8 @@ def _there(**facts: Any) -> dict[str, Any]:
 # cause: the job, what else is known, words that must be there, what is typed next
 CAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "no-remote": (HERE, {"configured": False}, "not in config.toml any more", "chasqui init hpc --host HOST"),
+    "anywhere": ({**HERE, "remote": "any"}, {"configured": False}, "the first cluster that has a slot free",
+                 "chasqui sync --all"),
     "never-synced": (HERE, {"synced": ""}, "no sync with hpc has run to its end yet", "chasqui sync"),
     "not-synced-since": ({**HERE, "changed": LATER}, {"synced": THEN}, "added after the last sync", "chasqui sync"),
     "not-uploaded": (HERE, {}, "the last sync did not hand it over", "chasqui sync"),
