@@ -50,6 +50,6 @@ class Board:
     def _width(self) -> int:
         """A line that wraps would be two to rewrite."""
         try:
-            return max(20, os.get_terminal_size(self.stream.fileno()).columns - 1)
+            return max(20, (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1)
         except OSError:
             return 79
