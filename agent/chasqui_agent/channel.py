@@ -51,6 +51,10 @@ class Channel:
         del self._buffer[:count]
         return taken
 
+    def has_come(self) -> bool:
+        """Whether there is anything to read now."""
+        return bool(self._buffer or select.select([self.source], [], [], 0)[0])
+
     def frame(self) -> "Tuple[bytes, bytes]":
         """The next message or data frame. Raises Closed, Silence, WireError."""
         self.packer.flush()

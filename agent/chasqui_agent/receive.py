@@ -51,6 +51,9 @@ fault.register({
 })
 
 BATCH_JOBS, BATCH_SECONDS = 1000, 5.0
+IDLE_JOBS = 100  # are a batch, too, where the line is slower than we are: then it costs nobody's time
+# (bytes, files) that may come unasked, and the room that is to be there for them: small files take whole blocks
+UNASKED, ROOM_UNASKED = (256 << 20, 20000), (1 << 30, 60000)
 NEED = 1000  # contents named in one message
 _EMPTY = hashlib.sha256().hexdigest()
 _Place = namedtuple("_Place", "key path mode")
@@ -108,6 +111,8 @@ class Receiver:
         self._placed: "Set[str]" = set()  # contents that are there
         self._previous: "Dict[str, Tuple[str, str]]" = {}
         self._asked: "Set[str]" = set()
+        self._unasked = False  # whether contents come that were not asked for
+        self._settled: "Set[Key]" = set()  # of which nothing is taken then
         self._uncached: "Set[str]" = set()  # contents of one job alone that there is no room to keep a second time
         self._held: "Dict[str, int]" = {}
         self._made = {self._top}
@@ -118,29 +123,52 @@ class Receiver:
 
     def consider(self, jobs: "List[Dict[str, Any]]") -> "List[bytes]":
         """The answers to a slice of jobs: known, conflict and refuse messages, then what content is needed."""
-        answers = [answer for answer in map(self._consider, jobs) if answer]
+        answers = []
+        for job in jobs:
+            answer = self._consider(job)
+            if answer:
+                answers.append(wire.message(answer.pop("m"), job=job["job"], attempt=job["attempt"], **answer))
         return answers + self._needs()
 
-    def _consider(self, job: "Dict[str, Any]") -> "Optional[bytes]":
+    def consider_unasked(self, jobs: "List[Dict[str, Any]]") -> None:
+        """Get ready for a slice whose contents and commits come at once. What is to be said of it is in `acked` and
+        `refused`."""
+        self._unasked = True
+        for job in jobs:
+            answer = self._consider(job)
+            if not answer:
+                continue
+            self._settled.add(key_of(job))
+            if answer["m"] == "known":
+                self.acked.append(key_of(job))
+            else:
+                self.refused.append((key_of(job), answer["why"]))
+        self._weigh()
+
+    def room_unasked(self) -> "Tuple[int, int]":
+        """(bytes, files) that may come unasked before the next slice that is asked for."""
+        return UNASKED if self._room.would_have(*ROOM_UNASKED) else (0, 0)
+
+    def _consider(self, job: "Dict[str, Any]") -> "Optional[Dict[str, str]]":
+        """None, and the job was taken; or the answer: a message but for job and attempt."""
         name, attempt = key = key_of(job)
-        if key in self._offers:
+        if key in self._offers or key in self._settled:
             raise wire.WireError("a job that is offered twice")
         try:
             check_job(job)
         except Refusal as refusal:
-            return wire.message("refuse", job=name, attempt=attempt, why=str(refusal))
+            return {"m": "refuse", "why": str(refusal)}
         here = os.path.lexists(self.spool.work_dir(name, attempt))
         record = self.spool.job_record(name, attempt) if here else {}
         state = self._index.state(name, attempt, here)
         if record and record.get("manifest") == manifest_digest(job["files"]):
             state = state or self._publish_again(key, record)
-            return wire.message("known", job=name, attempt=attempt, state=state) if state else None
+            return {"m": "known", "state": state} if state else None
         if state or here:
-            why = "the cluster has this attempt with other files"
-            return wire.message("conflict", job=name, attempt=attempt, why=why)
+            return {"m": "conflict", "why": "the cluster has this attempt with other files"}
         why = self._room.take(*space.need(job["files"] + self._kept_too(job["files"])))
         if why:
-            return wire.message("refuse", job=name, attempt=attempt, why=why)
+            return {"m": "refuse", "why": why}
         self._take_offer(key, job)
         return None
 
@@ -187,11 +215,16 @@ class Receiver:
         self._offers[key] = {"files": []}  # the client's commit finds it done
         return ""
 
-    def _needs(self) -> "List[bytes]":
-        needed = []
+    def _weigh(self) -> None:
+        """Find out which contents of one job alone there is room for in the cache, too."""
         for sha, size in self._sizes.items():
             if self._uses[sha] == 1 and self.objects.wants(size, 1) and not self._room.has(size, 1):
                 self._uncached.add(sha)
+
+    def _needs(self) -> "List[bytes]":
+        self._weigh()
+        needed = []
+        for sha, size in self._sizes.items():
             if sha not in self._contents and not self._find(sha, size):
                 needed.append(sha)
                 self._hold(sha, size)
@@ -251,15 +284,21 @@ class Receiver:
         if not isinstance(shas, list) or not isinstance(sizes, list) or len(shas) != len(sizes):
             raise wire.WireError("contents without their sizes")
         for sha, size in zip(shas, sizes):
-            if not isinstance(sha, str) or sha not in self._asked or size != self._sizes[sha]:
+            if not self._expects(sha, size):
                 raise wire.WireError("content that was not asked for")
             self._asked.discard(sha)
             content = data[at:at + size]
             at += size
-            if hashlib.sha256(content).hexdigest() == sha:
+            if sha in self._sizes and not self._has(sha) and hashlib.sha256(content).hexdigest() == sha:
                 self._write(sha, content)
         if at != len(data):
             raise wire.WireError("other data than was announced")
+
+    def _expects(self, sha: "Any", size: "Any") -> bool:
+        """Whether a small content may come now. Unasked, it may be that of a job which was refused meanwhile."""
+        if not isinstance(sha, str) or not isinstance(size, int) or size != self._sizes.get(sha, size):
+            return False
+        return sha in self._asked or self._unasked and 0 <= size <= wire.PIECE
 
     def blob(self, fields: "Dict[str, Any]", read: "Callable[[], bytes]") -> None:
         """Take one content; read() gives its next data frame. A wrong hash is found at the commit of who needs it."""
@@ -385,10 +424,12 @@ class Receiver:
     def commit(self, key: "Key") -> None:
         """All content of a job has arrived: build its folder. Makes batches real and public, full or 5 s old."""
         job = self._offers.pop(key, None)
+        if job is None and key in self._settled:
+            return
         if job is None:
             raise wire.WireError("a commit of a job that was not offered")
         shas = {item["sha256"] for item in job["files"]}
-        if not all(map(self._has, shas)):
+        if not all(self._has(sha) or self._unasked and self._find(sha, self._sizes[sha]) for sha in shas):
             self.refused.append((key, "content was missing or damaged"))
         elif shas:
             self._pending.append(self._build(key, job))
@@ -436,6 +477,11 @@ class Receiver:
         if not position:
             os.makedirs(folder, 0o700)
         return os.path.join(folder, spools.shard_name(position, *key))
+
+    def idle(self) -> None:
+        """Nothing has come that could be taken now."""
+        if len(self._pending) >= IDLE_JOBS:
+            self.flush()
 
     def flush(self) -> None:
         """Publish what is committed; afterwards it is acknowledged, and stays whatever becomes of the session."""

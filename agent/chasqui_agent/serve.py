@@ -3,8 +3,9 @@
     1 client  hello, op..., job..., end {more}
     2 agent   welcome, known/conflict/refuse..., need..., end            (only if jobs were offered)
     3 client  blobs + data, blob + data..., commit, skip..., end  (only if jobs were offered)
-               while there is more: 1 (without hello and op), 2 and 3 again, with the next slice of jobs
-    4 agent   [welcome] acked/refuse, op_done, pump, status, log + data, a slice of results..., end {more}
+               while there is more: 1 (without hello and op), 2 and 3 again, with the next slice of jobs;
+               or 1 and 3 in one, without 2: job..., contents {more}, then as 3
+    4 agent   [welcome] acked/refuse, note, op_done, pump, status, log + data, a slice of results..., end {more}
     5 client  want..., end
     6 agent   the next slice of results...; bundle + data, file + data + sha, or gone...; end {more}
       agent   bye
@@ -36,7 +37,7 @@ fault.register({
     "serve.offered": "turn 1 read to its end",
     "serve.received": "turn 3 read to its end",
     "serve.operation": "an operation asked for, not yet confirmed",
-    "serve.pumped": "the pump has run, nothing of turn 4 sent",
+    "serve.pumped": "the pump has run, nothing sent of what it did",
     "serve.wanted": "a turn 5 read to its end",
     "serve.delivered": "what turn 5 asked for is sent, the turn is not ended",
 })
@@ -114,7 +115,7 @@ class Session:
         self.spool, self.pipe = spool, pipe
         self.hello: "Dict[str, Any]" = {}
         self.jobs: "List[Dict[str, Any]]" = []  # of the slice at hand
-        self.more = False
+        self.more, self.asked = False, True  # whether a further slice follows; whether we are to answer this one
         self.operations: "List[Dict[str, Any]]" = []
         self.ended: "List[Key]" = []
         self.notes: "List[str]" = []
@@ -144,12 +145,10 @@ class Session:
         full: then the room is worth more, and that of the content cache, too."""
         keep, full = True, False
         try:
-            self._turn_2(receiver)
-            self._turn_3(receiver)
-            while self.more:
-                self._next_slice()
-                self._turn_2(receiver)
-                self._turn_3(receiver)
+            try:
+                self._slices(receiver)
+            finally:
+                receiver.flush()
             keep = False
         except OSError as error:
             full = files.no_space(error)
@@ -157,6 +156,21 @@ class Session:
         finally:
             receiver.close(keep, full)
         fault.point("serve.received")
+
+    def _slices(self, receiver: "receive.Receiver") -> None:
+        self._slice(receiver)
+        while self.more:
+            self._next_slice()
+            self._slice(receiver)
+
+    def _slice(self, receiver: "receive.Receiver") -> None:
+        if self.asked:
+            self._turn_2(receiver)
+        else:
+            with self.pipe.working():
+                receiver.consider_unasked(self.jobs)
+            self.jobs = []
+        self._turn_3(receiver)
 
     # -- turn 1 ----------------------------------------------------------------------------------------------------
 
@@ -175,7 +189,7 @@ class Session:
         """Operations, which only the first has, and jobs, up to the end of the client's turn."""
         size = 0
         item = self.pipe.message()
-        while item["m"] != "end":
+        while item["m"] not in ("end", "contents"):
             if item["m"] == "job":
                 if len(self.jobs) >= wire.SLICE_JOBS or size > wire.SLICE_BYTES:
                     raise wire.WireError("more jobs than are taken at once")
@@ -187,7 +201,7 @@ class Session:
             if len(self.operations) > MAX_OPS:
                 raise wire.WireError("more than %d operations in one session" % MAX_OPS)
             item = self.pipe.message()
-        self.more = item.get("more") is True
+        self.more, self.asked = item.get("more") is True, item["m"] == "end"
 
     def _welcome(self) -> None:
         """The first message of our first turn; says which journal offset the records will be sent from."""
@@ -212,20 +226,20 @@ class Session:
         self._welcome()
         with self.pipe.working():
             answers = receiver.consider(self.jobs)
+            room = receiver.room_unasked() if self.more else (0, 0)
         self.jobs = []  # the receiver keeps those still open
         for answer in answers:
             self.pipe.send(answer)
-        self.pipe.say("end")
+        self.pipe.say("end", unasked=room)
 
     def _turn_3(self, receiver: "receive.Receiver") -> None:
-        try:
-            while self._take(receiver):
-                pass
-            receiver.end_slice(self.more)
-        finally:
-            receiver.flush()
+        while self._take(receiver):
+            pass
+        receiver.end_slice(self.more)
 
     def _take(self, receiver: "receive.Receiver") -> bool:
+        if not self.pipe.has_come():
+            receiver.idle()
         item = self.pipe.message()
         if item["m"] == "blob":
             receiver.blob(item, self.pipe.data)
@@ -241,15 +255,15 @@ class Session:
     # -- turn 4 ----------------------------------------------------------------------------------------------------
 
     def _turn_4(self, receiver: "Any") -> "Optional[List[deliver.Listing]]":
+        self._welcome()
+        self._acknowledge(receiver)  # the client records it while the pump runs
         with self.pipe.working():
             note = self._configure()
             self._request_operations()
             report = self._pump()
             fault.point("serve.pumped")
-        self._welcome()
         if note:
             self.pipe.say("note", text=note)
-        self._acknowledge(receiver)
         for operation in self.operations:
             self.pipe.say("op_done", id=operation["id"], note=report.get("operations", {}).get(operation["id"], ""))
         self.pipe.say("pump", **report)

@@ -115,9 +115,13 @@ class Room:
             place.take(*self._share(place, amount, files))
         return ""
 
+    def would_have(self, amount: int, files: int) -> bool:
+        """Whether so many bytes and inodes are left, and nothing needs to be deleted for them."""
+        return not self._shut and not self._lacking(amount, files)
+
     def has(self, amount: int, files: int) -> bool:
-        """Whether there is room for what could be done without, and nothing is deleted for; then it is taken."""
-        fits = not self._shut and not self._lacking(amount, files)
+        """Whether there is room for what could be done without; then it is taken."""
+        fits = self.would_have(amount, files)
         if fits and self._first:
             self._first.add_to_taken(amount, files)
         return fits

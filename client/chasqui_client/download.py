@@ -117,7 +117,7 @@ class Download:
             raise wire.WireError("results that were asked for did not come")
         if listing:
             self._listed_whole()
-        return said, self.session._more
+        return said, self.session.more
 
     @staticmethod
     def _asked_for(key: Key, index: Any, asked: Asked) -> tuple[Listed, int]:

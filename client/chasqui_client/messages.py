@@ -36,12 +36,14 @@ class Changed(Exception):
 
 @dataclass(frozen=True)
 class JobOffer:
-    """A job to hand over; `fields` are the job message's besides job, attempt and files."""
+    """A job to hand over; `fields` are the job message's besides job, attempt and files. fresh: nothing of it was ever
+    offered to the cluster."""
 
     job: str
     attempt: int
     files: "list[InputFile]"
     fields: Mapping[str, Any]
+    fresh: bool = False
 
     @property
     def key(self) -> Key:

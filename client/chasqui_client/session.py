@@ -44,7 +44,7 @@ class Session:
         self._unpacker = packing.Unpacker(self._read)
         self._rest = b""
         self._cursor = 0
-        self._more = False  # the last turn of the agent's said that a further slice follows
+        self._ended: dict[str, Any] = {}  # how the last turn of the agent's was ended
 
     def run(self, offer: Offer) -> None:
         """All turns up to the agent's bye. Raises NotGreeted, AgentError, WireError, and what the handler raises."""
@@ -130,7 +130,12 @@ class Session:
             if fields["m"] not in names:
                 raise wire.WireError("a message out of turn: %s" % wire.printable(fields["m"], 40))
             yield fields
-        self._more = fields.get("more") is True
+        self._ended = fields
+
+    @property
+    def more(self) -> bool:
+        """Whether the agent's last turn said that a further slice follows."""
+        return self._ended.get("more") is True
 
     def _data(self, size: int) -> Iterator[bytes]:
         """Exactly `size` bytes of data frames."""
@@ -175,9 +180,13 @@ class Session:
         for jobs, more in offer.slices:
             if not (jobs or more or welcome):
                 break  # none of the jobs can go: to the agent that is a session without any, whose next turn is the 4th
-            upload.offer(jobs, more)
-            welcome = welcome or self._welcome()
-            upload.hand_over(jobs)
+            if upload.is_new(jobs):
+                upload.hand_over_new(jobs, more)
+            else:
+                upload.offer(jobs, more)
+                welcome = welcome or self._welcome()
+                upload.hand_over(jobs)
+                upload.has_room(self._ended)
             del jobs  # before the next ones are made
         if more or welcome is None:
             self._end(more=False)
@@ -208,9 +217,8 @@ class Session:
                 self._log(fields, state)
             else:
                 self._one_news(fields, state)
-        state.flush(self.handler)
-        if download or self._more:
-            (download or self._download()).run(self._more)
+        if download or self.more:
+            (download or self._download()).run(self.more)
         self._bye()
 
     def _download(self) -> "Download":
@@ -221,12 +229,12 @@ class Session:
         name = fields["m"]
         state.count()
         if name == "acked":
+            acked = []
             for pair in messages.pairs(fields, state.offered):
-                state.acked.append(pair)
+                acked.append(pair)
                 state.offered.discard(pair)
-            return
-        state.flush(self.handler)
-        if name == "refuse":
+            self.handler.acked(acked)  # one transaction for up to a thousand
+        elif name == "refuse":
             self.handler.refused(messages.key(fields, state.offered), messages.text(fields, "why"))
         elif name == "op_done":
             if fields.get("id") not in state.operations:
@@ -242,7 +250,6 @@ class Session:
 
     def _log(self, fields: dict[str, Any], state: "_Turn4") -> None:
         """One piece of the journal, applied at once: memory does not grow with what we have missed."""
-        state.flush(self.handler)
         start, to, size = fields.get("from"), fields.get("to"), fields.get("size")
         follows = start == self._cursor and messages.is_int(to, 1 << 62) and to > self._cursor
         if not follows or not messages.is_int(to, 1 << 62) or not messages.is_int(size, MAX_PIECE):
@@ -266,7 +273,6 @@ class _Turn4:
 
     def __init__(self, offered: set[Key], operations: set[str]) -> None:
         self.offered, self.operations = offered, operations
-        self.acked: list[Key] = []
         self.log = 0
         self._left = len(offered) + len(operations) + 200
 
@@ -274,12 +280,6 @@ class _Turn4:
         self._left -= 1
         if self._left < 0:
             raise wire.WireError("more news than there can be")
-
-    def flush(self, handler: Handler) -> None:
-        """Acknowledgements are recorded together: one transaction for thousands."""
-        if self.acked:
-            handler.acked(self.acked)
-            self.acked = []
 
 
 def _records(text: bytes) -> Iterator[dict[str, Any]]:

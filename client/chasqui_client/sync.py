@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_JOBS = 20_000  # offered in one session; more go with the next
 READ = 100  # jobs read from the ledger at once
+FIRST, FRESH = 50, 200  # jobs that were never offered, in one slice: most go unasked, and the first ones go soon
 _STEP = 1000  # journal records that are applied between two bundles of results
 MAX_RESULTS = 100_000  # jobs whose results are asked for in one session; the agent takes no more
 _COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
@@ -182,12 +183,13 @@ class Exchange(Handler):
 
     def _slices(self, ids: list[str]) -> Iterator[tuple[list[JobOffer], bool]]:
         """What there is to hand over, in pieces: 20,000 jobs with their files are more than memory is for."""
-        start, read = 0, dict[str, Job]()
+        start, read, fresh = 0, dict[str, Job](), FIRST
         while start < len(ids):
             jobs: list[Job] = []
             offers: list[JobOffer] = []
             size = 0
-            while start < len(ids) and len(jobs) < wire.SLICE_JOBS and size < wire.SLICE_BYTES:
+            most = wire.SLICE_JOBS
+            while start < len(ids) and len(jobs) < most and size < wire.SLICE_BYTES:
                 if start % READ == 0:
                     read = self.ledger.jobs_by_id(ids[start:start + READ])
                 job = read.get(ids[start])
@@ -197,10 +199,14 @@ class Exchange(Handler):
                     jobs.append(job)
                     offers.append(offer)
                     size += offer.message_size
+                    most = min(most, fresh) if offers[0].fresh else most
             marked = self.ledger.mark_offered(jobs)
             if len(marked) < len(jobs):
                 offers = [offer for offer in offers if offer.job in marked]
+                if not offers and start < len(ids):
+                    continue  # only the last slice may be empty
             self._size_up(offers, start < len(ids))
+            fresh = FRESH
             yield offers, start < len(ids)
             del job, offer, offers
 
@@ -243,7 +249,7 @@ class Exchange(Handler):
                   "expect": options.get("expect", []), "max_file": options.get("max_file", 0),
                   "max_job": options.get("max_job", 0), "rerun": bool(options.get("rerun")),
                   "previous": job.attempt - 1}
-        offer = JobOffer(job.id, job.attempt, files, fields)
+        offer = JobOffer(job.id, job.attempt, files, fields, fresh=job.attempt == 1 and not job.offered)
         self._offered[offer.key] = job.name, len(files), sum(f.size for f in files)
         return offer
 

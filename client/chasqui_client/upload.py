@@ -1,6 +1,9 @@
 """Handing jobs over, turns 1 to 3 slice by slice: what is offered, what the agent lacks of it, the contents themselves.
 
-Nothing here grows with the number of jobs but the set of those that were offered.
+A slice of jobs that were never offered before, whose contents are small and each one file's alone, goes at one go: the
+cluster can't have them, and its cache does not keep such contents. The agent says how much it has room for unasked.
+
+Nothing here grows with the number of jobs but the sets of those that were offered, and of their contents.
 """
 
 import hashlib
@@ -29,9 +32,49 @@ class Upload:
         """send takes frames, end ends our turn, messages_of(names) gives the messages of the agent's."""
         self._send, self._end, self._messages, self.handler = send, end, messages_of, handler
         self.offered: set[Key] = set()
+        self._there: set[bytes] = set()  # hashes of what was sent, or found there, in this session
+        self._room = 0, 0  # bytes and files that may go unasked
+
+    def has_room(self, fields: dict[str, Any]) -> None:
+        """What the end of the agent's turn says of that."""
+        room = fields.get("unasked")
+        if isinstance(room, list) and len(room) == 2 and all(messages.is_int(most, 1 << 50) for most in room):
+            self._room = room[0], room[1]
+
+    def is_new(self, jobs: list[JobOffer]) -> bool:
+        """Whether a slice can go without asking what of it is there."""
+        if not all(job.fresh for job in jobs):
+            return False
+        size = sum(file.size for job in jobs for file in job.files)
+        left = self._room[0] - size, self._room[1] - sum(len(job.files) for job in jobs)
+        if min(left) < 0 or not self._each_small_and_once(jobs):
+            return False
+        self._room = left
+        return True
+
+    def _each_small_and_once(self, jobs: list[JobOffer]) -> bool:
+        seen: set[str] = set()
+        for file in self._lacking(jobs):
+            if file.size > wire.PIECE or file.sha256 in seen:
+                return False
+            seen.add(file.sha256)
+        return True
+
+    def _lacking(self, jobs: list[JobOffer]) -> "Iterator[InputFile]":
+        return (file for job in jobs for file in job.files if bytes.fromhex(file.sha256) not in self._there)
+
+    def hand_over_new(self, jobs: list[JobOffer], more: bool) -> None:
+        """A slice for which `is_new`, in one turn."""
+        self._offer(jobs)
+        self._send(wire.message("contents", more=more))
+        self._contents(jobs, {file.sha256: 0 for file in self._lacking(jobs)})
 
     def offer(self, jobs: list[JobOffer], more: bool) -> None:
         """One slice of jobs, and the end of our turn."""
+        self._offer(jobs)
+        self._end(more=more)
+
+    def _offer(self, jobs: list[JobOffer]) -> None:
         for job in jobs:
             if job.key in self.offered:
                 raise ValueError("offered twice: %s" % job.job)
@@ -41,7 +84,6 @@ class Upload:
             fields = {**job.fields, "m": "job", "job": job.job, "attempt": job.attempt, "files": listed}
             # Not by wire.message: a job has a field "name", which is that function's own argument.
             self._send(wire.frame(wire.MESSAGE, json.dumps(fields, separators=(",", ":")).encode("ascii")))
-        self._end(more=more)
 
     def hand_over(self, jobs: list[JobOffer]) -> None:
         """Turns 2 and 3 for a slice: send what the agent lacks, each content once, and commit each job."""
@@ -58,13 +100,18 @@ class Upload:
                 self.handler.known(key)
             else:
                 self.handler.refused(key, messages.text(fields, "why"))
-        used = {file.sha256 for job in left.values() for file in job.files}
-        self.handler.uploading(len(left), sum(sizes[sha] - have for sha, have in needed.items() if sha in used))
+        self._contents(list(left.values()), needed)
+
+    def _contents(self, jobs: list[JobOffer], needed: dict[str, int]) -> None:
+        """What is needed of these jobs, the commits, and the end of our turn."""
+        sizes = {file.sha256: file.size for job in jobs for file in job.files}
+        self.handler.uploading(len(jobs), sum(sizes[sha] - have for sha, have in needed.items() if sha in sizes))
         bundle = Bundle(self._send)
-        for job in left.values():
+        for job in jobs:
             self._job(job, needed, bundle)
         bundle.flush()
         self._end()
+        self._there.update(bytes.fromhex(sha) for sha in sizes if sha not in needed)
 
     def _job(self, job: JobOffer, needed: dict[str, int], bundle: "Bundle") -> None:
         for file in job.files:
