@@ -355,9 +355,10 @@ class Ledger:
 
         Returns True where it is already done. A job in a state the operation makes no sense in: WrongState.
         """
-        if not self.allows(job, op):
-            raise errors.WrongState("%s (%s) is %s: nothing to %s" % (job.name, job.id, job.state, op))
         with self.transaction():
+            job = self.job(job.id) or job  # a sync may have begun to offer it since it was read
+            if not self.allows(job, op):
+                raise errors.WrongState("%s (%s) is %s: nothing to %s" % (job.name, job.id, job.state, op))
             if job.offered < job.attempt:
                 self.move(job.id, {"cancel": CANCELLED, "hold": HELD, "release": QUEUED_LOCAL}[op], op + " here")
                 return True

@@ -115,6 +115,15 @@ def test_what_was_given_away_or_held_since_it_was_read_is_not_offered(ledger: Le
     assert {job.id: job.offered for job in ledger.jobs()} == {"a": 0, "b": 0, "c": 0, "d": 1}
 
 
+def test_what_is_offered_since_it_was_read_can_be_taken_back_by_the_cluster_alone(ledger: Ledger) -> None:
+    _add(ledger, "a", "one")
+    read = ledger.jobs()[0]
+    assert ledger.mark_offered([read]) == {"a"}
+    assert ledger.request(read, "cancel", "op1") is False, "it goes with the next sync"
+    job = ledger.jobs()[0]
+    assert (job.state, [op.op for op in ledger.pending_ops("one")]) == ("QUEUED_LOCAL", ["cancel"])
+
+
 def test_two_who_give_and_two_who_offer_at_once_offer_each_job_once(tmp_path: Path, size: Any) -> None:
     jobs = 400 if size.long else 80
     path, chosen = tmp_path / "jobs.db", _config(one=(jobs, jobs), two=(jobs, jobs))
