@@ -53,6 +53,7 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
         refused = _submit(pump, todo, plan, site)
     finally:
         pump.behind.finish()
+    _note_refusal(pump)
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
     ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
     # PBS counts an ending job until it is quite gone: 32 s were seen.
@@ -62,6 +63,15 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     owe(pump, (waits or silent) and not heartbeat.hurry(pump))
     if has_beat and known and not heartbeat.enabled(pump.settings, pump.scheduler, pump.state.value):
         pump.report["unfinished"] = True  # only now it is known that the site has no place for a heartbeat
+
+
+def _note_refusal(pump: "Round") -> None:
+    """state.json "refused": [the scheduler's words, since when it has used them], for those who ask later."""
+    text = pump.report["refused"]
+    before = pump.state.value.pop("refused", None)
+    if text:
+        since = before[1] if before and before[0] == text else pump.now
+        pump.state.value["refused"] = [text, since]
 
 
 def _size(pump: "Round", asked: "Dict[str, str]") -> int:

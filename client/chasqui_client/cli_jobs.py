@@ -10,6 +10,7 @@ from chasqui_agent import wire
 
 from . import api, errors, select, states
 from .command import Command, add_selection, as_of, count, fetch_line, number, place, reason, size
+from .config import ANY, Remote
 from .jobs import Asked, read_list
 from .ledger import Job
 from .tables import BYTES, are_bytes
@@ -54,7 +55,7 @@ def _add(command: Command) -> int:
     asked = Asked(args.script, args.template, _settings(args.set), _patterns(args.inputs), _patterns(args.exclude),
                   _patterns(args.outputs), args.name, args.priority, args.max_file, args.follow, args.rerun,
                   _patterns(args.expect), args.max_job)
-    added = api.add(command.home, folders, asked, command.remote, args.again)
+    added = api.add(command.home, folders, asked, _target(command), args.again)
     command.data = {"jobs": [{"id": job.id, "name": job.name, "folder": wire.path_text(job.folder)}
                              for job in added.jobs],
                     "skipped": len(added.skipped), "files": added.files, "bytes": added.bytes}
@@ -62,8 +63,16 @@ def _add(command: Command) -> int:
     if added.skipped:
         command.say("%s skipped: they have a job already (--again adds another)" % count(len(added.skipped), "folder"))
     if added.jobs:
-        command.say("next: chasqui sync")
+        command.say("next: chasqui sync" + (" --all" if args.remote == ANY else ""))
     return 0
+
+
+def _target(command: Command) -> Remote:
+    """The remote that jobs are added for."""
+    if command.args.remote != ANY:
+        return command.remote
+    from .several import place
+    return place.anywhere(command.config)
 
 
 def _listed(name: str) -> list[bytes]:
@@ -127,7 +136,8 @@ def _status_notes(command: Command, remote: dict[str, Any]) -> None:
         command.say("  %s without all the results expected: chasqui list --state COMPLETED"
                     % count(remote["results_incomplete"], "completed job"))
     if news or stalled:
-        command.say("  next: chasqui sync  (%s)" % ", ".join(news + stalled))
+        every = " --all" if remote["remote"] == ANY else ""
+        command.say("  next: chasqui sync%s  (%s)" % (every, ", ".join(news + stalled)))
 
 
 def _status_then(command: Command, known: dict[str, Any]) -> list[str]:
@@ -278,7 +288,8 @@ _STATES = "States: %s." % ", ".join(states.STATES)
 
 VERBS = {
     "add": Verb("Make jobs of folders: all of them, or none. Nothing is sent before `chasqui sync`.\n"
-                "A job.toml in the folder can say the same as the options here.",
+                "A job.toml in the folder can say the same as the options here. --remote any: for the first cluster\n"
+                "that has a slot free at a `sync --all`.",
                 "  chasqui add runs/* --script job.pbs\n"
                 "  chasqui add runs/* --template vasp --set cpus=32 --set walltime=12:00:00", _add_arguments, _add),
     "status": Verb("How many jobs are in which state, as of the last sync; and what the relay there says now, where a"

@@ -13,7 +13,7 @@ from .select import Selection, parse_states
 from .verbs import Verb
 
 _ON_CLUSTER = (states.UPLOADED, states.SUBMITTED, states.RUNNING)
-_AGENT_VERBS = ("deploy", "status", "pump", "log", "remove")
+_AGENT_VERBS = ("deploy", "status", "pump", "log", "cron", "remove")
 
 
 # -- init, login, logout, doctor ---------------------------------------------------------------------------------------
@@ -77,6 +77,7 @@ def _doctor(command: Command) -> int:
 
 
 def _sync_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="every remote of config.toml, at the same time")
     parser.add_argument("--dry-run", action="store_true", help="contact nothing, list what would go")
     parser.add_argument("--watch", type=_seconds, metavar="SECONDS",
                         help="again and again until nothing is left to do; a lost network is waited for")
@@ -95,6 +96,9 @@ def _seconds(text: str) -> float:
 
 def _sync(command: Command) -> int:
     args = command.args
+    if args.all:
+        from .several import together
+        return together.sync_all(command, _tell)
     options = SyncOptions(dry_run=args.dry_run, download=not args.no_results, deploy=not args.no_deploy,
                           take_caps=args.take_caps, interactive=command.interactive, progress=not args.json)
     if args.watch and not args.dry_run:
@@ -305,13 +309,16 @@ def _fetch(command: Command) -> int:
 
 def _agent_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=_AGENT_VERBS, metavar="|".join(_AGENT_VERBS))
+    parser.add_argument("name", nargs="?", metavar="NAME", help="which cluster (default: --remote, else the only one)")
     parser.add_argument("-f", "--follow", action="store_true", help="log: go on as it grows")
+    parser.add_argument("--slurm", action="store_true", help="cron: for Slurm's scrontab")
+    parser.add_argument("--every", type=int, metavar="MINUTES", help="cron: how often (default 10)")
     parser.add_argument("--purge", action="store_true", help="remove: the work folders too, with every result in them")
 
 
 def _agent(command: Command) -> int:
     from . import deploy
-    args, remote = command.args, command.remote
+    args, remote = command.args, _named(command)
     if args.what == "deploy":
         where = deploy.deploy(command.home.create(), remote, interactive=command.interactive)
         command.data = {"remote": remote.name, "agent": where}
@@ -319,6 +326,7 @@ def _agent(command: Command) -> int:
         return 0
     words = {"status": ["status", "--json"] if args.json else ["status"], "pump": ["pump"],
              "log": ["log", "-f"] if args.follow else ["log"],
+             "cron": ["cron", *(["--slurm"] if args.slurm else []), "--every", str(args.every or 10)],
              "remove": ["remove", "--purge"] if args.purge else ["remove"]}[args.what]
     return _agent_says(command, remote, words)
 
@@ -354,10 +362,11 @@ VERBS = {
                    "\nstops at the first that fails and says what to type.", "  chasqui doctor hpc",
                    _named_arguments, _doctor),
     "sync": Verb("Hand over what is new, bring home what is finished. One ssh command.",
-                 "  chasqui sync\n  chasqui sync --watch 60 --fail", _sync_arguments, _sync),
+                 "  chasqui sync\n  chasqui sync --watch 60 --fail\n  chasqui sync --all", _sync_arguments, _sync),
     "results": Verb("Where results are and what was left on the cluster; `results fetch` gets that.",
                     "  chasqui results kx3f\n  chasqui results fetch kx3f --glob WAVECAR --glob 'run/**'\n"
                     "  chasqui results fetch kx3f --all", _results_arguments, _results),
-    "agent": Verb("The relay on the cluster. `remove` refuses while anything waits or runs; work/ goes with --purge.",
-                  "  chasqui agent status\n  chasqui agent remove", _agent_arguments, _agent),
+    "agent": Verb("The relay on the cluster. `cron` prints a line that wakes it now and then, for a crontab there.\n"
+                  "`remove` refuses while anything waits or runs; work/ goes with --purge.",
+                  "  chasqui agent status\n  chasqui agent cron hpc\n  chasqui agent remove", _agent_arguments, _agent),
 }

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .pace import Bandwidth
 
 LOCAL = "local"
+ANY = "any"  # no remote: what a job is for that goes to the first with a slot free
 MAX_FILE = 100 * 10 ** 6  # bytes; bigger results stay on the cluster until asked for
 CACHE_SIZE = 2 << 30  # bytes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
@@ -121,6 +122,8 @@ class Config:
             raise errors.NoConfig(path=self.path)
         if not wanted:
             raise errors.SeveralRemotes(known=", ".join(self.remotes))
+        if wanted == ANY:
+            raise errors.AnyRemote()
         if wanted not in self.remotes:
             raise errors.UnknownRemote(name=wire.printable(wanted), known=", ".join(self.remotes) or "none")
         return self.remotes[wanted]
@@ -193,6 +196,8 @@ def check_root(root: str) -> str:
 def _check_name(name: str) -> str:
     if not _NAME.match(name):
         raise errors.BadInput("the name of a remote has letters, digits, - and _, at most 64 characters")
+    if name == ANY:
+        raise errors.BadInput('no remote can be called "any": jobs added for it go to whichever has a slot free')
     return name
 
 

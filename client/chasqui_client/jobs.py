@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from chasqui_agent import caps, directives, globs, spool, wire
 
 from . import errors, inputs, tables, templates
-from .config import Config, Home, JobDefaults, Remote
+from .config import ANY, Config, Home, JobDefaults, Remote
 from .drafts import Drafts
 from .ledger import InputFile, Job, Ledger
 
@@ -161,6 +161,7 @@ class Planner:
             "max_job": self._limit("max_job", said),
             "rerun": bool(said.rerun),
             "template": said.template,
+            **({"any": True} if self.remote.name == ANY else {}),
         }
 
     def _expected(self, said: Asked, template: templates.Template | None) -> list[str]:
@@ -320,7 +321,7 @@ def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> li
     planners: dict[str, Planner] = {}
     with Drafts(ledger) as plans:
         for job in jobs:
-            planner = planners.setdefault(job.remote, Planner(home, config.jobs, config.remote(job.remote)))
+            planner = planners.setdefault(job.remote, Planner(home, config.jobs, _target(config, job.remote)))
             with problems.of(job.folder):
                 plans.add(planner.plan(job.folder, Asked.load(job.options["asked"])))
         problems.done()
@@ -331,6 +332,13 @@ def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> li
     for at in range(0, len(jobs), 500):
         found |= ledger.jobs_by_id(job.id for job in jobs[at:at + 500])
     return [found[job.id] for job in jobs]
+
+
+def _target(config: Config, name: str) -> Remote:
+    if name == ANY:
+        from .several import place
+        return place.anywhere(config)
+    return config.remote(name)
 
 
 class _Problems:

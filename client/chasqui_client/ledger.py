@@ -269,10 +269,22 @@ class Ledger:
         self.db.execute("INSERT INTO events(job, attempt, at, event, old, new, why, record) VALUES (?,?,?,?,?,?,?,?)",
                         (job, attempt, at or now(), event, old, new, why, record or None))
 
-    def mark_offered(self, jobs: Iterable[Job]) -> None:
-        """Record it before the first of these jobs is sent: from now on only the cluster can cancel or hold them."""
+    def mark_offered(self, jobs: Sequence[Job]) -> set[str]:
+        """Record it before the first of these jobs is sent: from now on only the cluster can cancel or hold them.
+
+        Returns the ids of those that are still to be sent: not what was held, cancelled or given to another remote
+        since `jobs` were read.
+        """
         with self.transaction():
-            self.db.executemany("UPDATE jobs SET offered = ? WHERE id = ?", [(job.attempt, job.id) for job in jobs])
+            before = self.db.total_changes
+            self.db.executemany("UPDATE jobs SET offered = attempt " + self._STILL_OURS,
+                                [(job.id, job.attempt, job.remote) for job in jobs])
+            if self.db.total_changes - before == len(jobs):
+                return {job.id for job in jobs}
+            return {job.id for job in jobs
+                    if self.rows("SELECT 1 FROM jobs " + self._STILL_OURS, job.id, job.attempt, job.remote)}
+
+    _STILL_OURS = "WHERE id = ? AND attempt = ? AND remote = ? AND state = 'QUEUED_LOCAL'"
 
     def withdraw(self, job: str) -> None:
         """The agent has said that it does not have this job, and was not sent it: it is ours alone again."""
@@ -345,9 +357,10 @@ class Ledger:
 
         Returns True where it is already done. A job in a state the operation makes no sense in: WrongState.
         """
-        if not self.allows(job, op):
-            raise errors.WrongState("%s (%s) is %s: nothing to %s" % (job.name, job.id, job.state, op))
         with self.transaction():
+            job = self.job(job.id) or job  # a sync may have begun to offer it since it was read
+            if not self.allows(job, op):
+                raise errors.WrongState("%s (%s) is %s: nothing to %s" % (job.name, job.id, job.state, op))
             if job.offered < job.attempt:
                 self.move(job.id, {"cancel": CANCELLED, "hold": HELD, "release": QUEUED_LOCAL}[op], op + " here")
                 return True

@@ -187,6 +187,8 @@ class Session:
             self._send(wire.message("op", **operation))
         welcome, more = None, False
         for jobs, more in offer.slices:
+            if not (jobs or more or welcome):
+                break  # none of the jobs can go: to the agent that is a session without any, whose next turn is the 4th
             if upload.is_new(jobs):
                 upload.hand_over_new(jobs, more)
             else:

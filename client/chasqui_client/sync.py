@@ -100,6 +100,7 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
                 raise
             # Nothing more goes there, but journal and results come home in a session that brings nothing.
             full, options = error, replace(options, upload=False)
+            report.uploads_stopped = str(error)
         finally:
             progress.end()
             exchange.close()
@@ -201,7 +202,11 @@ class Exchange(Handler):
                     offers.append(offer)
                     size += offer.message_size
                     most = min(most, fresh) if offers[0].fresh else most
-            self.ledger.mark_offered(jobs)
+            marked = self.ledger.mark_offered(jobs)
+            if len(marked) < len(jobs):
+                offers = [offer for offer in offers if offer.job in marked]
+                if not offers and start < len(ids):
+                    continue  # only the last slice may be empty
             self._size_up(offers, start < len(ids))
             fresh = FRESH
             yield offers, start < len(ids)
@@ -450,7 +455,16 @@ class Exchange(Handler):
     def finished(self) -> None:
         """Record that all was said, while the agent's process and ssh's are still ending."""
         self._settle()
+        self.report_of_agent.update(self._kept_here())
         self.ledger.set_remote(self.remote.name, synced=self.report.timestamp, report=self.report_of_agent)
+
+    def _kept_here(self) -> dict[str, Any]:
+        """Why jobs were not handed over, for who asks later: of each of the first thousand, and of the rest."""
+        left = [(item["job"], item["why"]) for item in self.report.refused]
+        left += [(item["job"], "%s: %s" % (item["path"], item["why"])) for item in self.report.changed_inputs
+                 if item["why"].endswith("not uploaded")]
+        found = {"kept": dict(left[:_STEP]), "stopped": self.report.uploads_stopped}
+        return {key: value for key, value in found.items() if value}
 
     def close(self) -> None:
         """Record the news and results that arrived, however the session ended."""

@@ -352,3 +352,16 @@ def test_only_several_slices_and_someone_who_looks_cost_a_query(desk, shown, mon
         desk.add(*_seven(desk, "a", b"lib")[:jobs])
     desk.sync(progress=progress)
     assert len(calls) == asked
+
+
+def test_a_sync_whose_only_job_misses_an_input_does_all_the_rest(desk):
+    """Its one slice is empty, and the agent's answer to that is its fourth turn, not its second."""
+    folder = desk.folder("j", **{"in.dat": b"1"})
+    job, = desk.add(folder)
+    (folder / "in.dat").unlink()
+    report = desk.sync()
+    assert [item["path"] for item in report.changed_inputs] == ["in.dat"]
+    assert (report.uploaded, desk.job(job).state) == (0, states.QUEUED_LOCAL)
+    (folder / "in.dat").write_bytes(b"1")
+    desk.finish()
+    desk.completed(job)

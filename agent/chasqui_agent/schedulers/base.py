@@ -9,7 +9,7 @@ from collections import namedtuple
 
 MYPY = False
 if MYPY:
-    from typing import Any, Callable, Dict, Iterable, Optional, Set
+    from typing import Any, Callable, Dict, Iterable, Optional, Set, Tuple
 
 
 class Unreachable(Exception):
@@ -183,6 +183,11 @@ class Scheduler:
     def waiting_reasons(self, ids: "Iterable[str]") -> "Dict[str, str]":
         """Why queued jobs can never start, where the scheduler knows: of the first few of `ids`. Raises Unreachable."""
         return {}
+
+    def words_on(self, job_id: str) -> "Tuple[str, str]":
+        """(state as it writes it, "" where it does not say; its own words) on one live job, for a person who asks.
+        Raises Unreachable."""
+        return "", self.waiting_reasons([job_id]).get(job_id, "")
 
     def within(self, seconds: float) -> float:
         """`seconds`, or what is left of them."""

@@ -137,6 +137,10 @@ class OpenPBS(Scheduler):
         found = self.look_at(asked, False)[0] if asked else {}
         return {job_id: note(job) for job_id, job in found.items() if job.state in "QHW" and note(job)}
 
+    def words_on(self, job_id: str) -> "Tuple[str, str]":
+        job = self.look_at([job_id], False)[0].get(job_id)
+        return (job.state, note(job) or job.comment) if job else ("", "")
+
     # -- submitting ------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, timeout: float, meanwhile: "Callable[[], None]" = lambda: None) -> Submission:

@@ -9,6 +9,7 @@ from chasqui_agent import wire
 
 from .. import api, errors, states
 from ..command import Command, add_selection, count, fetch_line, place, size
+from ..config import ANY
 from ..ledger import Ledger
 from ..verbs import Verb
 from . import book, earlier, rules
@@ -113,6 +114,8 @@ def _clean(command: Command) -> int:
     with api.open_ledger(command.home) as ledger:
         chosen: dict[str, list[str]] = {}
         for job in jobs:
+            if job.remote == ANY:
+                continue  # no cluster has seen it yet
             if selection.words or job.results_state != states.CLEANED or earlier.attempts(ledger, job):
                 chosen.setdefault(job.remote, []).append(job.id)
         del jobs  # each is read again, under the lock
