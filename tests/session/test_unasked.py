@@ -34,7 +34,7 @@ def asked(monkeypatch):
     offer, new, add = upload.Upload.offer, upload.Upload.hand_over_new, upload.Bundle.add
     monkeypatch.setattr(upload.Upload, "offer", lambda self, *given: (slices.append(True), offer(self, *given)))
     monkeypatch.setattr(upload.Upload, "hand_over_new", lambda self, *given: (slices.append(False), new(self, *given)))
-    monkeypatch.setattr(upload.Bundle, "add", lambda self, sha, data: (contents.append(len(data)), add(self, sha, data)))
+    monkeypatch.setattr(upload.Bundle, "add", lambda self, *given: (contents.append(len(given[1])), add(self, *given)))
     return slices, contents
 
 
@@ -98,7 +98,7 @@ def test_a_cut_at_any_frame(tmp_path, monkeypatch, size):
         jobs = _jobs(desk, 5)
         line = CutLocal(sent=number)
         with monkeypatch.context() as patch, contextlib.suppress(errors.ConnectionLost):
-            patch.setattr(deploy, "transport_to", lambda *_, **__: line)
+            patch.setattr(deploy, "transport_to", lambda *_, line=line, **__: line)
             desk.sync()
         _all_ran_once(desk, jobs)
         if not line.was_cut:
@@ -118,7 +118,7 @@ def test_without_room_in_plenty_everything_is_asked_for(tmp_path, monkeypatch, a
         _all_ran_once(desk, jobs)
 
 
-# -- the agent's side ----------------------------------------------------------------------------------------------------
+# -- the agent's side --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
