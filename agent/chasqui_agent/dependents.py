@@ -10,6 +10,9 @@ in one place, so each step is one rename. What has ended since the last pump is 
 state.json on: whoever ended it, be it the agent of an earlier deployment, wrote it there. A pump so looks at what waits
 for those that ended, and never at all that waits. Without that offset, or behind damage, it looks at every parent once.
 
+A job's end is settled when PBS has let go of it, but its own tail is the last to pump for a while: what its flags say
+for certain (no TERM came before) counts at once. Where they don't, the heartbeat is moved forward (`expected`).
+
 Not `-W depend`: PBS deletes a dependent, or holds it for ever, where its parent is forgotten or was deleted [OpenPBS].
 """
 
@@ -17,14 +20,15 @@ import os
 import time
 from collections import namedtuple
 
-from . import fault, files, journal
+from . import fault, files, journal, reconcile
 from .spool import SHARD_SIZE, parse_name, shard_name
 from .state import State
 
 MYPY = False
 if MYPY:
-    from typing import Any, Container, Dict, Iterable, List, Optional, Tuple
+    from typing import Any, Container, Dict, Iterable, List, Optional, Sequence, Tuple
 
+    from .live import Standing
     from .pump import Round
     from .spool import Entry, Spool
 
@@ -130,30 +134,54 @@ def place(pump: "Round", entries: "List[Entry]") -> None:
     _move_on(pump, moves)
 
 
-def settle(pump: "Round") -> int:
+def settle(pump: "Round", alive: "Sequence[Standing]" = ()) -> int:
     """Move on what waited for attempts that ended since this was last done; how many scripts that were.
 
-    Where time is up the rest stays as it is, and the round is not finished: the next one begins where this one did.
+    alive: submitted attempts that are not settled; of some the flags tell already. Where time is up the rest stays as
+    it is, and the round is not finished: the next one begins where this one did.
     """
     state, spool = pump.state.value, pump.spool
     if not spool.has_dependents():
         state.pop("after", None)
         return 0
     ended, offset = _news(pump)
+    flagged = _flagged(spool, alive)
+    ended += list(flagged)
     moved = 0
     while ended:
         if min(pump.lock.time_left() - pump.settings.lease / 50, pump.scheduler.deadline - time.monotonic()) < 0:
             pump.report["unfinished"] = True
             return moved
         some, ended = ended[:SHARD_SIZE], ended[SHARD_SIZE:]
-        moves = _judged(spool, some, Ends(spool))
+        moves = _judged(spool, some, Ends(spool, flagged))
         moved += len(moves)
         ended += _move_on(pump, moves)
         for parent in some:
             _remove_folder(spool.after_dir(*parent))
-    fault.point("dependents.done")
+    if moved:
+        fault.point("dependents.done")
     state["after"] = journal.end(spool.log) if moved else offset
     return moved
+
+
+def _flagged(spool: "Spool", alive: "Sequence[Standing]") -> "Dict[Key, str]":
+    """How those of them ended that have somebody waiting and whose flags say it for certain."""
+    found = {}
+    for standing in alive:
+        if standing.flagged and _has_children(spool, standing):
+            outcome = reconcile.told_by_flags(standing)
+            if outcome:
+                found[standing.entry.job, standing.entry.attempt] = _FLAGS[outcome["state"].encode("ascii")]
+    return found
+
+
+def expected(spool: "Spool", alive: "Sequence[Standing]") -> bool:
+    """Whether one of these is about to end, as only the scheduler can say, and somebody waits for it."""
+    return any((standing.flagged or standing.marks.term) and _has_children(spool, standing) for standing in alive)
+
+
+def _has_children(spool: "Spool", standing: "Standing") -> bool:
+    return os.path.isdir(spool.after_dir(standing.entry.job, standing.entry.attempt))
 
 
 def _news(pump: "Round") -> "Tuple[List[Key], int]":
@@ -219,11 +247,11 @@ def _dependent(spool: "Spool", entry: "Entry", under: "Optional[Key]" = None) ->
 
 
 class Ends:
-    """How parents ended, each looked up once: to be asked before anything is moved."""
+    """How parents ended, each looked up once: to be asked before anything is moved. known: where it is known."""
 
-    def __init__(self, spool: "Spool") -> None:
+    def __init__(self, spool: "Spool", known: "Optional[Dict[Key, str]]" = None) -> None:
         self.spool = spool
-        self._known: "Dict[Key, str]" = {}
+        self._known: "Dict[Key, str]" = dict(known or {})
 
     def of(self, parent: "Tuple[str, int, str]") -> str:
         """As `end_of`."""

@@ -188,7 +188,7 @@ class Round:
         done = operations.apply(self)
         if done:
             standing = live.standings(self.spool)
-        dependents.settle(self)
+        dependents.settle(self, standing)
         if snapshot is not None:
             # What is gone, and only its flag still waited for, takes no place and wakes nobody.
             standing = [job for job in standing if not snapshot.gone(job.id)]
