@@ -176,8 +176,8 @@ def _flagged(spool: "Spool", alive: "Sequence[Standing]") -> "Dict[Key, str]":
 
 
 def expected(spool: "Spool", alive: "Sequence[Standing]") -> bool:
-    """Whether one of these is about to end, as only the scheduler can say, and somebody waits for it."""
-    return any((standing.flagged or standing.marks.term) and _has_children(spool, standing) for standing in alive)
+    """Whether the payload of one of these is over, only the scheduler can say how, and somebody waits for that."""
+    return any(standing.flagged >= standing.size and _has_children(spool, standing) for standing in alive)
 
 
 def _has_children(spool: "Spool", standing: "Standing") -> bool:

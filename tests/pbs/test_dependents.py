@@ -68,6 +68,24 @@ def test_killed_jobs_block_their_children_by_the_heartbeat_alone(tmp_path: Path,
     assert root.starts("heir") == 1 and root.starts("widow") == 0
 
 
+def test_what_waits_for_a_job_that_was_told_to_end_waits_for_pbs_word_not_for_the_next_beat(
+        tmp_path: Path, cluster: Cluster) -> None:
+    """Its flag is not its fate: the heartbeat, a quarter of an hour away, is moved forward."""
+    root = PbsRoot(tmp_path / "root", cluster)
+    root.drop("long", seconds=300)
+    root.pump()
+    until(lambda: root.starts("long"), "it runs")
+    hand_over(root, ("heir", ["long"], 0), condition="fail")
+    hand_over(root, ("widow", ["long"], 0))
+    root.pump()
+    job = next(job for job in cluster.table() if job["state"] == "R")
+    assert cluster.run("qdel", job["id"]).returncode == 0
+    until(lambda: root.starts("heir") and root.spool.settled_state("widow", 1), "its children's fate", 120)
+    assert root.spool.settled_state("long", 1) == "cancelled", "decided by the scheduler's word"
+    why = [record["why"] for record in root.log() if record["ev"] == "blocked"]
+    assert why == ["blocked by long (cancelled)"]
+
+
 @pytest.mark.parametrize("point", ["dependents.told", "dependents.moved", "dependents.done"])
 def test_the_tail_of_the_only_parent_is_killed(tmp_path: Path, cluster: Cluster, point: str) -> None:
     """Nothing is alive then and nothing in waiting/: the heartbeat's next beat goes on."""
