@@ -7,7 +7,7 @@ forward, by the head of the next job that starts, or, where the site has no plac
 import os
 import time
 
-from . import caps, directives, fault, files, heartbeat, live, marks, site_limits, submit, way
+from . import caps, dependents, directives, fault, files, heartbeat, live, marks, site_limits, submit, way
 from .schedulers.base import EVERYWHERE, NotNow, Unreachable
 
 MYPY = False
@@ -57,7 +57,7 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
     ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
     # PBS counts an ending job until it is quite gone: 32 s were seen.
-    waits = ends and (refused in ("limit", "temporary") or site.held_back)
+    waits = ends and (refused in ("limit", "temporary") or site.held_back) or dependents.expected(pump.spool, standing)
     silent = bool(pump.report["note"]) and pump.report["note"] != way.REFUSED
     _note_debt(pump, waits)
     owe(pump, (waits or silent) and not heartbeat.hurry(pump))

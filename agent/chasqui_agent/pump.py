@@ -8,6 +8,7 @@ import os
 import time
 
 from . import (
+    dependents,
     ending,
     fault,
     files,
@@ -180,6 +181,7 @@ class Round:
         ensure_ballast(self.spool.lock)
         events = self._events(handled)
         intake.published(self)
+        dependents.published(self)
         intake.dropped(self)
         ending.resume(self)
         snapshot, fresh = self._snapshot()
@@ -188,6 +190,7 @@ class Round:
         done = operations.apply(self)
         if done:
             standing = live.standings(self.spool)
+        dependents.settle(self, standing)
         if snapshot is not None:
             # What is gone, and only its flag still waited for, takes no place and wakes nobody.
             standing = [job for job in standing if not snapshot.gone(job.id)]
@@ -314,6 +317,8 @@ class Round:
         if news or events or done:
             self.journal.later(dict(news, ev="pumped", reason=self.report["reason"]))
         self.journal.append()
+        if dependents.settle(self):
+            self.report["unfinished"] = True  # what was rejected in this round had somebody wait for it
         # Never skipped: the stall detector lives by it.
         self.state.value["pumped"] = self.now
         self.state.value["waiting"] = self.spool.has_waiting()

@@ -25,7 +25,7 @@ import sys
 import time
 from collections import namedtuple
 
-from . import beneath, channel, copies, durable, fault, files, leftovers, space, wire
+from . import beneath, channel, copies, dependents, durable, fault, files, leftovers, space, wire
 from . import spool as spools
 from .leftovers import CONTENT, PARTIAL, SHARDS, Leftovers
 from .objects import Objects
@@ -79,6 +79,7 @@ class Receiver:
         self._make_folders()
         self.left = Leftovers(bases, leftovers.owner_prefix(ledger), self.folder)
         self.acked: "List[Key]" = []
+        self._taken: "Set[Key]" = set()  # committed in this session
         self.refused: "List[Tuple[Key, str]]" = []
         self._pending: "List[_Built]" = []
         self._positions: "Dict[int, int]" = {}  # rank -> scripts in its shard
@@ -166,6 +167,9 @@ class Receiver:
             return {"m": "known", "state": state} if state else None
         if state or here:
             return {"m": "conflict", "why": "the cluster has this attempt with other files"}
+        lacking = dependents.missing(self.spool, job.get("after", []), self._taken, self._offers)
+        if lacking:
+            return {"m": "refuse", "why": dependents.NOT_HERE + lacking}
         why = self._room.take(*space.need(job["files"] + self._kept_too(job["files"])))
         if why:
             return {"m": "refuse", "why": why}
@@ -203,7 +207,7 @@ class Receiver:
 
         In this order nobody can be overlooked who is about to publish it: his script goes from his shard to waiting/.
         """
-        rank = spools.rank_of(int(record.get("priority", 0)))
+        rank = _rank(record)
         entry = self._entry(key, rank)
         if not self.left.take_script("%s.%d.sh" % key, entry):
             state = self.spool.known(*key)
@@ -429,10 +433,14 @@ class Receiver:
         if job is None:
             raise wire.WireError("a commit of a job that was not offered")
         shas = {item["sha256"] for item in job["files"]}
+        lacking = dependents.missing(self.spool, job.get("after", []), self._taken)
         if not all(self._has(sha) or self._unasked and self._find(sha, self._sizes[sha]) for sha in shas):
             self.refused.append((key, "content was missing or damaged"))
+        elif lacking:
+            self.refused.append((key, dependents.NOT_HERE + lacking))
         elif shas:
             self._pending.append(self._build(key, job))
+            self._taken.add(key)
         if len(self._pending) >= BATCH_JOBS or time.monotonic() - self._flushed > BATCH_SECONDS:
             self.flush()
 
@@ -441,7 +449,7 @@ class Receiver:
 
     def _build(self, key: "Key", job: "Dict[str, Any]") -> _Built:
         manifest = [self._put(key, item) for item in job["files"]]
-        folder, rank = self._job_folder(key), spools.rank_of(job.get("priority", 0))
+        folder, rank = self._job_folder(key), _rank(job)
         script = self._script_of(job, folder)
         self._write_meta(os.path.join(folder, ".chasqui"), job, manifest)
         entry = self._entry(key, rank)
@@ -531,7 +539,7 @@ class Receiver:
 
 
 _RECORD = ("job", "attempt", "name", "priority", "script", "outputs", "exclude", "expect", "max_file", "max_job",
-           "rerun")
+           "rerun", "after", "if")
 
 
 class _Index:
@@ -546,6 +554,8 @@ class _Index:
         settled = self.spool.settled_state(job, attempt)
         if settled or not here:
             return settled  # without a work folder there is none on its way
+        if self.spool.find_dependent(job, attempt):
+            return "after"
         if self._found is None:
             self._found = self._look()
         # An attempt in flight can have moved past our look.
@@ -571,6 +581,11 @@ def objects_folder(spool: "Spool") -> str:
     """The folder of the content cache, which need not be there: where copies into work folders are cheap."""
     beside = staging_base(spool) == spool.staging
     return os.path.join(spool.root, "objects") if beside else os.path.join(spool.work, ".objects")
+
+
+def _rank(job: "Dict[str, Any]") -> int:
+    """Where a job's script is published, by its message or its record."""
+    return spools.AFTER if job.get("after") else spools.rank_of(int(job.get("priority", 0)))
 
 
 def _mode(item: "Dict[str, Any]") -> int:

@@ -12,7 +12,7 @@ from . import api, errors, select, states
 from .command import Command, add_selection, as_of, count, fetch_line, number, place, reason, size
 from .config import ANY, Remote
 from .jobs import Asked, read_list
-from .ledger import Job
+from .ledger import Job, Ledger
 from .tables import BYTES, are_bytes
 from .verbs import Verb
 
@@ -37,6 +37,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-job", type=_bytes, metavar="BYTES", help="of a job's results; the biggest stay there")
     parser.add_argument("--follow", action="store_true", default=None, help="take what symlinked folders hold")
     parser.add_argument("--rerun", action="store_true", default=None, help="the scheduler may run it a second time")
+    parser.add_argument("--after", action="append", metavar="JOB[,JOB]",
+                        help="run it when these have ended: id, its beginning, name or folder, of the same cluster")
+    parser.add_argument("--if", dest="condition", default="", choices=("ok", "any", "fail"),
+                        help="how each of them has to end: ok (the default), any, fail; else this one is BLOCKED")
     parser.add_argument("--again", action="store_true", help="a new job also where the folder has one")
 
 
@@ -54,7 +58,7 @@ def _add(command: Command) -> int:
         raise errors.BadInput("No folders were given.", hint="chasqui add DIR ...")
     asked = Asked(args.script, args.template, _settings(args.set), _patterns(args.inputs), _patterns(args.exclude),
                   _patterns(args.outputs), args.name, args.priority, args.max_file, args.follow, args.rerun,
-                  _patterns(args.expect), args.max_job)
+                  _patterns(args.expect), args.max_job, _patterns(args.after), args.condition)
     added = api.add(command.home, folders, asked, _target(command), args.again)
     command.data = {"jobs": [{"id": job.id, "name": job.name, "folder": wire.path_text(job.folder)}
                              for job in added.jobs],
@@ -115,6 +119,8 @@ def _status(command: Command) -> int:
         command.say("%s: %s" % (remote["remote"], as_of(remote["synced"])))
         command.table([("  " + state.lower(), number(amount)) for state, amount in remote["counts"].items()]
                       or [("  no jobs", "")])
+        if remote["waiting_for_others"]:
+            command.say("  of these, %s waiting for others" % count(remote["waiting_for_others"], "job"))
         _status_notes(command, remote)
     return 0
 
@@ -177,13 +183,29 @@ def _list(command: Command) -> int:
     with api.open_ledger(command.home) as ledger:
         short = select.short_ids(ledger)
         synced = {job.remote: ledger.remote_state(job.remote).synced for job in found}
+        waits = _waiting_for(ledger, found)
+    for one in command.data["jobs"]:
+        one["waiting_for"] = waits.get(one["id"], [])
     if not found:
         command.say("no jobs")
         return 0
     for remote, stamp in synced.items():
         command.say("# %s: %s" % (remote, as_of(stamp)))
-    command.table([(short[job.id], job.name, job.state, reason(job), place(job.folder)) for job in found])
+    command.table([(short[job.id], job.name, job.state, _waits(waits.get(job.id, [])) or reason(job),
+                    place(job.folder)) for job in found])
     return 0
+
+
+def _waiting_for(ledger: Ledger, jobs: list[Job]) -> dict[str, list[str]]:
+    """Of those of these jobs that wait for others: for whom, by name."""
+    parents = ledger.parents(job.id for job in jobs if job.state in (states.QUEUED_LOCAL, states.UPLOADED))
+    open_ones = {job: [parent.name for parent in found if not parent.ended] for job, found in parents.items()}
+    return {job: names for job, names in open_ones.items() if names}
+
+
+def _waits(names: list[str]) -> str:
+    more = " and %s more" % number(len(names) - 3) if len(names) > 3 else ""
+    return "waiting for %s%s" % (", ".join(names[:3]), more) if names else ""
 
 
 _SHOWN = ("id", "name", "remote", "folder", "state", "why", "exit", "signal", "attempt", "pbs", "results",
@@ -200,6 +222,9 @@ def _show(command: Command) -> int:
     command.table([(key, str(found[key])) for key in _SHOWN if found[key] not in (None, "")])
     if found["missing"]:
         command.say("missing       %s" % ", ".join(found["missing"]))
+    if found["after"]:
+        after = ", ".join("%s (%s)" % (one["name"], one["state"]) for one in found["after"])
+        command.say("after         %s; if %s" % (after, found["if"]))
     command.say("inputs        %s, %s" % (count(len(found["inputs"]), "file"),
                                           size(sum(item["size"] for item in found["inputs"]))))
     for item in found["result_files"]:
@@ -300,7 +325,8 @@ VERBS = {
                  "  chasqui show kx3f", _show_arguments, _show),
     "logs": Verb("A job's standard output and error.", "  chasqui logs kx3f\n  chasqui logs -f kx3f",
                  _logs_arguments, _logs),
-    "retry": Verb("A new attempt of ended jobs, in a fresh folder, with their inputs as they are on disk now.",
+    "retry": Verb("A new attempt of ended jobs, in a fresh folder, with their inputs as they are on disk now; and of\n"
+                  "those that are BLOCKED because of these.",
                   "  chasqui retry --state FAILED,LOST && chasqui sync", add_selection, _retry),
     "cancel": Verb("Take jobs back. What the cluster already has is cancelled by the next sync.",
                    "  chasqui cancel kx3f && chasqui sync", add_selection, _operation(api.cancel, "cancelled")),

@@ -132,6 +132,15 @@ def _without_room(report: SyncReport) -> list[dict[str, str]]:
     return [item for item in report.refused if item["why"].startswith(space.NO_ROOM)]
 
 
+def _stays(report: SyncReport) -> int:
+    """How many jobs stayed here that are offered again: for want of room, or of a job that they wait for."""
+    if not report.refused:
+        return 0
+    from chasqui_agent import dependents
+    orphans = [item for item in report.refused if item["why"].startswith(dependents.NOT_HERE)]
+    return len(_without_room(report)) + len(orphans)
+
+
 def _check_room(report: SyncReport) -> None:
     """Raises RemoteDiskFull where the pump could not go on, NoRoomThere: one line for all jobs that do not fit, which
     names the file systems."""
@@ -145,9 +154,9 @@ def _check_room(report: SyncReport) -> None:
 
 def _left(command: Command, report: SyncReport, options: SyncOptions) -> bool:
     """Whether another sync may bring news: a job that is neither held nor ended, or results not here yet."""
-    waiting = set(states.OPEN) - {states.HELD, states.BLOCKED, states.PREPARED}
+    waiting = set(states.OPEN) - {states.HELD, states.PREPARED}
     # What finds no room is offered again while anything else goes on; alone it would wait for ever.
-    if sum(amount for state, amount in report.counts.items() if state in waiting) > len(_without_room(report)):
+    if sum(amount for state, amount in report.counts.items() if state in waiting) > _stays(report):
         return True
     with api.open_ledger(command.home) as ledger:
         return options.download and bool(ledger.results_due(report.remote)[0])
@@ -189,7 +198,8 @@ def _numbers(report: SyncReport) -> str:
     live = counts.get(states.SUBMITTED, 0) + counts.get(states.RUNNING, 0)
     amounts = {
         "submitted": report.submitted, "completed": report.completed, "failed": report.failed, "lost": report.lost,
-        "rejected": report.rejected, "cancelled": report.cancelled, "waiting": counts.get(states.UPLOADED, 0),
+        "rejected": report.rejected, "cancelled": report.cancelled, "blocked": report.blocked,
+        "waiting": counts.get(states.UPLOADED, 0),
         "in the scheduler": live, "held": counts.get(states.HELD, 0)}
     said = ["uploaded " + count(report.uploaded, "job")] if report.uploaded else []
     said += ["%s %s" % (word, number(amount)) for word, amount in amounts.items() if amount]

@@ -21,7 +21,7 @@ class Drafts:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._count = 0
+        self._places: list[int] = []  # where each begins
         try:
             self._file = tempfile.TemporaryFile(dir=ledger.path.parent)
         except OSError as error:
@@ -30,17 +30,20 @@ class Drafts:
     def add(self, draft: Any) -> None:
         """Set one aside."""
         try:
+            self._places.append(self._file.tell())
             pickle.dump(draft, self._file, pickle.HIGHEST_PROTOCOL)
         except OSError as error:
             raise self._unusable(error) from error
-        self._count += 1
 
     def __iter__(self) -> Iterator[Any]:
         """All that were set aside, one at a time."""
+        return (self[number] for number in range(len(self._places)))
+
+    def __getitem__(self, number: int) -> Any:
+        """One of them, by its place in their order."""
         try:
-            self._file.seek(0)  # writes what is still in the buffer
-            for _ in range(self._count):
-                yield pickle.load(self._file)
+            self._file.seek(self._places[number])  # writes what is still in the buffer
+            return pickle.load(self._file)
         except OSError as error:
             raise self._unusable(error) from error
 

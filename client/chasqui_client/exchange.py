@@ -38,6 +38,7 @@ class SyncReport:
     lost: int = 0
     rejected: int = 0
     cancelled: int = 0
+    blocked: int = 0
     results_jobs: int = 0
     results_files: int = 0
     results_bytes: int = 0

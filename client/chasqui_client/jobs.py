@@ -13,15 +13,16 @@ from typing import Any, NamedTuple, TypeVar
 
 from chasqui_agent import caps, directives, globs, spool, wire
 
-from . import errors, inputs, tables, templates
+from . import errors, inputs, states, tables, templates
 from .config import ANY, Config, Home, JobDefaults, Remote
 from .drafts import Drafts
-from .ledger import InputFile, Job, Ledger
+from .ledger import InputFile, Job, Ledger, Parent
 
 _SCRIPTS = (b"job.sh", b"run.sh", b"submit.sh")
 _SUFFIXES = (b".pbs", b".qsub")
 _MAX_SCRIPT = 1 << 20
 _SHOWN_PROBLEMS = 20
+CONDITIONS = ("ok", "any", "fail")
 
 Patterns = tuple[str, ...]
 T = TypeVar("T")
@@ -44,6 +45,8 @@ class Asked:
     rerun: bool | None = None
     expect: Patterns | None = None
     max_job: int | None = None
+    after: Patterns | None = None  # jobs to wait for: ids, names, folders
+    condition: str = ""  # how each of them has to end: ok, any, fail
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> "Asked":
@@ -72,6 +75,9 @@ class Plan:
     script: bytes
     options: dict[str, Any]
     files: list[InputFile]
+    after: Patterns = ()
+    after_in_folder: bool = False  # said in its job.toml: names and paths as seen from there
+    condition: str = "ok"
 
 
 class NewJob(NamedTuple):
@@ -80,6 +86,15 @@ class NewJob(NamedTuple):
     id: str
     name: str
     folder: bytes
+
+
+class Tie(NamedTuple):
+    """What of a plan decides what it waits for."""
+
+    folder: bytes
+    name: str
+    after: Patterns
+    after_in_folder: bool
 
 
 @dataclass
@@ -116,8 +131,13 @@ class Planner:
         script = self._generated(template, said) if template else self._script(folder, said.script)
         self._check_array(folder, script)
         files = _with_script(files, script)
+        if said.condition and not said.after:
+            raise errors.BadJob("--if says how another job has to end, and none is named (--after)")
+        if said.condition not in ("", *CONDITIONS):
+            raise errors.BadJob("if must be one of %s" % ", ".join(CONDITIONS))
         options = self._options(asked, said, template)
-        return Plan(folder, _name(folder, said.name), self._priority(said), script.path, options, files)
+        return Plan(folder, _name(folder, said.name), self._priority(said), script.path, options, files,
+                    said.after or (), asked.after is None, said.condition or "ok")
 
     def _check_array(self, folder: bytes, script: InputFile) -> None:
         """Raises BadJob for a job array that the remote's agent would reject under its caps."""
@@ -253,9 +273,10 @@ def _job_toml(folder: bytes) -> Asked:
         priority=_given(table, "priority", lambda key: table.whole(key, 0, -499)),
         max_file=_given(table, "max_file", lambda key: table.bytes(key, 0)),
         max_job=_given(table, "max_job", lambda key: table.bytes(key, 0)),
-        follow=_given(table, "follow", table.flag), rerun=_given(table, "rerun", table.flag))
+        follow=_given(table, "follow", table.flag), rerun=_given(table, "rerun", table.flag),
+        after=_given(table, "after", table.texts), condition=table.text("if", ""))
     table.done("script, template, set, inputs, exclude, outputs, expect, name, priority, max_file, max_job, follow, "
-               "rerun")
+               "rerun, after, if")
     return asked
 
 
@@ -275,9 +296,10 @@ def add(home: Home, ledger: Ledger, config: Config, remote: Remote, folders: Seq
     """
     if asked.name and len(folders) > 1:
         raise errors.BadInput("--name names one job, and there are %d folders" % len(folders))
-    added, problems = Added(), _Problems()
+    added, problems = Added(), Problems()
     planner = Planner(home, config.jobs, remote)
     with Drafts(ledger) as plans:
+        ties: list[Tie] = []
         for folder in dict.fromkeys(os.path.realpath(folder) for folder in folders):
             if not again and ledger.folder_jobs(folder):
                 added.skipped.append(folder)
@@ -285,18 +307,36 @@ def add(home: Home, ledger: Ledger, config: Config, remote: Remote, folders: Seq
             with problems.of(folder):
                 plan = planner.plan(folder, asked)
                 plans.add(plan)
+                ties.append(Tie(plan.folder, plan.name, plan.after, plan.after_in_folder))
         problems.done()
+        order = _in_order(ledger, remote.name, ties, problems)
+        ids: dict[int | str, str] = {}
         with ledger.transaction():
-            for plan in plans:
-                _insert(ledger, remote, plan, again, added)
+            for number, parents in order:
+                plan = plans[number]
+                ids[number] = _insert(ledger, remote, plan, again, added)
+                if added.jobs and added.jobs[-1].id == ids[number]:  # not one that another `add` made
+                    ledger.add_parents(ids[number], [ids.get(one, str(one)) for one in parents], plan.condition)
     return added
 
 
-def _insert(ledger: Ledger, remote: Remote, plan: Plan, again: bool, added: Added) -> None:
+def _in_order(ledger: Ledger, remote: str, ties: Sequence[Tie],
+              problems: "Problems") -> "list[tuple[int, list[int | str]]]":
+    """As `after.in_order`; the folders' problems are said."""
+    if remote == ANY and any(tie.after for tie in ties):
+        raise errors.BadInput("A job that waits for others goes to the cluster that they are on.",
+                              hint="name it: chasqui add --remote NAME --after JOB ...")
+    from . import after  # it needs this module
+    order = after.in_order(ledger, remote, ties, problems)
+    problems.done()
+    return order
+
+
+def _insert(ledger: Ledger, remote: Remote, plan: Plan, again: bool, added: Added) -> str:
     others = ledger.folder_jobs(plan.folder)
     if others and not again:  # another `add` was faster
         added.skipped.append(plan.folder)
-        return
+        return others[-1].id
     job_id = spool.new_job_id()
     results = "results-" + job_id[:8] if others else "results"
     job = Job(job_id, remote.name, plan.name, plan.folder, "", 1, plan.priority, plan.script, plan.options, results,
@@ -305,10 +345,12 @@ def _insert(ledger: Ledger, remote: Remote, plan: Plan, again: bool, added: Adde
     added.jobs.append(NewJob(job_id, plan.name, plan.folder))
     added.files += len(plan.files)
     added.bytes += sum(item.size for item in plan.files)
+    return job_id
 
 
 def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> list[Job]:
-    """A new attempt of each ended job, with its inputs as they are now; all or none. Returns the jobs as they are then.
+    """A new attempt of each ended job, with its inputs as they are now, and of those that are BLOCKED because of these
+    alone; all or none. Returns the jobs as they are then.
 
     Raises WrongState for a job that has not ended, BadFolders as `add` does.
     """
@@ -317,7 +359,8 @@ def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> li
         raise errors.WrongState("%s (%s) is %s: only ended jobs can be tried again"
                                 % (running[0].name, running[0].id, running[0].state),
                                 hint="chasqui cancel %s && chasqui sync" % running[0].id[:8])
-    problems = _Problems()
+    jobs = _with_blocked(ledger, jobs)
+    problems = Problems()
     planners: dict[str, Planner] = {}
     with Drafts(ledger) as plans:
         for job in jobs:
@@ -341,7 +384,25 @@ def _target(config: Config, name: str) -> Remote:
     return config.remote(name)
 
 
-class _Problems:
+def _with_blocked(ledger: Ledger, jobs: Sequence[Job]) -> list[Job]:
+    """These jobs, and the BLOCKED ones that wait for no ended job but them: those, then, could run."""
+    chosen = {job.id: job for job in jobs}
+    last = list(chosen)
+    while last:
+        blocked = [job for job in ledger.children(last) if job.state == states.BLOCKED and job.id not in chosen]
+        parents = ledger.parents(job.id for job in blocked)
+        last = [job.id for job in blocked if all(_may_end_well(parent, chosen) for parent in parents[job.id])]
+        chosen.update((job.id, job) for job in blocked if job.id in last)
+    return list(chosen.values())
+
+
+def _may_end_well(parent: Parent, chosen: Mapping[str, Job]) -> bool:
+    if parent.id in chosen or not parent.ended or parent.condition == "any":
+        return True
+    return (parent.state == states.COMPLETED) == (parent.condition == "ok")
+
+
+class Problems:
     """Collects what is wrong with each folder, to say it all at once."""
 
     def __init__(self) -> None:
@@ -350,7 +411,7 @@ class _Problems:
         self.missing = False
         self._folder = b""
 
-    def of(self, folder: bytes) -> "_Problems":
+    def of(self, folder: bytes) -> "Problems":
         self._folder = folder
         return self
 

@@ -20,6 +20,7 @@ from . import errors, schema, states
 from .rows import InputFile as InputFile
 from .rows import Job as Job
 from .rows import Operation as Operation
+from .rows import Parent as Parent
 from .rows import RemoteState as RemoteState
 from .rows import ResultFile as ResultFile
 from .rows import now as now
@@ -162,7 +163,8 @@ class Ledger:
 
     def to_upload(self, remote: str) -> list[str]:
         """Ids of the jobs whose newest attempt the cluster has not acknowledged, highest priority first, else in the
-        order added. There may be very many: whoever wants more than ids reads them one by one.
+        order added; behind them those that wait for others, in the order added, parents first. There may be very many:
+        whoever wants more than ids reads them one by one.
 
         A job with a cancel or hold on its way is left out: what the user took back is not sent.
         """
@@ -170,7 +172,36 @@ class Ledger:
 
     _TO_UPLOAD = ("FROM jobs WHERE remote = ? AND state = 'QUEUED_LOCAL' AND acked < attempt AND NOT EXISTS"
                   " (SELECT 1 FROM ops WHERE ops.job = jobs.id AND ops.attempt = jobs.attempt AND ops.done = ''"
-                  " AND op IN ('cancel', 'hold')) ORDER BY priority DESC, rowid")
+                  " AND op IN ('cancel', 'hold')) ORDER BY CASE WHEN EXISTS (SELECT 1 FROM parents WHERE job = jobs.id)"
+                  " THEN 1000 ELSE -priority END, rowid")
+
+    def parents(self, jobs: Iterable[str]) -> dict[str, list[Parent]]:
+        """What each of these jobs waits for, in its order; those that wait for nothing are left out."""
+        ids, found = list(jobs), dict[str, list[Parent]]()
+        for at in range(0, len(ids), 500):
+            some = ids[at:at + 500]
+            marks = ", ".join("?" * len(some))
+            for row in self.rows("SELECT job, jobs.id, name, state, attempt, condition FROM parents JOIN jobs"
+                                 " ON jobs.id = parent WHERE job IN (%s) ORDER BY job, place" % marks, *some):
+                found.setdefault(row[0], []).append(Parent(*row[1:]))
+        return found
+
+    def children(self, jobs: Iterable[str]) -> list[Job]:
+        """The jobs that wait, or waited, for any of these, each once."""
+        ids, found = list(jobs), dict[str, Job]()
+        for at in range(0, len(ids), 500):
+            some = ids[at:at + 500]
+            where = "id IN (SELECT job FROM parents WHERE parent IN (%s))" % ", ".join("?" * len(some))
+            found.update((job.id, job) for job in self.jobs(where, *some))
+        return list(found.values())
+
+    def waiting_for_others(self, remote: str) -> int:
+        """How many jobs, here or there, wait for one that has not ended."""
+        marks = ", ".join("'%s'" % state for state in states.OPEN)
+        found = self.rows("SELECT COUNT(*) FROM jobs WHERE remote = ? AND state IN ('QUEUED_LOCAL', 'UPLOADED') AND"
+                          " EXISTS (SELECT 1 FROM parents JOIN jobs AS p ON p.id = parent"
+                          " WHERE job = jobs.id AND p.state IN (%s))" % marks, remote)
+        return int(found[0][0])
 
     def bytes_to_upload(self, remote: str, most: int) -> int:
         """Of the first `most` of those jobs, the bytes of all contents, each counted once."""
@@ -226,6 +257,12 @@ class Ledger:
             self._new_attempt(job.id, 1, inputs)
             self.move(job.id, states.PREPARED, "added")
             self.move(job.id, QUEUED_LOCAL, "added")
+
+    def add_parents(self, job: str, parents: Iterable[str], condition: str) -> None:
+        """Record what a new job waits for: jobs that were added before it. condition: how each has to end."""
+        with self.transaction():
+            self.db.executemany("INSERT INTO parents VALUES (?, ?, ?, ?)",
+                                [(job, parent, place, condition) for place, parent in enumerate(parents)])
 
     def add_attempt(self, job: Job, inputs: Iterable[InputFile], why: str = "retry") -> int:
         """A new attempt of an ended job, as `job` now describes it (script, options); returns its number."""
@@ -346,7 +383,7 @@ class Ledger:
     def allows(self, job: Job, op: str) -> bool:
         """Whether a cancel, hold or release means anything for a job now. A hold on its way can be released too."""
         if op == "hold":
-            return job.state in (QUEUED_LOCAL, states.BLOCKED, states.UPLOADED, states.SUBMITTED)
+            return job.state in (QUEUED_LOCAL, states.UPLOADED, states.SUBMITTED)
         if op == "release":
             return job.state == HELD or bool(self.rows("SELECT 1 FROM ops WHERE job = ? AND attempt = ? AND done = ''"
                                                        " AND op = 'hold'", job.id, job.attempt))

@@ -54,6 +54,21 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """A job that another one waits for. condition: how it has to end: ok, any, fail."""
+
+    id: str
+    name: str
+    state: str
+    attempt: int
+    condition: str
+
+    @property
+    def ended(self) -> bool:
+        return self.state in states.ENDED
+
+
+@dataclass(frozen=True)
 class InputFile:
     """One file of an attempt. Its content is read from `source`, or is `content` where it was generated."""
 

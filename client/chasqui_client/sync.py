@@ -19,7 +19,7 @@ from .converse import converse
 from .exchange import SyncOptions, SyncReport
 from .fields import replace
 from .holder import sync_lock, sync_lock_path
-from .ledger import InputFile, Job, Ledger, now
+from .ledger import InputFile, Job, Ledger, Parent, now
 from .messages import Arrived, Changed, Handler, JobOffer, Key, Listed, Listing, Offer, Target
 from .progress import Progress
 
@@ -34,7 +34,7 @@ FIRST, FRESH = 50, 200  # jobs that were never offered, in one slice: most go un
 _STEP = 1000  # journal records that are applied between two bundles of results
 MAX_RESULTS = 100_000  # jobs whose results are asked for in one session; the agent takes no more
 _COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
-            states.REJECTED: "rejected", states.CANCELLED: "cancelled"}
+            states.REJECTED: "rejected", states.CANCELLED: "cancelled", states.BLOCKED: "blocked"}
 
 
 class _OlderAgent(Exception):
@@ -185,6 +185,7 @@ class Exchange(Handler):
     def _slices(self, ids: list[str]) -> Iterator[tuple[list[JobOffer], bool]]:
         """What there is to hand over, in pieces: 20,000 jobs with their files are more than memory is for."""
         start, read, fresh = 0, dict[str, Job](), FIRST
+        parents = dict[str, list[Parent]]()
         while start < len(ids):
             jobs: list[Job] = []
             offers: list[JobOffer] = []
@@ -193,10 +194,11 @@ class Exchange(Handler):
             while start < len(ids) and len(jobs) < most and size < wire.SLICE_BYTES:
                 if start % READ == 0:
                     read = self.ledger.jobs_by_id(ids[start:start + READ])
+                    parents = self.ledger.parents(read)
                 self._alive()
                 job = read.get(ids[start])
                 start += 1
-                offer = self._job_offer(job) if job else None
+                offer = self._job_offer(job, parents.get(job.id, [])) if job else None
                 if job and offer:
                     jobs.append(job)
                     offers.append(offer)
@@ -237,7 +239,7 @@ class Exchange(Handler):
                 wanted.append([job.id, job.attempt, list(patterns)])
         return wanted
 
-    def _job_offer(self, job: Job) -> JobOffer | None:
+    def _job_offer(self, job: Job, parents: list[Parent]) -> JobOffer | None:
         files = self.ledger.files(job.id, job.attempt)
         # Once offered the cluster may have it, and a manifest must not change any more.
         if job.offered < job.attempt:
@@ -251,6 +253,9 @@ class Exchange(Handler):
                   "expect": options.get("expect", []), "max_file": options.get("max_file", 0),
                   "max_job": options.get("max_job", 0), "rerun": bool(options.get("rerun")),
                   "previous": job.attempt - 1}
+        if parents:
+            fields["after"] = [[parent.id, parent.attempt, parent.state if parent.ended else ""] for parent in parents]
+            fields["if"] = parents[0].condition
         offer = JobOffer(job.id, job.attempt, files, fields, fresh=job.attempt == 1 and not job.offered)
         self._offered[offer.key] = job.name, len(files), sum(f.size for f in files)
         return offer
@@ -308,6 +313,11 @@ class Exchange(Handler):
                                        hint="upgrade the older side")
         if serial < chasqui_agent.SERIAL and self.options.deploy:
             raise _OlderAgent
+        can = fields.get("capabilities")
+        if not (isinstance(can, list) and "after" in can) and self._offers_dependents():
+            # It would run them at once.
+            raise errors.VersionsApart(remote=self.remote.name, theirs=serial, ours=chasqui_agent.SERIAL,
+                                       hint="chasqui agent deploy    (it knows nothing of --after)")
         if uuid != self.ledger.remote_state(self.remote.name).uuid:  # each commit is several fsyncs
             self.ledger.set_remote(self.remote.name, uuid=uuid)
         for note in fields.get("notes") or []:
@@ -324,9 +334,16 @@ class Exchange(Handler):
             self.report.uploaded_files += files
             self.report.uploaded_bytes += size
 
+    def _offers_dependents(self) -> bool:
+        ids = self.ledger.to_upload(self.remote.name)[:MAX_JOBS] if self.options.upload else []
+        return bool(ids and self.ledger.parents(ids[-1:]))  # they are the last
+
     def refused(self, key: Key, why: str) -> None:
-        from chasqui_agent import space
-        if why.startswith(space.NO_ROOM):
+        from chasqui_agent import dependents, space
+        if why.startswith(dependents.NOT_HERE):
+            parent = self.ledger.job(why[len(dependents.NOT_HERE):])
+            why = dependents.NOT_HERE + parent.name if parent else why
+        if why.startswith((space.NO_ROOM, dependents.NOT_HERE)):
             # Nothing of it was sent: it may be changed or cancelled here again, and is offered next time.
             self.ledger.withdraw(key[0])
         self.report.refused.append({"job": key[0], "name": self._offered[key][0], "why": why})
