@@ -7,9 +7,11 @@ ask" is never "the job is gone".
 import time
 from collections import namedtuple
 
+from .. import runner
+
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, Iterable, Optional, Set
+    from typing import Any, Dict, Iterable, List, Optional, Set
 
 
 class Unreachable(Exception):
@@ -140,6 +142,7 @@ class Scheduler:
     name_limit = 15  # longest job name it takes
     stages_output = True  # output files appear only some time after the payload ended
     has_arrays = False  # takes #PBS -J
+    reads = "PBS"  # whose directives it understands, as directives.dialect calls them; "" for any
     asks_a_server = True  # a query costs somebody else something: never more than one in query_interval
     query_seconds = 30.0  # how long one query may take
     deadline = float("inf")  # when every call has to be over, by time.monotonic(); set by the caller
@@ -187,6 +190,16 @@ class Scheduler:
     def within(self, seconds: float) -> float:
         """`seconds`, or what is left of them."""
         return max(0.1, min(seconds, self.deadline - time.monotonic()))
+
+    def head(self, script: bytes) -> str:
+        """The first lines of a runner: which shell runs it, and what is passed on of the script's directives."""
+        return runner.head(script)
+
+    def beat_head(self, options: "Dict[str, str]") -> "List[str]":
+        """The first lines of the heartbeat's script: as small as a job can be, and what it copies of another's
+        directives, by their letters."""
+        lines = ["#!/bin/sh"] + ["#PBS -%s %s" % item for item in sorted(options.items())]
+        return lines + ["#PBS -l select=1:ncpus=1", "#PBS -l walltime=00:05:00"]
 
     def describe(self) -> str:
         """One line for `doctor`: which batch system, where, and whether it answers. Raises Unreachable."""
