@@ -84,8 +84,8 @@ def _not_for(pump: "Round", request: Request, script: bytes) -> "Optional[Submis
     get."""
     meant = directives.dialect(script)
     if meant and pump.scheduler.reads not in ("", meant):
-        words = (meant, pump.scheduler.called, pump.scheduler.reads, " alone" if b"#SBATCH" in script else "")
-        return Submission("permanent", "", "the script has #%s lines, and %s needs #%s lines%s" % words)
+        words = (meant, pump.scheduler.called, pump.scheduler.reads)
+        return Submission("permanent", "", "the script has #%s lines; for %s it needs #%s lines, and no others" % words)
     if pump.scheduler.has_arrays or "J" not in request.directives:
         return None
     return Submission("permanent", "", "the %s scheduler has no job arrays (#PBS -J)" % pump.scheduler.name)

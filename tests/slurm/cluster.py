@@ -39,7 +39,7 @@ JobCompType=jobcomp/none
 MpiDefault=none
 SwitchType=switch/none
 SlurmdParameters=config_overrides
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
 ReturnToService=2
 MessageTimeout=3
 KillWait=3
