@@ -15,43 +15,15 @@ if MYPY:
 
 MAGIC = b"#SBATCH"
 
-_SHORT = {
-    "a": "array",
-    "A": "account",
-    "b": "begin",
-    "B": "extra-node-info",
-    "c": "cpus-per-task",
-    "C": "constraint",
-    "d": "dependency",
-    "D": "chdir",
-    "e": "error",
-    "F": "nodefile",
-    "G": "gpus",
-    "h": "help",
-    "H": "hold",
-    "i": "input",
-    "J": "job-name",
-    "k": "no-kill",
-    "L": "licenses",
-    "m": "distribution",
-    "M": "clusters",
-    "n": "ntasks",
-    "N": "nodes",
-    "o": "output",
-    "O": "overcommit",
-    "p": "partition",
-    "q": "qos",
-    "Q": "quiet",
-    "s": "oversubscribe",
-    "S": "core-spec",
-    "t": "time",
-    "u": "usage",
-    "v": "verbose",
-    "V": "version",
-    "w": "nodelist",
-    "W": "wait",
-    "x": "exclude",
-}
+_SHORT = dict(
+    pair.split("=")  # type: ignore[misc]
+    for pair in (
+        "a=array A=account b=begin B=extra-node-info c=cpus-per-task C=constraint d=dependency D=chdir e=error "
+        "F=nodefile G=gpus h=help H=hold i=input J=job-name k=no-kill L=licenses m=distribution M=clusters "
+        "n=ntasks N=nodes o=output O=overcommit p=partition q=qos Q=quiet s=oversubscribe S=core-spec t=time "
+        "u=usage v=verbose V=version w=nodelist W=wait x=exclude"
+    ).split()
+)
 # Those that take no value, or only after a "=".
 _SWITCHES = (
     "contiguous exclusive get-user-env help hold ignore-pbs nice no-kill no-requeue overcommit oversubscribe parsable"

@@ -42,7 +42,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
 ReturnToService=2
 MessageTimeout=3
-KillWait=3
+KillWait={kill_wait}
 MinJobAge={min_job_age}
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8
@@ -56,17 +56,19 @@ class Cluster:
     """A running Slurm whose user is this very user; use it as a context manager.
 
     min_job_age  seconds after which the controller forgets an ended job
+    kill_wait    seconds between TERM and KILL
     more         lines for slurm.conf
     environment  for commands: SLURM_CONF, HOME, and PATH with the folder `bin` first, where a test may put a wrapper
     """
 
-    def __init__(self, min_job_age: int = 300, more: str = "") -> None:
+    def __init__(self, min_job_age: int = 300, kill_wait: int = 3, more: str = "") -> None:
         self.programs = {name: needs.program(name) for name in ("munged", "slurmctld", "slurmd", "sbatch", "squeue")}
         self.folder = Path(tempfile.mkdtemp(prefix="slurm."))  # short: it holds Unix sockets
         self.ports = free_ports(3)
         self.bin, self.user_home, self.conf = self.folder / "bin", self.folder / "home", self.folder / "slurm.conf"
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-        self._text = CONF.format(folder=self.folder, ports=self.ports, user=user, min_job_age=min_job_age, more=more)
+        self._text = CONF.format(folder=self.folder, ports=self.ports, user=user, min_job_age=min_job_age,
+                                 kill_wait=kill_wait, more=more)
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "Cluster":

@@ -250,9 +250,10 @@ def test_an_array_is_one_job_whose_elements_run_once(tmp_path: Path, cluster: Cl
 
 def test_a_job_gets_a_login_shell_and_what_it_asks_for(tmp_path: Path, cluster: Cluster) -> None:
     root = SlurmRoot(tmp_path / "root", cluster)
-    words = '#SBATCH -J "her job" --time=0:30:00 --comment="a \\"b\\" c" -p main # ours\n' \
-        "#SBATCH --export=ALL,GIVEN='x y',TAKEN --output=%x.%j.log"
-    root.drop("asks", directives=words, text='echo "[$SLURM_JOB_NAME|$GIVEN|$TAKEN|$LOGIN_SHELL|${SECRET-none}|$PWD]"')
+    words = ['#SBATCH -J "her job" --time=0:30:00 --comment="a \\"b\\" c" -p main # ours',
+             "#SBATCH --export=ALL,GIVEN='x y',TAKEN --output=%x.%j.log"]
+    root.drop("asks", directives="\n".join(words),
+              text='echo "[$SLURM_JOB_NAME|$GIVEN|$TAKEN|$LOGIN_SHELL|${SECRET-none}|$PWD]"')
     assert root.agent("pump", TAKEN="taken", SECRET="no")[0] == 0
     job = root.log()[-2]["job"]
     told = root.ended("asks")

@@ -23,7 +23,8 @@ _TEXTS = (
     # The one text for a number of jobs and for a job too large, where the version says no more: a wait that somebody is
     # told of.
     ("limit", "violates accounting/qos policy"),
-    ("permanent", "invalid|can not be satisfied|not available|unrecognized option|unable to open file|not permitted"),
+    ("permanent", "invalid|not a valid|dependency problem|can not be satisfied|not available|not permitted"),
+    ("permanent", "unrecognized option|unable to open file"),
     ("permanent", "does not look like a batch script|requires an argument|more processors requested|is ambiguous"),
     ("permanent", "time limit .* (required|missing)|no partition specified|can't be reached now|dos line breaks"),
 )

@@ -114,7 +114,7 @@ def _end(row: Row) -> "Tuple[Optional[int], str]":
     """(exit, why) as in Ended."""
     code = exit_status(row.exit)
     if row.state == "CA":
-        return 256 + 15, DELETED
+        return 256 + 15, DELETED + " in part"
     if row.state == "RV":
         return None, _WHY["RV"]
     if row.state in _WHY:
