@@ -49,6 +49,14 @@ NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 {more}
 """
+FILTER = """
+function slurm_job_submit(job, partitions, user)
+    local folder = "%s"
+    %s
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, before, partitions, user) return slurm.SUCCESS end
+"""
 LETTERS = {"PENDING": "Q", "RUNNING": "R", "COMPLETING": "E", "CONFIGURING": "R", "SUSPENDED": "S"}
 
 
@@ -57,18 +65,20 @@ class Cluster:
 
     min_job_age  seconds after which the controller forgets an ended job
     kill_wait    seconds between TERM and KILL
-    more         lines for slurm.conf
+    submit_filter  Lua that the controller runs for each submission, in a function that returns an error number;
+                 `folder` is this cluster's
     environment  for commands: SLURM_CONF, HOME, and PATH with the folder `bin` first, where a test may put a wrapper
     """
 
-    def __init__(self, min_job_age: int = 300, kill_wait: int = 3, more: str = "") -> None:
+    def __init__(self, min_job_age: int = 300, kill_wait: int = 3, submit_filter: str = "") -> None:
         self.programs = {name: needs.program(name) for name in ("munged", "slurmctld", "slurmd", "sbatch", "squeue")}
         self.folder = Path(tempfile.mkdtemp(prefix="slurm."))  # short: it holds Unix sockets
         self.ports = free_ports(3)
         self.bin, self.user_home, self.conf = self.folder / "bin", self.folder / "home", self.folder / "slurm.conf"
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
         self._text = CONF.format(folder=self.folder, ports=self.ports, user=user, min_job_age=min_job_age,
-                                 kill_wait=kill_wait, more=more)
+                                 kill_wait=kill_wait, more="JobSubmitPlugins=lua" if submit_filter else "")
+        self._filter = submit_filter
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "Cluster":
@@ -97,6 +107,8 @@ class Cluster:
             (self.folder / name).mkdir()
         (self.user_home / ".bash_profile").write_text("export PATH=%s:$PATH LOGIN_SHELL=yes\n" % self.bin)
         self.conf.write_text(self._text)
+        if self._filter:
+            (self.folder / "job_submit.lua").write_text(FILTER % (self.folder, self._filter))
         key = self.folder / "munge" / "key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)

@@ -1,5 +1,6 @@
 """The relay over a real Slurm: one pump by hand, then the jobs' own ends move everything on; each payload once."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ import pytest
 import needs
 from agent.agentroot import until
 from chasqui_agent import settings
+from chasqui_agent.schedulers import slurm_refusals
 from pbs.test_relay import PbsRoot, Sampler
+from slurm import record
 from slurm.cluster import Cluster
 
 
@@ -211,6 +214,21 @@ def test_a_closed_partition_is_a_wait_and_an_unknown_one_is_not(tmp_path: Path, 
     assert root.starts("waits") == 1 and root.outcomes()["rejected"] == 1
 
 
+def test_a_limit_on_the_number_of_jobs_is_a_wait(tmp_path: Path) -> None:
+    """The error number of a QOS or an account that is full, from the controller itself."""
+    with Cluster(submit_filter='if io.open(folder .. "/full") then return 2050 end') as cluster:
+        root = SlurmRoot(tmp_path / "root", cluster, heartbeat=0)
+        (cluster.folder / "full").touch()
+        root.drop("one")
+        root.drop("two")
+        assert "violates accounting/QOS policy" in root.pump()["refused"]
+        told = [(record["kind"], record["text"]) for record in root.log() if record["ev"] == "refused"]
+        assert len(told) == 1 and told[0][0] == "limit", told
+        (cluster.folder / "full").unlink()
+        root.finish(2)
+        assert root.starts("one") == root.starts("two") == 1 and not root.outcomes()["rejected"]
+
+
 # -- the heartbeat -----------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +300,15 @@ def test_a_root_made_on_this_host_takes_slurm(tmp_path: Path, cluster: Cluster) 
     assert settings.load(root.spool).scheduler == "slurm"
     code, out, _ = root.agent("doctor")
     assert code == 0 and "slurm: 2" in out and "the controller answers" in out, out
+
+
+def test_the_recorded_refusals_are_still_the_real_ones(cluster: Cluster) -> None:
+    """What tests/agent reads where no Slurm is: the same kind, whatever this version's words are."""
+    told = json.loads((record.FOLDER / "sbatch.json").read_text())["refused"]
+    seen = {each["options"]: slurm_refusals.classify(each["code"], each["err"]).kind for each in told}
+    for options in record.REFUSED:
+        now = record.refusal(cluster, options)
+        assert slurm_refusals.classify(now["code"], now["err"]).kind == seen[options], now
 
 
 def test_a_pbs_script_is_rejected(tmp_path: Path, cluster: Cluster) -> None:
