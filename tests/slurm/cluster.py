@@ -225,9 +225,10 @@ class Cluster:
         nobody tells the controller."""
         own = set(processes_naming("SLURM_JOB_ID=%s\0" % job)) & set(processes_naming("%s\0" % self.conf))
         around = set(processes_naming("slurmstepd: [%s." % job)) & set(self._holders()) if daemon else set()
-        for pid in [*around, *own]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # a runner must not see its payload die first, and say so
+            for pid in [*around, *own]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def kill_all_jobs(self) -> None:
         for row in self.table():

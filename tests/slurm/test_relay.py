@@ -149,7 +149,7 @@ def test_a_job_that_an_admin_requeues_does_not_run_again(tmp_path: Path, cluster
 
 
 def test_a_controller_that_is_down_changes_nothing(tmp_path: Path, cluster: Cluster) -> None:
-    root = SlurmRoot(tmp_path / "root", cluster)
+    root = SlurmRoot(tmp_path / "root", cluster, heartbeat=0)
     root.drop("runs", seconds=2)
     root.pump()
     until(lambda: root.starts("runs"), "it runs")
