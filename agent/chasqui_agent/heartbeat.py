@@ -137,9 +137,10 @@ def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> "
         files.write_file(_path(spool, "hb", n), _json(beat), exclusive=True, durable=False)
     except FileExistsError:
         return None
-    files.write_file(_path(spool, "script", n), _script(spool, n), 0o700, durable=False)
+    script = _script(spool, scheduler, n)
+    files.write_file(_path(spool, "script", n), script, 0o700, durable=False)
     fault.point("heartbeat.arm.before")
-    answer = scheduler.submit(_request(spool, beat), CALL_SECONDS)
+    answer = scheduler.submit(_request(spool, beat, script), CALL_SECONDS)
     fault.point("heartbeat.arm.after")
     if answer.kind == "accepted":
         _write(spool, beat._replace(id=answer.id))
@@ -227,19 +228,19 @@ def options_of(asked: "Dict[str, str]") -> "Dict[str, str]":
     return {key: asked[key] for key in COPIED if asked.get(key)}
 
 
-def _script(spool: "Spool", n: int) -> bytes:
-    lines = ["#!/bin/sh"] + ["#PBS -%s %s" % item for item in sorted(_options(spool).items())]
-    lines += ["#PBS -l select=1:ncpus=1", "#PBS -l walltime=00:05:00"]
+def _script(spool: "Spool", scheduler: "Scheduler", n: int) -> bytes:
+    lines = scheduler.beat_head(_options(spool))
     words = launch.command(spool.root) + ["_beat", str(n)]
     given = "PATH=%s LC_ALL=C %s" % (shlex.quote(os.environ.get("PATH", os.defpath)), runner.carried_words())
+    lines.append('id=${PBS_JOBID:-${SLURM_JOB_ID:-}}')
     lines.append(
-        'exec env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PBS_JOBID="${PBS_JOBID:-}" %s %s </dev/null'
+        'exec env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PBS_JOBID="$id" %s %s </dev/null'
         % (given, " ".join(shlex.quote(word) for word in words))
     )
     return "\n".join(lines + [""]).encode("utf-8", "surrogateescape")
 
 
-def _request(spool: "Spool", beat: Beat) -> Request:
+def _request(spool: "Spool", beat: Beat, script: bytes) -> Request:
     output = os.path.join(_folder(spool), "output")
     return Request(
         script=_path(spool, "script", beat.n),
@@ -252,6 +253,6 @@ def _request(spool: "Spool", beat: Beat) -> Request:
         join=True,
         hold=False,
         rerun=False,
-        directives=directives.asked(_script(spool, beat.n)),
+        directives=directives.asked(script),
         start=beat.due,
     )

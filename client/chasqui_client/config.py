@@ -259,8 +259,8 @@ def _root(table: Table, key: str, default: str) -> str:
 
 def _scheduler(table: Table) -> str:
     scheduler = table.text("scheduler", "auto")
-    if scheduler not in ("auto", "openpbs", "shell"):
-        raise table.bad("scheduler", 'must be "auto", "openpbs" or "shell"')
+    if scheduler not in ("auto", "openpbs", "slurm", "shell"):
+        raise table.bad("scheduler", 'must be "auto", "openpbs", "slurm" or "shell"')
     return scheduler
 
 
@@ -365,8 +365,8 @@ host = "{host}"
 #python = "auto"          # or the path of a Python 3.6 or newer on the cluster
 #ssh_config = ""          # another ssh config file than ~/.ssh/config
 #ssh_options = []         # such as ["Port=2222", "ProxyJump=gate"]
-#scheduler = "auto"       # or "openpbs" (PBS Pro, too), or "shell": plain processes, no batch system
-#pbs_bin = ""             # where qsub is, if not on PATH, in /etc/pbs.conf or in its usual places
+#scheduler = "auto"       # or "openpbs" (PBS Pro, too), "slurm", or "shell": plain processes, no batch system
+#pbs_bin = ""             # where qsub or sbatch is, if not on PATH, in /etc/pbs.conf or in its usual places
 #wake_via = "auto"        # who goes on when a job ends: "direct", "ssh:LOGINHOST", "hook" or "sync"; see agent/README
 #bandwidth = "unlimited"  # in each direction; "20MiB/s", "100Mbit/s"
 #windows = []             # rates by the clock: [{{days = "mon-fri", from = "08:00", to = "18:00", rate = "2MiB/s"}}]

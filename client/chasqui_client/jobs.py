@@ -146,7 +146,7 @@ class Planner:
         size, beats = len(directives.elements(directives.asked(content))), int(self.remote.settings.heartbeat > 0)
         most = self.remote.caps
         why = caps.too_large(size, beats, caps.Caps(most.max_running, most.max_queued, most.max_total or 0))
-        if why and self.remote.scheduler == "openpbs":
+        if why and self.remote.scheduler in ("openpbs", "slurm"):
             raise errors.BadJob(why)
 
     def _scan(self, said: Asked, template: templates.Template | None) -> inputs.Scan:
