@@ -123,7 +123,7 @@ def place(pump: "Round", entries: "List[Entry]") -> None:
     if "after" not in state and not pump.spool.has_dependents():
         state["after"] = journal.end(pump.spool.log)
     ends = Ends(pump.spool)
-    waits, moves = [], []
+    waits, moves = [], []  # type: List[Tuple[Dependent, Verdict]], List[Tuple[Dependent, Verdict]]
     for entry in entries:
         found = _dependent(pump.spool, entry)
         judged = ends.judge(found)
