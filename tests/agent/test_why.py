@@ -95,11 +95,11 @@ def test_a_wake_that_failed_is_told_until_a_pump_has_worked(root):
     root.pump()
     path = os.path.join(root.spool.wake, ".failed")
     files.write_file(path, b"no space left")
-    os.utime(path, (NOW + 60, NOW + 60))
+    os.utime(path, (time.time() + 60, time.time() + 60))
     files.write_file(os.path.join(root.spool.wake, "debt"), b"123\n")
     found = why.gather(root.spool, "held")
     assert (found["failed"], found["debt"]) == ("no space left", 123)
-    os.utime(path, (NOW - 60, NOW - 60))
+    os.utime(path, (time.time() - 60, time.time() - 60))
     assert why.gather(root.spool, "held")["failed"] == ""
 
 
