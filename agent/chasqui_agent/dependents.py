@@ -21,7 +21,7 @@ import time
 from collections import namedtuple
 
 from . import fault, files, journal, reconcile
-from .spool import SHARD_SIZE, parse_name, shard_name
+from .spool import SHARD_SIZE, Entry, parse_name, shard_name
 from .state import State
 
 MYPY = False
@@ -30,7 +30,7 @@ if MYPY:
 
     from .live import Standing
     from .pump import Round
-    from .spool import Entry, Spool
+    from .spool import Spool
 
     Key = Tuple[str, int]
 
@@ -93,6 +93,11 @@ def missing(spool: "Spool", after: "List[Any]", *coming: "Container[Key]") -> st
         if not here and not told and not spool.settled_state(job, attempt):
             return str(job)
     return ""
+
+
+def why_blocked(spool: "Spool", job: str, attempt: int) -> str:
+    """The words of its record in the journal, from what its parents are now; "" where they block it no more."""
+    return str(Ends(spool).judge(_dependent(spool, Entry("", job, attempt, ""))).why)
 
 
 def unread(spool: "Spool") -> bool:
@@ -284,7 +289,8 @@ class Ends:
         if kind != "blocked":
             return Verdict(kind, number, "", "")
         parent = found.parents[number]
-        return Verdict(kind, number, parent[0], "blocked by %s (%s)" % (_name(self.spool, parent), self.of(parent)))
+        name = name_of(self.spool, *parent[:2])
+        return Verdict(kind, number, parent[0], "blocked by %s (%s)" % (name, self.of(parent)))
 
 
 def _to_the_first_open(ends: "Iterable[str]") -> "Iterable[str]":
@@ -294,12 +300,13 @@ def _to_the_first_open(ends: "Iterable[str]") -> "Iterable[str]":
             return
 
 
-def _name(spool: "Spool", parent: "Tuple[str, int, str]") -> str:
+def name_of(spool: "Spool", job: str, attempt: int) -> str:
+    """What its owner calls it; the id where this root does not know that."""
     try:
-        name = spool.job_record(parent[0], parent[1]).get("name")
+        name = spool.job_record(job, attempt).get("name")
     except ValueError:
         name = ""
-    return str(name or parent[0])[:200]
+    return str(name or job)[:200]
 
 
 # -- renames -----------------------------------------------------------------------------------------------------------

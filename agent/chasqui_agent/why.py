@@ -6,14 +6,14 @@ The words are made here for both sides: the client asks for the facts (`why JOB 
 import os
 import time
 
-from . import directives, heartbeat, live, marks, outlook, schedulers, settings, site_limits, status
+from . import dependents, directives, heartbeat, live, marks, outlook, schedulers, settings, site_limits, status
 from .schedulers.base import EVERYWHERE, Unreachable
 from .spool import JOB, SpoolError
 from .state import State
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, List, Optional, Tuple
 
     from .settings import Settings
     from .spool import Entry, Spool
@@ -21,16 +21,18 @@ if MYPY:
     Facts = Dict[str, Any]
 
 SHOWN = 1000  # characters of a scheduler's or a script's own words
+SHOWN_PARENTS = 3
 
 
 def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
     """What this root knows of one attempt (0: the newest), as JSON can hold it:
 
     job, attempt, state ("" where it is not here, "dropped" for a script not yet taken in), and by state:
-    waiting: ahead (scripts before it), priority. held: by ("script": its own #PBS -h, else "hold").
+    waiting: ahead (scripts before it), priority. after: if (ok, any, fail), parents [[id, name, state]] that have not
+    ended, the first of them, and more (how many others). held: by ("script": its own #PBS -h, else "hold").
     submitting: grace (seconds). submitted: id, held (by us), began (when its script did; 0: not yet), over (its script
     has ended), told (it was told to end), letter (the scheduler's state of it), words (the scheduler's own), silent
-    (why it could not be asked). completed, rejected, cancelled: end (DONE, FAIL, LOST), words.
+    (why it could not be asked). completed, rejected, cancelled, blocked: end (DONE, FAIL, LOST), words.
 
     Of what has not ended also: counts [payloads, queued, live], caps {max_running, max_queued, max_total, running_cap},
     limits [[queue, number of jobs]], refused [words, since when], called (the scheduler), asks (whether that is a
@@ -43,13 +45,15 @@ def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
     found: "Facts" = {"job": job, "attempt": attempt, "state": spool.known(job, attempt)}
     if not found["state"] and job + ".sh" in [os.path.basename(path) for path in spool.dropped()]:
         found["state"] = "dropped"
-    if found["state"] in ("completed", "rejected", "cancelled"):
+    if found["state"] in ("completed", "rejected", "cancelled", "blocked"):
         return dict(found, **_end(spool, found["state"], job, attempt))
     if not found["state"]:
         return found
     chosen = settings.load(spool)
     if found["state"] == "waiting":
         found.update(_waiting(spool, job, attempt))
+    if found["state"] == "after":
+        found.update(_after(spool, job, attempt))
     for entry in spool.entries(found["state"]) if found["state"] in ("held", "submitting", "submitted") else ():
         if (entry.job, entry.attempt) == (job, attempt):
             found.update(_entry(spool, found["state"], entry, chosen))
@@ -72,6 +76,23 @@ def _waiting(spool: "Spool", job: str, attempt: int) -> "Facts":
                 return {"ahead": ahead, "priority": priority}
             ahead += 1
     return {}
+
+
+def _after(spool: "Spool", job: str, attempt: int) -> "Facts":
+    record = spool.job_record(job, attempt)
+    awaited = [parent for parent in record.get("after") or () if not dependents.end_of(spool, *parent)]
+    parents = [[parent[0], dependents.name_of(spool, *parent[:2]), _standing(spool, parent[0], parent[1])]
+               for parent in awaited[:SHOWN_PARENTS]]
+    return {"if": record.get("if", "ok"), "parents": parents, "more": len(awaited) - len(parents)}
+
+
+def _standing(spool: "Spool", job: str, attempt: int) -> str:
+    """As `Spool.known`; "running" for a submitted one whose script has begun."""
+    state = spool.known(job, attempt)
+    for entry in spool.entries("submitted") if state == "submitted" else ():
+        if (entry.job, entry.attempt) == (job, attempt) and marks.read(spool.meta_dir(job, attempt), entry.token).runs:
+            return "running"
+    return state
 
 
 def _shards(spool: "Spool") -> "List[str]":
@@ -106,6 +127,8 @@ def _submitted(spool: "Spool", entry: "Entry", chosen: "Settings") -> "Facts":
 
 
 def _end(spool: "Spool", state: str, job: str, attempt: int) -> "Facts":
+    if state == "blocked":
+        return {"end": "", "words": dependents.why_blocked(spool, job, attempt)}
     suffix = {"completed": "flag", "rejected": "err"}.get(state, "sh")
     if state == "cancelled":
         return {"end": "", "words": ""}
@@ -232,6 +255,35 @@ def _moves_on(found: "Facts", full: bool) -> "List[str]":
     return lines + (["The relay is woken when a job ends, and at %s by its heartbeat." % beat] if beat else [])
 
 
+def _said_after(found: "Facts") -> "List[str]":
+    parents = found.get("parents")
+    triples = [item for item in parents if _are_texts(item)] if isinstance(parents, list) else []
+    if not triples:
+        return ["All that it waits for has ended there; the next pump moves it on."] + _moves_on(found, True)
+    told = [(job, name, _STANDING.get(state, state)) for job, name, state in triples]
+    line = "It waits there for %s." % awaited(told, _number(found, "more"), found.get("if"))
+    return [line] + [line for line in _moves_on(found, True) if found.get("stalled")]
+
+
+def _are_texts(item: "Any") -> bool:
+    return isinstance(item, list) and len(item) == 3 and all(isinstance(text, str) for text in item)
+
+
+_STANDING = {"after": "waiting for others", "submitting": "being submitted", "submitted": "in the scheduler",
+             "": "not there"}
+
+
+def awaited(parents: "List[Tuple[str, str, str]]", more: int, condition: "Any") -> str:
+    """Of (id, name, state) each: "prepare (kx3f7a2b, running) and 2 more to end ok"."""
+    ends = {"ok": "to end ok", "fail": "to fail"}
+    texts = ["%s (%s, %s)" % (name[:200], job[:8], state[:40]) for job, name, state in parents[:SHOWN_PARENTS]]
+    more += len(parents) - len(texts)
+    if more:
+        texts.append("{:,} more".format(more))
+    listed = " and ".join(([", ".join(texts[:-1])] if texts[1:] else []) + texts[-1:])
+    return "%s %s" % (listed, ends.get(condition, "to end") if isinstance(condition, str) else "to end")
+
+
 def _said_held(found: "Facts") -> "List[str]":
     by = "its own line #PBS -h" if found.get("by") == "script" else "chasqui hold"
     return ["It is held there by %s, and waits until it is released." % by]
@@ -282,6 +334,8 @@ def _said_ended(found: "Facts") -> "List[str]":
         return ["It was refused there for good, in the scheduler's words: " + _ended(why)]
     if state == "cancelled":
         return ["It was cancelled there."]
+    if state == "blocked":
+        return ["It will not run there: %s" % _ended(why or "what it waited for ended otherwise")]
     return ["It has ended there: %s%s" % (_text(found, "end")[:4] or "?", ", " + _ended(why) if why else ".")]
 
 
@@ -289,6 +343,7 @@ _SAYINGS = {
     "": _said_unknown,
     "dropped": _said_dropped,
     "waiting": _said_waiting,
+    "after": _said_after,
     "held": _said_held,
     "submitting": _said_submitting,
     "submitted": _said_submitted,
@@ -296,6 +351,7 @@ _SAYINGS = {
     "completed": _said_ended,
     "rejected": _said_ended,
     "cancelled": _said_ended,
+    "blocked": _said_ended,
 }
 
 

@@ -16,7 +16,7 @@ from chasqui_agent import caps, directives, globs, spool, wire
 from . import errors, inputs, states, tables, templates
 from .config import ANY, Config, Home, JobDefaults, Remote
 from .drafts import Drafts
-from .ledger import InputFile, Job, Ledger, Parent
+from .ledger import InputFile, Job, Ledger
 
 _SCRIPTS = (b"job.sh", b"run.sh", b"submit.sh")
 _SUFFIXES = (b".pbs", b".qsub")
@@ -391,15 +391,10 @@ def _with_blocked(ledger: Ledger, jobs: Sequence[Job]) -> list[Job]:
     while last:
         blocked = [job for job in ledger.children(last) if job.state == states.BLOCKED and job.id not in chosen]
         parents = ledger.parents(job.id for job in blocked)
-        last = [job.id for job in blocked if all(_may_end_well(parent, chosen) for parent in parents[job.id])]
+        last = [job.id for job in blocked
+                if not any(parent.in_the_way and parent.id not in chosen for parent in parents[job.id])]
         chosen.update((job.id, job) for job in blocked if job.id in last)
     return list(chosen.values())
-
-
-def _may_end_well(parent: Parent, chosen: Mapping[str, Job]) -> bool:
-    if parent.id in chosen or not parent.ended or parent.condition == "any":
-        return True
-    return (parent.state == states.COMPLETED) == (parent.condition == "ok")
 
 
 class Problems:

@@ -67,6 +67,11 @@ class Parent:
     def ended(self) -> bool:
         return self.state in states.ENDED
 
+    @property
+    def in_the_way(self) -> bool:
+        """It has ended, and not as it had to."""
+        return self.ended and self.condition != "any" and (self.state == states.COMPLETED) != (self.condition == "ok")
+
 
 @dataclass(frozen=True)
 class InputFile:

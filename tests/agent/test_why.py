@@ -7,6 +7,7 @@ import time
 import pytest
 
 from agent.agentroot import publish, until
+from agent.test_dependents import hand_over, settle
 from chasqui_agent import files, why
 from chasqui_agent.spool import SpoolError
 from chasqui_agent.state import State
@@ -82,6 +83,31 @@ def test_the_order_of_what_waits_is_that_of_the_queue(root):
         why.gather(root.spool, "a/b")
 
 
+def test_what_waits_for_others_and_what_they_blocked(root):
+    gate = os.path.join(root.path, "gate")
+    root.drop("gated", "until [ -e '%s' ]; do sleep 0.05; done; exit 3" % gate)
+    root.pump()
+    until(lambda: root.starts("gated"), "the parent running")
+    root.drop("other", "true")
+    root.agent("hold", "other")
+    hand_over(root, ("child", ["gated", "other"], 0), ("grandchild", ["child"], 0), batch="one")
+    hand_over(root, ("always", ["gated"], 0), batch="two", condition="any")
+    expected = "It waits there for gated (gated, running) and other (other, held) to end ok.\n"
+    assert root.agent("why", "child")[1] == expected
+    root.pump()
+    found = _gathered(root, "child")
+    assert (found["state"], found["if"], found["more"]) == ("after", "ok", 0)
+    assert found["parents"][0] == ["gated", "gated", "running"]
+    assert "for the-child (child, waiting for others) to end ok." in root.agent("why", "grandchild")[1]
+    assert "gated (gated, running) to end." in root.agent("why", "always")[1]
+    open(gate, "w").close()
+    until(root.idle, "nothing runs")
+    assert settle(root, ["child", "grandchild", "always"]) == {"child": "blocked", "grandchild": "blocked",
+                                                               "always": "completed"}
+    assert root.agent("why", "child")[1] == "It will not run there: blocked by gated (failed).\n"
+    assert root.agent("why", "grandchild")[1] == "It will not run there: blocked by the-child (blocked).\n"
+
+
 def test_a_submission_whose_answer_was_lost(root):
     name = "lost.1.abcdefgh.sh"
     files.write_file(os.path.join(root.spool.submitting, name), b"#!/bin/sh\n")
@@ -146,6 +172,13 @@ CAUSES = [
      ["PBS did not answer: qstat: cannot connect.", "Before, it said: Can Never Run."]),
     ("runs", {"state": "submitted", "id": "7.s", "began": NOW}, ["It runs since ", "as 7.s."]),
     ("being ended", {"state": "submitted", "id": "7.s", "began": NOW, "told": True}, ["was told to end (TERM)"]),
+    ("others", {"state": "after", "parents": [["kx3fabcdefgh", "prepare", "submitted"], ["b", "b", ""]], "more": 1200,
+                "if": "fail"}, ["for prepare (kx3fabcd, in the scheduler), b (b, not there) and 1,200 more to fail."]),
+    ("others, stalled", {"state": "after", "parents": [["a", "a", "waiting"]], "if": "ok", "stalled": NOW},
+     ["for a (a, waiting) to end ok.", "The relay has stood still since "]),
+    ("others over", {"state": "after", "parents": [], "beat": NOW + 60},
+     ["has ended there; the next pump", "heartbeat"]),
+    ("blocked", {"state": "blocked", "words": "blocked by a (failed)"}, ["will not run there: blocked by a (failed)."]),
     ("over", {"state": "submitted", "id": "7.s", "began": NOW, "over": True}, ["PBS has not let go of it yet (7.s)"]),
     ("ending", {"state": "ending"}, ["the next pump writes down how"]),
     ("lost", {"state": "completed", "end": "LOST", "words": "gone"}, ["It has ended there: LOST, gone."]),
@@ -161,7 +194,7 @@ def test_each_cause_in_words(facts, said):
 @pytest.mark.parametrize("value", [None, 1, -1.5, "x", "", [], [1], ["a", "b"], {}, {"a": 1}, True, 1e300], ids=repr)
 def test_facts_that_are_none_end_in_words_all_the_same(value):
     keys = list(RELAY) + ["ahead", "priority", "by", "grace", "id", "held", "told", "over", "letter", "words", "silent",
-                          "began", "end"]
+                          "began", "end", "parents", "more", "if"]
     for state in why._SAYINGS:
         assert why.words(dict(dict.fromkeys(keys, value), state=state))
         assert why.words({"state": state})

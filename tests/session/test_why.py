@@ -95,6 +95,39 @@ def test_from_the_desk_to_the_end(desk: Asker) -> None:
     assert desk.causes("j3") == ["state", "cancelled"]
 
 
+def test_jobs_that_wait_for_others(desk: Asker) -> None:
+    parent = desk.folder("parent", desk.wait + "; exit 3")
+    a, = desk.add(parent)
+    child, = desk.add(desk.folder("child"), after=("parent",))
+    desk.add(desk.folder("grandchild"), after=("child",))
+    assert "It waits for parent (%s, still here) to end ok. It is still here: " % a.id[:8] in desk.why("child")
+    assert cli.main(["hold", "parent"]) == 0
+    desk.sync()
+    said = desk.why("child")
+    assert "(%s, held) to end ok. The last sync did not hand it over: what it waits for is not" % a.id[:8] in said
+    assert said.endswith("next: chasqui why %s\n" % a.id[:8])
+    assert cli.main(["release", "parent"]) == 0
+    desk.sync()
+    until(lambda: "(%s, running) to end ok.\n" % a.id[:8] in desk.why("child"), "the parent runs")
+    assert "It waits there for child (%s, waiting for others) to end ok." % child.id[:8] in desk.why("grandchild")
+    assert desk.causes("child", "--offline")[1] == "waits"
+    desk.gate.touch()
+    until(lambda: "there-blocked" in desk.causes("grandchild"), "both are blocked there")
+    desk.finish()
+    again = "of parent (%s, failed) takes along what it alone had blocked.\nnext: chasqui retry %s && chasqui sync"
+    for name, before in (("child", "parent (failed)"), ("grandchild", "child (blocked)")):
+        said = desk.why(name)
+        assert said.startswith("%s is BLOCKED. It will not run: blocked by %s. " % (name, before))
+        assert again % (a.id[:8], a.id[:8]) in said
+    (parent / "job.sh").write_text("#!/bin/sh\ntrue\n")
+    assert cli.main(["retry", child.id]) == 0
+    assert "It will be blocked: it waits for parent (%s, failed) to end ok." % a.id[:8] in desk.why("child")
+    assert cli.main(["retry", "parent"]) == 0
+    desk.finish()
+    assert desk.why("child") == "child is COMPLETED, attempt 2. It completed (exit 0).\n"
+    assert desk.causes("grandchild") == ["state", "completed"]
+
+
 def test_inputs_that_changed_or_went_away(desk: Asker) -> None:
     folder = desk.folder("j", **{"in.dat": b"1"})
     job, = desk.add(folder)

@@ -64,10 +64,11 @@ def place(ledger: Ledger, config: Config, names: Iterable[str]) -> dict[str, int
 
 
 def _unoffered(ledger: Ledger, config: Config) -> list[Job]:
-    """In the order they would be uploaded."""
+    """In the order they would be uploaded. One that another job waits for stays where that one was added to go."""
     synced = [str(row[0]) for row in ledger.rows("SELECT name FROM remotes")]  # config.toml may name them no more
     known = list(dict.fromkeys([ANY, *config.remotes, *synced]))
     found = ledger.jobs("state = 'QUEUED_LOCAL' AND offered = 0 AND options LIKE ? AND remote IN (%s)"
+                        " AND NOT EXISTS (SELECT 1 FROM parents WHERE parent = jobs.id)"
                         % ", ".join("?" * len(known)), '%"any": true%', *known)
     return sorted((job for job in found if job.options.get("any") is True), key=lambda job: -job.priority)
 

@@ -87,13 +87,24 @@ def _cancelled(known: Known) -> tuple[str, str]:
     return "cancelled", "You cancelled it%s." % own[why] if why in own else "It was cancelled: %s." % why.rstrip(".")
 
 
+def _blocked(known: Known) -> tuple[str, str]:
+    text = "It will not run: %s." % (known.job.why.rstrip(".") or "what it waited for ended otherwise")
+    before = known.blocker
+    if before is None:
+        return "unblocked", text + " Nothing stands in its way any more."
+    if before.condition == "fail":
+        return "blocked", text
+    again = " A retry of %s (%s, %s) takes along what it alone had blocked."
+    return "blocked", text + again % (before.name, before.id[:8], before.state.lower())
+
+
 _END = {states.COMPLETED: _completed, states.FAILED: _failed, states.LOST: _lost, states.REJECTED: _rejected,
-        states.CANCELLED: _cancelled}
+        states.CANCELLED: _cancelled, states.BLOCKED: _blocked}
 
 
 def _results(known: Known) -> list[tuple[str, str]]:
     job, found = known.job, []
-    if job.acked < job.attempt or job.state == states.REJECTED:
+    if job.acked < job.attempt or job.state in (states.REJECTED, states.BLOCKED):
         return []
     if job.missing:
         said = incomplete(job.missing).removeprefix("results incomplete: ")

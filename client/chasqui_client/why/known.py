@@ -7,7 +7,7 @@ from typing import Any
 from .. import deploy, errors, inputs, states
 from ..config import Home, Remote
 from ..fields import dataclass, field
-from ..ledger import Job, Ledger, ResultFile
+from ..ledger import Job, Ledger, Parent, ResultFile
 
 MAX_CHANGES = 20
 
@@ -23,6 +23,8 @@ class Known:
     report: Mapping[str, Any] = field(default_factory=dict)  # what the agent said then
     operations: tuple[str, ...] = ()  # cancel, hold, release that were asked for and not sent yet
     changes: tuple[tuple[str, str], ...] = ()  # inputs that are not what they were: path, what happened
+    parents: tuple[Parent, ...] = ()  # what it waits for, while it does
+    blocker: Parent | None = None  # the job whose retry could have it run, if it is, or will be, blocked
     ahead: int = 0  # jobs of the remote that wait there before it, as of the last sync
     live: int = 0  # jobs of the remote in the scheduler, as of the last sync
     caps: tuple[int, int] = (0, 0)  # max_running, max_queued
@@ -41,7 +43,8 @@ def gather(home: Home, ledger: Ledger, job: Job, remotes: Mapping[str, Remote], 
     remote = remotes.get(job.remote)
     state = ledger.remote_state(job.remote)
     known = Known(job, remote is not None, len(remotes) > 1, state.synced, state.report or {}, _operations(ledger, job))
-    values: dict[str, Any] = dict(vars(known), **_place(ledger, job), starts=_starts(ledger, job))
+    values: dict[str, Any] = dict(vars(known), **_place(ledger, job), starts=_starts(ledger, job),
+                                  parents=_parents(ledger, job), blocker=_blocker(ledger, job.id))
     if remote:
         values.update(caps=(remote.caps.max_running, remote.caps.max_queued), paused=_paused(remote))
     if job.state == states.QUEUED_LOCAL and job.offered < job.attempt:
@@ -59,6 +62,26 @@ def _operations(ledger: Ledger, job: Job) -> tuple[str, ...]:
     rows = ledger.rows("SELECT op FROM ops WHERE job = ? AND attempt = ? AND done = '' ORDER BY rowid",
                        job.id, job.attempt)
     return tuple(str(row[0]) for row in rows)
+
+
+def _parents(ledger: Ledger, job: Job) -> tuple[Parent, ...]:
+    """Nothing once the relay has said that all of them ended as they had to: a parent may have been tried again."""
+    if job.ended or ledger.rows("SELECT 1 FROM events WHERE job = ? AND attempt = ? AND event = 'ready'",
+                                job.id, job.attempt):
+        return ()
+    return tuple(ledger.parents([job.id]).get(job.id, ()))
+
+
+def _blocker(ledger: Ledger, job: str) -> Parent | None:
+    """Up from job to parent, over those that are blocked themselves; None where nothing stands in its way any more."""
+    found = None
+    while found is None or found.state == states.BLOCKED:
+        parents = ledger.parents([found.id if found else job]).values()
+        ahead = next((parent for some in parents for parent in some if parent.in_the_way), None)
+        if ahead is None:
+            break
+        found = ahead
+    return found
 
 
 def _place(ledger: Ledger, job: Job) -> dict[str, int]:

@@ -9,6 +9,7 @@ from .. import states
 from ..command import as_of, count
 from ..config import ANY
 from ..fields import dataclass
+from ..rows import Parent
 from . import endings
 from .known import Known
 
@@ -52,7 +53,7 @@ def _head(known: Known) -> Causes:
 
 # What the relay says now, as the states of the ledger; the rest is as the last sync left it.
 _THERE = {"waiting": states.UPLOADED, "dropped": states.UPLOADED, "held": states.HELD, "submitting": states.UPLOADED,
-          "submitted": states.SUBMITTED}
+          "submitted": states.SUBMITTED, "after": states.UPLOADED}
 
 
 def _there(known: Known) -> str:
@@ -62,9 +63,11 @@ def _there(known: Known) -> str:
 
 def _said_there(known: Known, there: Mapping[str, Any]) -> Causes:
     found: Causes = [("there-" + (_there(known) or "unknown"), " ".join(why.words(dict(there))))]
+    if _there(known) == "held":
+        found += _waits(known)
     if there.get("stalled"):
         found.append(("stalled", "A sync starts it again."))
-    if _there(known) in ("completed", "rejected", "cancelled"):
+    if _there(known) in ("completed", "rejected", "cancelled", "blocked"):
         found.append(("news", "The next sync brings this home."))
     return found
 
@@ -80,10 +83,13 @@ def _queued_here(known: Known) -> Causes:
         return [("no-remote", "It is for %s, which is not in config.toml any more." % job.remote)]
     if job.offered == job.attempt:
         return [("unacknowledged", "It was on its way when a sync was cut; the next one finds out whether it arrived.")]
-    changes = _changes(known)
-    kept = _kept(known)
-    if changes or kept:
-        return changes + kept
+    found = _changes(known) + _kept(known)
+    return _waits(known) + (found or _not_yet(known))
+
+
+def _not_yet(known: Known) -> Causes:
+    """Nothing but a sync is missing."""
+    job = known.job
     if not known.synced:
         return [("never-synced", "It is still here: no sync with %s has run to its end yet." % job.remote)]
     if known.paused:
@@ -123,16 +129,36 @@ def _kept(known: Known) -> Causes:
 def _held(known: Known) -> Causes:
     job = known.job
     if job.offered < job.attempt:
-        return [("held-here", "You held it here, before it was handed over.")]
+        return [("held-here", "You held it here, before it was handed over."), *_waits(known)]
     by = "its own line #PBS -h" if job.why == "#PBS -h" else "chasqui hold"
-    return [("held", "It is held there by %s." % by)]
+    return [("held", "It is held there by %s." % by), *_waits(known)]
 
 
-def _blocked(known: Known) -> Causes:
-    return [("blocked", "A check keeps it here: %s" % _ended(known.job.why or "it was not finished"))]
+def _prepared(known: Known) -> Causes:
+    return [("prepared", "A check keeps it here: %s" % _ended(known.job.why or "it was not finished"))]
+
+
+def _waits(known: Known) -> Causes:
+    """What the ledger knows of those that it waits for."""
+    wrong = next((parent for parent in known.parents if parent.in_the_way), None)
+    if wrong:
+        text = "It will be blocked: it waits for %s." % why.awaited([_told(wrong)], 0, wrong.condition)
+        return [("to-be-blocked", text)]
+    awaited = [parent for parent in known.parents if not parent.ended]
+    if not awaited:
+        return []
+    return [("waits", "It waits for %s." % why.awaited([_told(one) for one in awaited], 0, awaited[0].condition))]
+
+
+def _told(parent: Parent) -> tuple[str, str, str]:
+    here = parent.state in (states.PREPARED, states.QUEUED_LOCAL)
+    return parent.id, parent.name, "still here" if here else parent.state.lower()
 
 
 def _waiting(known: Known) -> Causes:
+    waits = _waits(known)
+    if waits:
+        return waits + _relay(known)
     before = "%s before it" % count(known.ahead, "job") if known.ahead else "none of yours before it"
     found = [("waiting", "It waits on %s for its turn: %s (priority %d)."
               % (known.job.remote, before, known.job.priority))]
@@ -175,7 +201,7 @@ def _running(known: Known) -> Causes:
     return [("running", "It runs, as %s." % (known.job.pbs or "?"))]
 
 
-_STATES = {states.PREPARED: _blocked, states.BLOCKED: _blocked, states.QUEUED_LOCAL: _queued_here, states.HELD: _held,
+_STATES = {states.PREPARED: _prepared, states.QUEUED_LOCAL: _queued_here, states.HELD: _held,
            states.UPLOADED: _waiting, states.SUBMITTED: _submitted, states.RUNNING: _running}
 
 
@@ -212,12 +238,15 @@ def _next(known: Known, causes: set[str]) -> str:
             ({"to-be-cancelled", "to-be-held", "to-be-released", "stalled", "news", "only-at-syncs"}, sync),
             ({"held-here"}, "chasqui release %s" % short),
             ({"held", "there-held"}, "chasqui release %s && %s" % (short, sync)),
+            ({"blocked", "to-be-blocked"}, _unblock(known, sync)),
+            ({"unblocked"}, "chasqui retry %s && %s" % (short, sync)),
+            (_looked_up(known, causes), "chasqui why %s" % _slow(known)),
             ({"rejected"}, "correct its script, then: chasqui retry %s && %s" % (short, sync)),
             ({"results-not-here"}, sync),
             ({"exit", "signal", "failed", "lost", "results-incomplete", *_ENDED}, "chasqui logs %s" % short),
             ({"results-left"}, "chasqui results %s" % short),
             ({"cancelled"}, "chasqui retry %s && %s    (if you want it after all)" % (short, sync)),
-            ({"completed", "blocked"}, "")):
+            ({"completed", "prepared"}, "")):
         if among & causes:
             return line
     if "Can Never Run" in " ".join(_all_words(known)):
@@ -225,6 +254,27 @@ def _next(known: Known, causes: set[str]) -> str:
     if _runs(known):
         return "chasqui logs -f %s" % short
     return "" if known.there is not None else sync
+
+
+def _unblock(known: Known, sync: str) -> str:
+    parent = known.blocker
+    if parent is None or parent.condition == "fail":
+        return ""
+    return "chasqui retry %s && %s    (why it ended so: chasqui why %s)" % (parent.id[:8], sync, parent.id[:8])
+
+
+def _looked_up(known: Known, causes: set[str]) -> set[str]:
+    """The causes with which to look at what it waits for: where another sync alone does not help."""
+    at_them = known.job.acked == known.job.attempt or "not-taken" in causes
+    if (known.there or {}).get("parents") == []:
+        return set()  # they have ended there
+    return {"waits", "there-after"} if at_them and _slow(known) else set()
+
+
+def _slow(known: Known) -> str:
+    """The first that it waits for and that does not run."""
+    found = (one.id[:8] for one in known.parents if not one.ended and one.state != states.RUNNING)
+    return next(found, "")
 
 
 _ENDED = {word.replace(" ", "-") for word in endings.ENDED_FOR}

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from chasqui_client import api, cli, errors, schema, states
-from chasqui_client.config import Home, Remote
+from chasqui_client.config import ANY, Home, Remote
+from chasqui_client.drafts import Drafts
 from chasqui_client.jobs import Asked, retry
 from chasqui_client.ledger import Job, Ledger
 from chasqui_client.select import Selection
+from chasqui_client.several import place
 
 HPC, OTHER = Remote("hpc", "local", "/r"), Remote("other", "local", "/s")
 CONFIG = '[remotes.hpc]\nhost = "local"\nroot = "%s"\n[remotes.other]\nhost = "local"\nroot = "/s"\n'
@@ -70,6 +72,46 @@ def test_what_is_refused(home: Home, folder: Callable[..., bytes], asked: dict[s
     with pytest.raises(errors.BadFolders, match=why):
         add(home, folder("fine"), folder("job"), **asked)
     assert len(api.find(home, Selection())) == 4, "nothing was added"
+
+
+def test_a_job_that_goes_anywhere_waits_for_none_and_none_for_it(
+        home: Home, folder: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CHASQUI_HOME", str(home.path))
+    add(home, folder("a"))
+    for words in (["--after", "a"], []):
+        path = os.fsdecode(folder("b", 'after = ["a"]\n'))
+        assert cli.main(["add", path, "--remote", "any", *words]) == 2
+        assert "hint: name it: chasqui add --remote NAME --after JOB" in capsys.readouterr().err
+    nowhere, = add(home, folder("nowhere"), remote=place.anywhere(home.config()))
+    assert nowhere and cli.main(["add", os.fsdecode(folder("c")), "--remote", "hpc", "--after", "nowhere"]) == 2
+    assert "nowhere is a job of any" in capsys.readouterr().err
+    assert [job.name for job in api.find(home, Selection())] == ["a", "nowhere"]
+
+
+def test_a_retry_of_a_parent_that_went_anywhere(home: Home, folder: Callable[..., bytes]) -> None:
+    parent, = add(home, folder("parent"), remote=place.anywhere(home.config()))
+    api.cancel(home, Selection((parent.id,)))
+    assert [job.remote for job in api.retry(home, Selection((parent.id,)))] == [ANY]
+    with Ledger(home.ledger_path) as ledger:
+        assert place.place(ledger, home.config(), ["hpc"]) == {"hpc": 1}
+        ledger.mark_offered(ledger.jobs())
+    child, = add(home, folder("child"), after=("parent",))
+    end(home, parent, "FAIL", 2)
+    end(home, child, "")
+    found = {job.id: (job.remote, job.attempt) for job in api.retry(home, Selection((parent.id,)))}
+    assert found == {parent.id: ("hpc", 3), child.id: ("hpc", 2)}
+
+
+def test_drafts_are_read_by_number_in_any_order(home: Home) -> None:
+    """Also between the writing of others."""
+    with Ledger(home.ledger_path) as ledger, Drafts(ledger) as drafts:
+        for number in range(50):
+            drafts.add({"number": number, "filler": "x" * number * 100})
+        assert [drafts[number]["number"] for number in (49, 0, 7, 7, 31)] == [49, 0, 7, 7, 31]
+        assert [draft["number"] for draft in drafts] == list(range(50))
+        with pytest.raises(IndexError):
+            drafts[50]
 
 
 def test_a_job_toml_names_jobs_added_with_it(home: Home, folder: Callable[..., bytes]) -> None:

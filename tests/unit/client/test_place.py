@@ -56,6 +56,17 @@ def test_the_first_with_a_place_to_run_then_the_first_with_one_in_its_queue(ledg
     assert place.place(ledger, chosen, ["one", "two"]) == {}, "nothing has changed"
 
 
+def test_one_that_another_job_waits_for_stays(ledger: Ledger) -> None:
+    """The other one was added to the remote that it had then, and can go nowhere else."""
+    _add(ledger, "parent")
+    _add(ledger, "free")
+    assert place.place(ledger, _config(one=(1, 1), two=(1, 1)), ["one"]) == {"one": 2}
+    _add(ledger, "child", "one")
+    ledger.add_parents("child", ["parent"], "ok")
+    assert place.place(ledger, _config(one=(1, 1), two=(1, 1)), ["two"]) == {"two": 1}
+    assert _where(ledger) == {"parent": "one", "free": "two", "child": "one"}
+
+
 def test_the_highest_priority_goes_first(ledger: Ledger) -> None:
     for name, priority in (("low", -5), ("high", 5), ("middle", 0)):
         _add(ledger, name, priority=priority)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from chasqui_client import states
-from chasqui_client.ledger import Job, ResultFile
+from chasqui_client.ledger import Job, Parent, ResultFile
 from chasqui_client.why import endings, words
 from chasqui_client.why.known import Known
 
@@ -25,6 +25,13 @@ def _known(job: dict[str, Any], **more: Any) -> Known:
 HERE = {"state": "QUEUED_LOCAL", "offered": 0, "acked": 0}
 NO_ROOM = "no space left there: work: quota of 5 GB used up"
 LEFT = ResultFile(b"WAVECAR", 2_000_000, 0o600, 0, "", "output", "LEFT", "larger than 100 MB")
+BAD = Parent("kx3fponmlkjihgfe", "prepare", "FAILED", 1, "ok")
+
+
+def _parents(*names_states: str, condition: str = "ok") -> dict[str, Any]:
+    """Each "name STATE"; their ids begin with the name."""
+    pairs = [text.split() for text in names_states]
+    return {"parents": tuple(Parent(name + "ponmlkjihgfe", name, state, 1, condition) for name, state in pairs)}
 
 
 def _ended(state: str, **job: Any) -> dict[str, Any]:
@@ -57,7 +64,24 @@ CAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "held-here": ({**HERE, "state": "HELD"}, {}, "You held it here", "chasqui release abcdefgh"),
     "held": ({"state": "HELD", "why": "asked for"}, {}, "held there by chasqui hold",
              "chasqui release abcdefgh && chasqui sync"),
-    "blocked": ({**HERE, "state": "BLOCKED", "why": "no INCAR"}, {}, "A check keeps it here: no INCAR.", ""),
+    "prepared": ({**HERE, "state": "PREPARED", "why": "no INCAR"}, {}, "A check keeps it here: no INCAR.", ""),
+    "waits": ({}, _parents("done COMPLETED", "prep RUNNING", "b UPLOADED", "c HELD", "d SUBMITTED", "e QUEUED_LOCAL"),
+              "for prep (prepponm, running), b (bponmlkj, uploaded), c (cponmlkj, held) and 2 more to end ok. This",
+              "chasqui why bponmlkj"),
+    "to-be-blocked": (HERE, {**_parents("a RUNNING", "bad FAILED"), "blocker": BAD},
+                      "It will be blocked: it waits for bad (badponml, failed) to end ok.",
+                      "chasqui retry kx3fponm && chasqui sync"),
+    "blocked": (_ended("BLOCKED", why="blocked by prepare (failed)", results_state="NONE"), {"blocker": BAD},
+                "by prepare (failed). A retry of prepare (kx3fponm, failed) takes along what it alone had blocked.",
+                "chasqui retry kx3fponm && chasqui sync"),
+    "unblocked": (_ended("BLOCKED", why="blocked by prepare (failed)", results_state="NONE"), {},
+                  "Nothing stands in its way any more.", "chasqui retry abcdefgh && chasqui sync"),
+    "there-after": ({}, {**_parents("prep QUEUED_LOCAL", "b UPLOADED"),
+                         "there": _there(state="after", parents=[["prepx", "prep", "held"]], more=1, **{"if": "any"})},
+                    "T300 is UPLOADED. It waits there for prep (prepx, held) and 1 more to end.",
+                    "chasqui why prepponm"),
+    "there-blocked": ({}, {"there": _there(state="blocked", words="blocked by prep (failed)")},
+                      "not run there: blocked by prep (failed). The next sync brings this home", "chasqui sync"),
     "waiting": ({}, {"ahead": 12, "silent": "no connection is open"}, "12 jobs before it (priority 0)", "chasqui sync"),
     "caps": ({}, {"live": 70}, "70 jobs in the scheduler, as many as max_running = 30 and max_queued = 40",
              "chasqui sync"),
@@ -126,7 +150,7 @@ def test_every_cause_has_its_words_and_what_to_type(cause: str) -> None:
 
 def test_the_table_knows_every_ending_and_every_state() -> None:
     assert {word.replace(" ", "-") for word in endings.ENDED_FOR} <= set(CAUSES)
-    seen = {states.PREPARED} | {case[0].get("state", "UPLOADED") for case in CAUSES.values()}
+    seen = {case[0].get("state", "UPLOADED") for case in CAUSES.values()}
     assert seen == set(states.STATES)
 
 
@@ -156,6 +180,26 @@ def test_what_the_relay_says_now_goes_before_the_ledger() -> None:
     never = _there(state="submitted", id="7.s", words="Can Never Run: too large", letter="Q")
     answer = words.explain(_known({"state": "SUBMITTED"}, there=never, several=True))
     assert answer.next.startswith("chasqui cancel abcdefgh && chasqui sync --remote hpc")
+
+
+@pytest.mark.parametrize("job, more, said, typed", [
+    (HERE, _parents("a QUEUED_LOCAL"), "for a (aponmlkj, still here) to end ok. It is still here: ", "chasqui sync"),
+    ({**HERE, "offered": 1}, _parents("a UPLOADED"), "on its way", "chasqui sync"),
+    ({**HERE, "state": "HELD"}, _parents("a HELD"), "You held it here, before it was handed over. It waits for a ",
+     "chasqui release"),
+    (HERE, {**_parents("a HELD"), "report": {"kept": {JOB.id: "what it waits for is not on the cluster: a"}}},
+     "The last sync did not hand it over: what it waits for is not on the cluster: a.", "chasqui why aponmlkj"),
+    ({}, _parents("a RUNNING", condition="fail"), "a (aponmlkj, running) to fail.", "chasqui sync"),
+    ({}, _parents("a FAILED", condition="any"), "waits on hpc for its turn", "chasqui sync"),
+    ({}, {**_parents("a SUBMITTED"), "there": _there(state="after", parents=[])}, "has ended there; the next pump", ""),
+    ({"state": "HELD"}, {**_parents("a RUNNING"), "there": _there(state="held")}, "released. It waits for a ",
+     "chasqui release"),
+    (_ended("BLOCKED"), {"blocker": replace(BAD, state="COMPLETED", condition="fail")}, "what it waited for ended", ""),
+])
+def test_jobs_that_wait_for_others(job: dict[str, Any], more: dict[str, Any], said: str, typed: str) -> None:
+    answer = words.explain(_known(job, **more))
+    assert said in answer.paragraph
+    assert answer.next.startswith(typed) and bool(typed) == bool(answer.next), answer.next
 
 
 @pytest.mark.parametrize("nonsense", [{}, {"state": 3}, {"state": "\x1b"}, {"pump": 1}])
