@@ -83,7 +83,8 @@ def _note_debt(pump: "Round", waits: bool) -> None:
     """wake/debt: when the next runner that starts shall look whether the places of ending jobs are free by now."""
     path = os.path.join(pump.spool.wake, "debt")
     if waits:
-        files.write_file(path, b"%d\n" % (time.time() + DEBT_SECONDS), durable=False)
+        due = files.server_time(pump.spool.wake) + DEBT_SECONDS
+        files.write_file(path, b"%d\n" % due, durable=False)
     else:
         files.remove(path)
 

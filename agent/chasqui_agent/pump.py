@@ -217,12 +217,15 @@ class Round:
                 way.came_by_ssh(self)
             if parts[0] != "ev" or len(parts) < 6 or not parts[3].isdigit():
                 continue
-            count += 1
             kind, job, attempt, token = parts[1], parts[2], int(parts[3]), parts[4]
             if kind in ("tail", "term"):
+                count += 1
                 reconcile.late_flag(self, job, attempt, token)
                 continue
             text = _read_text(os.path.join(self.spool.wake, name))
+            if text is None:
+                continue  # told already: a listing can be older than that
+            count += 1
             record = {"ev": "duplicate", "job": job, "attempt": attempt, "token": token, "pbs": text, "why": kind}
             self.journal.append(record)
         return count
@@ -367,9 +370,9 @@ class Round:
         return min(999, max(0, MIDDLE_PRIORITY - priority)) if isinstance(priority, int) else MIDDLE_PRIORITY
 
 
-def _read_text(path: str) -> str:
+def _read_text(path: str) -> "Optional[str]":
     try:
         with open(path, "rb") as stream:
             return stream.read(200).decode("utf-8", "replace").strip()
     except FileNotFoundError:
-        return ""
+        return None
