@@ -51,7 +51,9 @@ fault.register({
 })
 
 BATCH_JOBS, BATCH_SECONDS = 1000, 5.0
-IDLE_JOBS = 100  # are a batch, too, where the line is slower than we are: then it costs nobody's time
+# So many are a batch, too, where the line is slower than we are; but what makes them durable may take only a part of the
+# time: on a busy file system it can be seconds, and the line stands meanwhile.
+IDLE_JOBS, IDLE_PART = 100, 0.1
 # (bytes, files) that may come unasked, and the room that is to be there for them: small files take whole blocks
 UNASKED, ROOM_UNASKED = (256 << 20, 20000), (1 << 30, 60000)
 NEED = 1000  # contents named in one message
@@ -84,7 +86,7 @@ class Receiver:
         self._pending: "List[_Built]" = []
         self._positions: "Dict[int, int]" = {}  # rank -> scripts in its shard
         self._batches = 0
-        self._flushed = time.monotonic()
+        self._flushed, self._cost = time.monotonic(), 0.0  # when a batch was made real last, and the seconds it took
         self._contents: "Set[str]" = set()
         self._earlier: "Dict[bytes, Tuple[Key, str]]" = {}  # content that one job alone had in an earlier slice
         self._begin()
@@ -488,7 +490,7 @@ class Receiver:
 
     def idle(self) -> None:
         """Nothing has come that could be taken now."""
-        if len(self._pending) >= IDLE_JOBS:
+        if len(self._pending) >= IDLE_JOBS and self._cost < IDLE_PART * (time.monotonic() - self._flushed):
             self.flush()
 
     def flush(self) -> None:
@@ -509,6 +511,7 @@ class Receiver:
             self._positions = {}
             fault.point("receive.publish.after")
         self.acked += real
+        self._cost = time.monotonic() - self._flushed
 
     def _make_real(self, item: _Built) -> bool:
         """Rename a job to its work folder; False where another session took it over."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import sys
 
@@ -195,3 +196,27 @@ def test_what_no_client_of_ours_sends_ends_the_session(receiver, fields):
         receiver.blob({"sha": job["files"][0]["sha256"], "size": len(SCRIPT)}, lambda: SCRIPT)
     with pytest.raises(wire.WireError):
         receiver.consider_unasked([job])
+
+
+def test_a_slow_disk_is_not_asked_at_every_pause_of_the_line(receiver, monkeypatch):
+    """A hundred jobs are made real while nothing comes, but that may take only a tenth of the time."""
+    clock, batches = [1000.0], []
+    monkeypatch.setattr(receive.time, "monotonic", lambda: clock[0])
+
+    def settle(folders):
+        batches.append(clock[0])
+        clock[0] += 0.3
+
+    monkeypatch.setattr(receive.durable, "settle", settle)
+    receiver._flushed = clock[0]
+    for number in range(1, 401):
+        job, key = _offer(number)
+        receiver.consider_unasked([job])
+        _bring(receiver, SCRIPT)
+        receiver.commit(key)
+        receiver.end_slice(True)
+        clock[0] += 0.01
+        receiver.idle()
+    assert batches[0] == pytest.approx(1001.0)
+    assert [later - earlier >= 3.0 for earlier, later in itertools.pairwise(batches)] == [True] * (len(batches) - 1)
+    assert len(batches) == 2 and len(receiver.acked) > 300
