@@ -51,7 +51,7 @@ fault.register({
 })
 
 BATCH_JOBS, BATCH_SECONDS = 1000, 5.0
-# So many are a batch, too, where the line is slower than we are; but what makes them durable may take only a part of the
+# So many are a batch, too, where the line is slower than we are; but making them durable may take only a part of the
 # time: on a busy file system it can be seconds, and the line stands meanwhile.
 IDLE_JOBS, IDLE_PART = 100, 0.1
 # (bytes, files) that may come unasked, and the room that is to be there for them: small files take whole blocks

@@ -141,6 +141,7 @@ def test_an_input_that_changes_while_it_is_offered(desk: Desk, monkeypatch: pyte
 @pytest.mark.parametrize("direction", ["sent", "received"])
 def test_cut_at_every_frame(desk: Desk, monkeypatch: pytest.MonkeyPatch, direction: str) -> None:
     """A parent and its child: whatever came over, the child runs once, and after its parent."""
+    desk.impatient()
     for number in range(40):
         names = ["p%d" % number, "c%d" % number]
         add(desk, names[0])

@@ -17,7 +17,6 @@ import needs
 from agent.agentroot import until
 from chasqui_agent import journal
 from chasqui_client import api, cli, deploy, download, errors, landing, results, states
-from chasqui_client.fields import replace
 from chasqui_client.select import Selection
 from session.desk import Desk
 from session.ended import CHUNK, Campaign, CountingLocal
@@ -678,8 +677,7 @@ def lose(desk):
 
 @pytest.mark.parametrize("kind", ["FAILED", "CANCELLED", "LOST"])
 def test_jobs_that_ended_badly_bring_their_files_and_logs(tmp_path, kind):
-    desk = Desk(tmp_path)
-    desk.remote = replace(desk.remote, settings=replace(desk.remote.settings, grace=1))
+    desk = Desk(tmp_path).impatient()
     wait = "" if kind == "FAILED" else "while [ ! -e %s/go ]; do sleep 0.05; done" % tmp_path
     job, = desk.add(desk.folder("bad", "echo partial >out; echo said; echo warned >&2; %s\nexit 3" % wait))
     desk.sync()
