@@ -698,3 +698,14 @@ def test_jobs_that_ended_badly_bring_their_files_and_logs(tmp_path, kind):
     assert desk.job(job).state == kind
     found = {name.rstrip("0123456789"): content for name, content in Campaign.here(job).items()}
     assert found["out"] == b"partial\n" and found["bad.o"] == b"said\n" and b"warned\n" in found["bad.e"]
+
+
+def test_a_results_folder_that_is_closed_twice_closes_nobody_elses_files(tmp_path):
+    """As where Ctrl-C comes while it is being closed."""
+    folder = landing.Folder(os.fsencode(tmp_path / "results"))
+    folder.parts()
+    folder.close()
+    others = [os.open(tmp_path, os.O_RDONLY) for _ in range(5)]
+    folder.close()
+    for fd in others:
+        os.close(fd)  # EBADF where it was closed
