@@ -134,7 +134,7 @@ def _status_notes(command: Command, remote: dict[str, Any]) -> None:
             command.say("  %s %s" % (text, pump[key]))
     if remote["silent"]:
         command.say("  no answer now: %s" % remote["silent"])
-    stalled = _status_now(command, remote["now"]) if remote["now"] else _status_then(command, known)
+    stalled = _status_now(command, remote) if remote["now"] else _status_then(command, known)
     news = [count(remote[key], noun) + after for key, noun, after in (
         ("to_upload", "job", " to upload"), ("operations", "request", " to send"),
         ("results_wanted", "job", "'s results to fetch")) if remote[key]]
@@ -156,10 +156,17 @@ def _status_then(command: Command, known: dict[str, Any]) -> list[str]:
     return []
 
 
-def _status_now(command: Command, now: dict[str, Any]) -> list[str]:
+def _status_now(command: Command, remote: dict[str, Any]) -> list[str]:
     """What it says itself, over the open connection; what a sync has to do about it."""
-    waiting, inside = (value if isinstance(value := now.get(key), int) else 0 for key in ("waiting", "submitted"))
+    now = remote["now"]
+    waiting, inside, *others = (value if isinstance(value := now.get(key), int) else 0
+                                for key in ("waiting", "submitted", "held", "submitting"))
     command.say("  there now: %s waiting, %s in the scheduler" % (number(waiting), number(inside)))
+    # At least: of ours, some may have ended since the last sync.
+    foreign = waiting + inside + sum(others) - sum(remote["counts"].get(state, 0) for state in states.OPEN)
+    if foreign > 0:
+        command.say("  at least %s there not of this ledger: from another computer, or put there by hand"
+                    % count(foreign, "job"))
     notes = now.get("notes")
     for text in notes if isinstance(notes, list) else ():
         command.say("  %s" % text)
