@@ -22,6 +22,7 @@ IDLE = 60.0  # seconds the client may be silent on its turn; settable for tests 
 STALL = 300.0  # seconds the client may take no byte of ours and give no sign of life; CHASQUI_STALL in tests
 WORKING_FOR = 3600.0  # seconds in which it may give nothing but those
 NOP_EVERY = 15.0
+AHEAD = 1 << 20  # bytes taken from the client while we write: more than it can say it wants of a slice of results
 
 
 class Channel:
@@ -121,7 +122,7 @@ class Channel:
     def _room_or_sign(self) -> bool:
         """Wait until the client takes something, or says that it is there: its disk may need minutes for what it has.
         False where it did neither for STALL seconds."""
-        listens = not self._ended and len(self._buffer) < wire.CHUNK  # on our turn it has nothing else to say
+        listens = not self._ended and len(self._buffer) < AHEAD
         heard, room, _ = select.select([self.source] if listens else [], [self.sink], [], self.stall)
         if heard:
             try:

@@ -5,14 +5,15 @@
     3 client  blobs + data, blob + data..., commit, skip..., end  (only if jobs were offered)
                while there is more: 1 (without hello and op), 2 and 3 again, with the next slice of jobs;
                or 1 and 3 in one, without 2: job..., contents {more}, then as 3
-    4 agent   [welcome] acked/refuse, note, op_done, pump, status, log + data, a slice of results..., end {more}
+    4 agent   [welcome] acked/refuse, note, op_done, pump, status, log + data; a slice of results..., listed; bundle +
+              data... of the first small ones of it, unasked; end {more}
     5 client  want..., end
-    6 agent   the next slice of results...; bundle + data, file + data + sha, or gone...; end {more}
+    6 agent   the next slice of results..., listed; bundle + data, file + data + sha, or gone...; end {more}
       agent   bye
 
 5 and 6 come again after each turn of the agent's that had results or files in it, or said that there are more. The
 next slice is listed while the client thinks about this one, and sent before this one's files: it can choose while they
-come, and ask as soon as they are there.
+come, and say its turn 5 while 4 or 6 lasts.
 
 The lock is never held while the pipe is read or written. Whatever breaks, jobs that were committed are published;
 operations are applied only after the last turn 3's end. The pump finishes even if the client is gone.
@@ -44,7 +45,8 @@ fault.register({
 
 MAX_OPS, MAX_WANTED = 100000, 100000
 SLICE_JOBS, SLICE_FILES = 1000, 5000  # of listings in one turn: memory must not grow with the number of ended jobs
-FIRST_JOBS = 200  # in the first: until it is listed, read and answered, nothing moves
+FIRST_JOBS = 200  # in the first: until it is listed nothing moves
+UNASKED = 4 << 20  # bytes of results in turn 4: what a line carries while the client looks at their listings
 ACKED = 1000  # jobs acknowledged in one message
 PUMP_BUDGET = 120.0
 PATIENCE = 10.0  # seconds a query may take while the client waits for journal and results
@@ -121,6 +123,8 @@ class Session:
         self.notes: "List[str]" = []
         self._greeted = False
         self._due: "List[Key]" = []
+        self._most = FIRST_JOBS  # in the next slice
+        self._asked: "List[Key]" = []  # jobs whose results the client asked for in turn 1
         self._fetch: "Dict[Key, List[str]]" = {}
 
     def converse(self) -> None:
@@ -134,7 +138,7 @@ class Session:
             self._take_in(receiver)
         listed = self._turn_4(receiver)
         while listed is not None:
-            ahead = self._listings(SLICE_JOBS)
+            ahead = self._listings()
             said = [found.message() for found in ahead]
             listed = self._turn_6(self._turn_5(listed), ahead, said)
         self.pipe.say("bye", status="ok")
@@ -270,11 +274,24 @@ class Session:
         self.pipe.say("status", **self._status(report))
         self._send_log()
         self._due = self._ended_jobs() if self.hello["want_results"] else []
-        listed = self._listings(FIRST_JOBS)
+        listed = self._listings()
         for found in listed:
             self.pipe.send(found.message())
+        if listed and self.hello["ahead"]:
+            self._send_unasked(listed)
         self.pipe.say("end", more=bool(self._due))
         return listed if listed or self._due else None
+
+    def _send_unasked(self, listed: "List[deliver.Listing]") -> None:
+        """Files of jobs that the client hears of for the first time: it can have none of them."""
+        ended, left, unasked = set(self.ended).difference(self._asked), UNASKED, []
+        for found in listed:
+            sizes = [row[1] for row in found.files]
+            if found.key in ended and sum(sizes) <= left and max(sizes, default=0) <= deliver.SMALL:
+                left -= sum(sizes)
+                unasked.append(found)
+        self.pipe.say("listed", more=bool(self._due), jobs=[list(found.key) for found in unasked])
+        self._send_files([(found, index, 0) for found in unasked for index in range(len(found.files))])
 
     def _configure(self) -> str:
         config = self.hello.get("config")
@@ -336,12 +353,13 @@ class Session:
     def _ended_jobs(self) -> "List[Key]":
         """Whose results are to be listed, the first one last."""
         self._fetch = {(job, attempt): patterns for job, attempt, patterns in self.hello["fetch"]}
-        asked = list(self._fetch) + [(job, attempt) for job, attempt in self.hello.pop("results")]
-        due = dict.fromkeys(key for key in asked + self.ended if offers.JOB.match(key[0]))
+        self._asked = list(self._fetch) + [(job, attempt) for job, attempt in self.hello.pop("results")]
+        due = dict.fromkeys(key for key in self._asked + self.ended if offers.JOB.match(key[0]))
         return list(due)[::-1]
 
-    def _listings(self, most: int) -> "List[deliver.Listing]":
-        """The next slice: at most so many jobs."""
+    def _listings(self) -> "List[deliver.Listing]":
+        """The next slice."""
+        most, self._most = self._most, SLICE_JOBS
         listed: "List[deliver.Listing]" = []
         amount = 0
         if not self._due:
@@ -382,18 +400,23 @@ class Session:
         """The next slice of listings, `ahead` in the frames `said`, and the files asked for; returns that slice, None
         where the turn said nothing."""
         if not ahead:  # some jobs may have been asked for again
-            ahead = self._listings(SLICE_JOBS)
+            ahead = self._listings()
             said = [found.message() for found in ahead]
         for frame in said:
             self.pipe.send(frame)
+        if ahead and self.hello["ahead"]:
+            self.pipe.say("listed", more=bool(self._due), jobs=[])
+        self._send_files(wanted)
+        fault.point("serve.delivered")
+        self.pipe.say("end", more=bool(self._due))
+        return ahead if ahead or wanted or self._due else None
+
+    def _send_files(self, wanted: "List[Tuple[deliver.Listing, int, int]]") -> None:
         sender = deliver.Sender(self.pipe.send, self.pipe.working)
         try:
             sender.files(wanted)
         finally:
             sender.close()
-        fault.point("serve.delivered")
-        self.pipe.say("end", more=bool(self._due))
-        return ahead if ahead or wanted or self._due else None
 
 
 def _wanted(found: "Optional[deliver.Listing]", files: "List[Any]") -> "List[Tuple[deliver.Listing, int, int]]":
@@ -412,7 +435,7 @@ def _wanted(found: "Optional[deliver.Listing]", files: "List[Any]") -> "List[Tup
 def _check_hello(hello: "Dict[str, Any]") -> None:
     """Fill in what an older client leaves out; raises WireError for what makes no sense."""
     for key, default in (("ledger", ""), ("cursor", 0), ("results", []), ("fetch", []),
-                         ("want_results", False), ("pack", False)):
+                         ("want_results", False), ("pack", False), ("ahead", False)):
         value = hello.setdefault(key, default)
         if not isinstance(value, type(default)):
             raise wire.WireError("a hello whose %s is not what it should be" % key)

@@ -3,13 +3,14 @@
 Imported when a session lists the first results. The agent is not trusted here either: what comes is what was asked
 for, as long as it was said to be, and each listing comes a bounded number of times.
 
-A slice is listed before the files of the one before it come: what is wanted of it is found out while they do, and when
-they are here it is asked for first and they are recorded then. So a slow line always has something on its way.
+A slice is listed before the files of the one before it come: what is wanted of it is found out while they do, and asked
+for; when they are here it is on its way, and they are recorded. The first files come unasked, behind the listings of
+turn 4. So a slow line always has something on its way.
 """
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,40 @@ class Download:
         self.session, self.handler = session, handler
         self.listings: dict[Key, Listing] = {}  # the slice that is being listed
         self._next: dict[Key, Listing] = {}  # the slice that is listed
+        self._more: bool | None = None  # whether others follow it, once that is said
         self._at_hand: dict[Key, Listing] = {}  # the slice whose files come
+        self._coming: Asked = {}  # of it
+        self._ahead: Asked | None = None  # asked for while others were coming
+        self._unwanted: set[tuple[Key, int]] = set()  # of what comes unasked
+        self._speaking = threading.Lock()
         self._files = 0
         self._times: dict[Key, int] = {}
+
+    def news(self, fields: dict[str, Any]) -> None:
+        """One message of turn 4: a listing, the end of the first slice of them, or what comes of it unasked."""
+        if fields["m"] in ("results", "listed") and self._more is not None:
+            raise wire.WireError("a listing behind the last one")
+        if fields["m"] == "results":
+            self.listed(fields)
+        elif fields["m"] == "listed":
+            self._listed_whole(fields)
+            self._unasked(set(messages.pairs(fields, self._next)))
+        else:
+            self._come(fields)
+
+    def _unasked(self, unasked: set[Key]) -> None:
+        """Choose of the first slice; the files of these jobs are on their way, the others are asked for at once."""
+        listings = self._next
+        with self._alive():
+            asked, frames = self._choose(self._more is True, unasked)
+        self._coming = {(key, index): (file, 0) for key in unasked for index, file in enumerate(listings[key].files)}
+        self._unwanted = self._coming.keys() - asked.keys()
+        self._ahead = {place: of for place, of in asked.items() if place[0] not in unasked}
+        self.session._say_ahead(frames)
+        if unasked:
+            with self._alive():
+                self.handler.unasked()
+        self.handler.begin()
 
     def listed(self, fields: dict[str, Any]) -> None:
         """A results message, checked. Raises WireError."""
@@ -57,12 +89,17 @@ class Download:
     def run(self, more: bool) -> None:
         """Turns 5 and 6 until the agent has nothing more to list and we want nothing more."""
         said = True
-        self._listed_whole()
+        if self._coming:
+            raise wire.WireError("results that were to come unasked did not")
+        if self._more is None:
+            self._listed_whole({})
         while said or more:
-            asked = self._want(more)
+            asked = self._ask(more) if self._ahead is None else self._ahead
+            self._coming, self._ahead, self._more = asked, None, None
+            self.handler.begin()
             with self._alive():
                 self.handler.delivered()
-                said, more = self._receive(asked)
+                said, more = self._receive()
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
@@ -72,7 +109,8 @@ class Download:
 
         def show() -> None:
             while not over.wait(every):
-                self.session.pipe.sign_of_life()
+                with self._speaking:
+                    self.session.pipe.sign_of_life()
 
         thread = threading.Thread(target=show, daemon=True)
         thread.start()
@@ -82,57 +120,82 @@ class Download:
             over.set()
             thread.join()
 
-    def _listed_whole(self) -> None:
-        """A slice has been listed to its end."""
+    def _listed_whole(self, fields: dict[str, Any]) -> None:
+        """A slice has been listed to its end, which may say whether others follow."""
         self._next, self.listings, self._files = self.listings, {}, 0
+        if "more" in fields:
+            self._more = fields["more"] is True
         self.handler.listed(list(self._next.values()))
 
-    def _want(self, more: bool) -> Asked:
+    def _choose(self, more: bool, unasked: Collection[Key] = ()) -> tuple[Asked, list[bytes]]:
+        """What is wanted of the slice listed last, and the frames that ask for it."""
         self._at_hand, self._next = self._next, {}
         asked: Asked = {}
-        with self._alive():
-            wanted = list(self.handler.choose(more))
-        for key, chosen in wanted:
-            self.session._send(wire.message("want", job=key[0], attempt=key[1], files=chosen))
+        frames = []
+        for key, chosen in self.handler.choose(more):
             asked.update({(key, index): (self._at_hand[key].files[index], have) for index, have in chosen})
+            if key not in unasked:
+                frames.append(wire.message("want", job=key[0], attempt=key[1], files=chosen))
+        return asked, frames
+
+    def _ask(self, more: bool) -> Asked:
+        with self._alive():
+            asked, frames = self._choose(more)
+        for frame in frames:
+            self.session._send(frame)
         self.session._end()
         return asked
 
-    def _receive(self, asked: Asked) -> tuple[bool, bool]:
+    def _ask_ahead(self) -> None:
+        """Ask for files of the slice listed last while those of the one before it come, once it is known which."""
+        if self._more is None or self._ahead is not None or not self.handler.ready:
+            return
+        self._ahead, frames = self._choose(self._more)
+        with self._speaking:
+            self.session._say_ahead(frames)
+
+    def _receive(self) -> tuple[bool, bool]:
         """One turn of the agent's: whether it said anything, and whether there are more slices."""
-        said, listing = bool(asked), True
-        for fields in self.session._messages(("bundle", "file", "gone", "results")):
+        said, listing = bool(self._coming), True
+        for fields in self.session._messages(("bundle", "file", "gone", "results", "listed")):
             if fields["m"] == "results" and listing:
                 said = True
                 self.listed(fields)
                 continue
+            if fields["m"] in ("results", "listed") and not listing:
+                raise wire.WireError("a listing among the files of another")
             if listing:
                 listing = False
-                self._listed_whole()
-            if fields["m"] == "results":
-                raise wire.WireError("a listing among the files of another")
-            if fields["m"] == "bundle":
-                self._bundle(fields, asked)
-            else:
-                self._one(fields, asked)
-        if asked:
+                self._listed_whole(fields)
+            if fields["m"] != "listed":
+                self._come(fields)
+                self._ask_ahead()
+        if self._coming:
             raise wire.WireError("results that were asked for did not come")
         if listing:
-            self._listed_whole()
+            self._listed_whole({})
+        self.handler.over()
         return said, self.session.more
 
-    @staticmethod
-    def _asked_for(key: Key, index: Any, asked: Asked) -> tuple[Listed, int]:
-        if not isinstance(key[0], str) or not isinstance(key[1], int) or not isinstance(index, int) or \
-                (key, index) not in asked:
-            raise wire.WireError("a result that was not asked for")
-        return asked.pop((key, index))
+    def _come(self, fields: dict[str, Any]) -> None:
+        if fields["m"] == "bundle":
+            self._bundle(fields)
+        else:
+            self._one(fields)
 
-    def _one(self, fields: dict[str, Any], asked: Asked) -> None:
+    def _asked_for(self, key: Key, index: Any) -> tuple[Listed, int]:
+        if not isinstance(key[0], str) or not isinstance(key[1], int) or not isinstance(index, int) or \
+                (key, index) not in self._coming:
+            raise wire.WireError("a result that was not asked for")
+        return self._coming.pop((key, index))
+
+    def _one(self, fields: dict[str, Any]) -> None:
         key: tuple[Any, Any] = fields.get("job"), fields.get("attempt")
-        file, have = self._asked_for(key, fields.get("index"), asked)
+        index = fields.get("index")
+        file, have = self._asked_for(key, index)
         if fields["m"] == "gone":
-            self.handler.gone(key, file, messages.text(fields, "why"))
+            if (key, index) not in self._unwanted:
+                self.handler.gone(key, file, messages.text(fields, "why"))
             return
         start = fields.get("from")
         if fields.get("size") != file.size or not messages.is_int(start, file.size) or start not in (0, have):
@@ -145,26 +208,27 @@ class Download:
             raise wire.WireError("a result without its hash")
         target.finish(last["sha256"], messages.text(last, "why"))
 
-    def _bundle(self, fields: dict[str, Any], asked: Asked) -> None:
+    def _bundle(self, fields: dict[str, Any]) -> None:
         """Small files, of several jobs perhaps: first which they are, then the content of one after the other."""
-        named = [(key, self._named(key, item, asked)) for key, items in _jobs_of(fields) for item in items]
-        size = sum(file.size - start for _, (file, start, _) in named)
+        named = [(key, item[0], self._named(key, item)) for key, items in _jobs_of(fields) for item in items]
+        size = sum(file.size - start for _, _, (file, start, _) in named)
         if size > wire.CHUNK:
             raise wire.WireError("more small results at once than are taken")
         content, at = b"".join(self.session._data(size)), 0
         arrived: dict[Key, list[Arrived]] = {}
-        for key, (file, start, sha256) in named:
+        for key, index, (file, start, sha256) in named:
             end = at + file.size - start
-            arrived.setdefault(key, []).append((file, start, content[at:end], sha256))
+            if (key, index) not in self._unwanted:
+                arrived.setdefault(key, []).append((file, start, content[at:end], sha256))
             at = end
         for key, files in arrived.items():
             self.handler.whole(key, files)
 
-    def _named(self, key: Key, item: Any, asked: Asked) -> tuple[Listed, int, str]:
+    def _named(self, key: Key, item: Any) -> tuple[Listed, int, str]:
         """A file of a bundle, checked: (the file, from where on it comes, its hash)."""
         if not isinstance(item, list) or len(item) != 3 or not messages.is_sha(item[2]):
             raise wire.WireError("a small result without its hash")
-        file, have = self._asked_for(key, item[0], asked)
+        file, have = self._asked_for(key, item[0])
         if not messages.is_int(item[1], file.size) or item[1] not in (0, file.size) or item[1] not in (0, have):
             raise wire.WireError("a result from elsewhere than was asked for")
         return file, item[1], item[2]

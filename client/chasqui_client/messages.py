@@ -133,12 +133,27 @@ class Handler:
         """A slice of listings, which files of the one before it may follow: `choose` asks about it later."""
 
     def choose(self, more: bool) -> Iterable[tuple[Key, list[tuple[int, int]]]]:
-        """What to fetch of the last slice, in order: (job's key, [(index, bytes of it that are here)]). All that was
-        chosen of the one before it has come, or has been said to be gone.
+        """What to fetch of the last slice, in order: (job's key, [(index, bytes of it that are here)]).
 
-        An empty list asks for a fresh listing of that job. more: other slices follow this one.
+        An empty list asks for a fresh listing of that job. more: other slices follow this one. Files of the slice
+        before it may still come if `ready`.
         """
         return ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is known already what is wanted of the last slice."""
+        return True
+
+    def unasked(self) -> None:
+        """Files come that were not asked for, of jobs whose ends are news: they would come again, were we killed before
+        the news are recorded."""
+
+    def begin(self) -> None:
+        """From here on what was chosen last comes."""
+
+    def over(self) -> None:
+        """All that was chosen and begun has come, or has been said to be gone."""
 
     def whole(self, key: Key, files: "list[Arrived]") -> None:
         """Small files of a job that were chosen have come; nobody has looked at their hashes yet."""

@@ -69,6 +69,7 @@ class Receiver:
         self.expected = 0  # bytes asked for so far
         self._landing = Landing()
         self._next: dict[Key, _Offered] = {}  # the slice that was listed last
+        self._chosen: dict[Key, _Offered] = {}  # the one that was asked for
         self._slice: dict[Key, _Offered] = {}  # the one whose files come
         self._here: list[_Offered] = []  # those of which all has come, not recorded yet
         self._later: list[Key] = []  # jobs with big files, to be listed again
@@ -79,7 +80,7 @@ class Receiver:
         """Record what has come, however the session ended."""
         if self._target:
             self._target.leave()
-        self._put_by()
+        self.over()
         self.delivered()
 
     # -- choosing --------------------------------------------------------------------------------------------------
@@ -94,12 +95,11 @@ class Receiver:
         Big ones wait until there are no more slices: their jobs are then listed again, as are, once, those with files
         that changed on their way.
         """
-        self._put_by()
-        self._slice, self._next = self._next, {}
-        for offered in self._slice.values():
+        self._chosen, self._next = self._next, {}
+        for offered in self._chosen.values():
             offered.pending = len(offered.wanted)
         big: list[tuple[int, Key, int, int]] = []
-        for key, offered in self._slice.items():
+        for key, offered in self._chosen.items():
             sizes = {index: offered.listing.files[index].size for index in offered.wanted}
             big += [(sizes[index], key, index, have) for index, have in offered.wanted.items() if sizes[index] > BIG]
             small = [(index, have) for index, have in offered.wanted.items() if sizes[index] <= BIG]
@@ -108,7 +108,7 @@ class Receiver:
                 yield key, small
         if more:
             for _, key, _, _ in big:
-                self._slice[key].pending -= 1
+                self._chosen[key].pending -= 1
             self._later += dict.fromkeys(key for _, key, _, _ in big)
             return
         for size, key, index, have in sorted(big):
@@ -226,6 +226,11 @@ class Receiver:
         if len(self.report.notes) < _NAMED:
             self.report.notes.append(text)
 
+    def begin(self) -> None:
+        """What was chosen last comes from here on."""
+        self._slice.update(self._chosen)
+        self._chosen = {}
+
     # -- arriving --------------------------------------------------------------------------------------------------
 
     def target(self, key: Key, file: Listed, start: int) -> Target:
@@ -293,8 +298,8 @@ class Receiver:
 
     # -- recording -------------------------------------------------------------------------------------------------
 
-    def _put_by(self) -> None:
-        """All of the slice has come, or won't: what did not come right is asked for once more, or told."""
+    def over(self) -> None:
+        """All that was begun has come, or won't: what did not come right is asked for once more, or told."""
         finished, self._slice, self._target = self._slice, {}, None
         self._here += finished.values()
         for key, offered in finished.items():

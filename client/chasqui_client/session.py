@@ -175,13 +175,20 @@ class Session:
         self._packer.send(wire.message("end", **fields))
         self._packer.flush()
 
+    def _say_ahead(self, frames: list[bytes]) -> None:
+        """Say a turn of ours before the agent's is over: it reads it then. It reads on while it writes, up to more than
+        what is wanted of a slice comes to, so neither side can block."""
+        for frame in frames:
+            self._packer.send(frame)
+        self._end()
+
     # -- turns 1 to 3 ----------------------------------------------------------------------------------------------
 
     def _hand_over(self, offer: Offer) -> tuple[dict[str, Any] | None, set[Key]]:
         """Say what we have to say, and hand jobs over, a slice at a time; the welcome, if it was said by then, and the
         jobs that were offered."""
         upload = Upload(self._send, self._end, self._messages, self._alive, self.handler)
-        hello = {"proto": chasqui_agent.PROTOCOL, "pack": self._packer.packing, **offer.hello}
+        hello = {"proto": chasqui_agent.PROTOCOL, "pack": self._packer.packing, "ahead": True, **offer.hello}
         self._send(wire.message("hello", **hello))
         for operation in offer.operations:
             self._send(wire.message("op", **operation))
@@ -211,17 +218,18 @@ class Session:
 
     # -- turn 4, and what follows --------------------------------------------------------------------------------------
 
-    _NEWS = ("acked", "refuse", "op_done", "note", "pump", "status", "log", "results")
+    _NEWS = ("acked", "refuse", "op_done", "note", "pump", "status", "log")
+    _RESULTS = ("results", "listed", "bundle", "gone")
 
     def _news(self, offer: Offer, offered: set[Key], welcome: dict[str, Any] | None) -> None:
         if welcome is None:
             self._welcome()
         download: Download | None = None
         state = _Turn4(offered, {str(op["id"]) for op in offer.operations})
-        for fields in self._messages(self._NEWS):
-            if fields["m"] == "results":
+        for fields in self._messages(self._NEWS + self._RESULTS):
+            if fields["m"] in self._RESULTS:
                 download = download or self._download()
-                download.listed(fields)
+                download.news(fields)
             elif fields["m"] == "log":
                 self._log(fields, state)
             else:

@@ -438,6 +438,19 @@ class Exchange(Handler):
             self._apply([record for record in self._piece if record.get("job") in jobs])
         self.results.listed(listings)
 
+    @property
+    def ready(self) -> bool:
+        return self._listed is None
+
+    def unasked(self) -> None:
+        self._settle()
+
+    def begin(self) -> None:
+        self.results.begin()
+
+    def over(self) -> None:
+        self.results.over()
+
     def choose(self, more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
         if self._listed is not None:
             self._look()

@@ -121,7 +121,17 @@ BUNDLES = {
     "bundle of other content": (GOOD, b"good"), "bundle through a symlink": (GOOD, b"evil"),
     "bundle onto a symlink": (GOOD, b"evil"),
 }
-FILES.update(dict.fromkeys(BUNDLES, [listed("good")]))
+BUNDLES.update({"unasked and not announced": (GOOD, b"evil"), "unasked, and more": (GOOD, b"evil and more"),
+                "unasked twice": (GOOD * 2, b"evilevil"), "unasked and not wanted": (GOOD, b"evil"),
+                "unasked of other content": (GOOD, b"good"), "unasked through a symlink": (GOOD, b"evil")})
+AHEAD = {"unasked of a stranger": [[["j" * 16, 1]]], "unasked that never comes": [[[JOB, 1]]],
+         "unasked and not announced": [[]], "unasked, and more": [[[JOB, 1]]], "unasked twice": [[[JOB, 1]]],
+         "listed twice": [[], []], "a listing behind the last": [[]], "unasked in words": ["all"],
+         "unasked and not wanted": [[[JOB, 1]]], "unasked of other content": [[[JOB, 1]]],
+         "unasked through a symlink": [[[JOB, 1]]]}
+FILES.update(dict.fromkeys(BUNDLES, [listed("good")]), **dict.fromkeys(AHEAD, [listed("good")]))
+FILES["unasked and not wanted"] = FILES["own part"]
+FILES["unasked through a symlink"] = FILES["through a symlink"]
 FILES["bundle of too much"] = [listed("a", size=200000), listed("b", size=200000)]
 FILES["bundle through a symlink"] = FILES["through a symlink"]
 FILES["bundle onto a symlink"] = FILES["onto a symlink"]
@@ -139,6 +149,10 @@ if MODE == "a job twice":
     results(files=[]); results(files=[])
 if MODE in FILES:
     results()
+if MODE in AHEAD:
+    for jobs in AHEAD[MODE]: say("listed", more=False, jobs=jobs)
+    if MODE == "a listing behind the last": results("j" * 16, [])
+    if MODE in BUNDLES: bundle(*BUNDLES[MODE])
 say("end", more=MODE == "slices for ever")
 if MODE == "slices for ever":
     n = 0
@@ -180,6 +194,8 @@ REFUSED = ("dots", "absolute", "middle dots", "nul", "encoded dots", "empty", "f
            "bundle of words", "bundle of lists", "bundle of another job", "bundle and more", "bundle of another file",
            "bundle cut short", "bundle without a hash", "bundle from the middle", "bundle of nothing",
            "bundle of one twice", "bundle of too much", "listed while it comes",
+           "unasked of a stranger", "unasked that never comes", "unasked and not announced", "unasked, and more",
+           "unasked twice", "listed twice", "a listing behind the last", "unasked in words",
            "nothing for ever", "foreign acks", "acks for ever", "backwards journal", "huge journal", "endless journal")
 
 PROPER_FIRST = ("twice the file", "a listing in between")  # these send a file that is in order, then break
@@ -230,7 +246,7 @@ def test_what_breaks_the_protocol_ends_the_session(evil, mode, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["own folder", "own part", "enormous", "wrong content", "reasons",
-                                  "bundle of other content"])
+                                  "bundle of other content", "unasked and not wanted", "unasked of other content"])
 def test_results_that_are_not_taken(evil, mode):
     before = evil.outside()
     report = evil.talk(mode)
@@ -247,7 +263,7 @@ def test_what_is_missing_is_told_harmless(evil):
     assert evil.job(evil.mine).missing == (text,)
 
 
-@pytest.mark.parametrize("mode", ["through a symlink", "bundle through a symlink"])
+@pytest.mark.parametrize("mode", ["through a symlink", "bundle through a symlink", "unasked through a symlink"])
 def test_a_symlink_in_the_results_is_not_followed(evil, mode):
     elsewhere = evil.path / "elsewhere"
     elsewhere.mkdir()

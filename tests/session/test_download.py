@@ -102,7 +102,7 @@ def test_small_files_cut_at_every_frame_cost_at_most_a_chunk(campaign):
 def test_news_of_a_session_that_is_cut_are_kept_and_count_once(tmp_path, monkeypatch):
     """The journal is applied while results come: what of it has come by then is applied all the same."""
     desk = Desk(tmp_path)
-    wait = "while [ ! -e %s/go ]; do sleep 0.05; done; echo out >out" % tmp_path
+    wait = "while [ ! -e %s/go ]; do sleep 0.05; done; head -c 100000 /dev/zero >out" % tmp_path
     jobs = desk.add(*(desk.folder("job%d" % number, wait) for number in range(3)))
     try:
         assert desk.sync().results_jobs == 0
