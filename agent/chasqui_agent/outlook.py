@@ -43,13 +43,13 @@ def _remains(found: "Dict[str, Any]") -> str:
     runnable, held, end = (_number(found.get(key)) for key in ("runnable", "held_back", "lasts"))
     waits = "; %d more are held until then" % held if held else ""
     if not runnable:
-        return "nothing that could run is in PBS" + waits
+        return "nothing that could run is submitted" + waits
     counted = "%d job%s" % (runnable, "" if runnable == 1 else "s")
     if not end:
-        return "in PBS now: " + counted + waits
+        return "submitted now: " + counted + waits
     stamp = time.strftime("%Y-%m-%d %H:%M", time.localtime(end))
     stamp = stamp[11:] if stamp[:10] == time.strftime("%Y-%m-%d") else stamp
-    return "what is in PBS now lasts until about %s (%s, by their walltimes)%s" % (stamp, counted, waits)
+    return "what is submitted now lasts until about %s (%s, by their walltimes)%s" % (stamp, counted, waits)
 
 
 def _number(value: "Any") -> int:

@@ -33,14 +33,14 @@ def test_what_is_said():
     assert outlook.words({}) == ""
     found = {"way": "sync", "refused_on": "n1", "contact": True, "runnable": 1, "held_back": 0, "lasts": 0}
     refused = "compute nodes may not submit here: the relay goes on at each sync; "
-    assert outlook.words(found) == refused + "in PBS now: 1 job"
+    assert outlook.words(found) == refused + "submitted now: 1 job"
     assert outlook.words(dict(found, runnable=0, held_back=3)) == (
-        refused + "nothing that could run is in PBS; 3 more are held until then"
+        refused + "nothing that could run is submitted; 3 more are held until then"
     )
     end = int(time.time()) + 3 * 86400
     stamp = time.strftime("%Y-%m-%d %H:%M", time.localtime(end))
     said = outlook.words(dict(found, runnable=12, lasts=end))
-    assert said == refused + "what is in PBS now lasts until about %s (12 jobs, by their walltimes)" % stamp
+    assert said == refused + "what is submitted now lasts until about %s (12 jobs, by their walltimes)" % stamp
     assert outlook.words({"way": "ssh:login1", "refused_on": "n1", "contact": False}) == (
         "jobs wake the relay by ssh to login1: compute nodes may not submit"
     )

@@ -137,7 +137,7 @@ def test_status_says_how_long_the_queue_lasts(tmp_path: Path, cluster: Cluster) 
     # Two at a time: the longest, and the rest of the sum shared out.
     assert abs(relay["lasts"] - before - 3 * 3600) < 120
     said = root.agent("status")[1]
-    assert "compute nodes may not submit here: the relay goes on at each sync; what is in PBS now lasts until" in said
+    assert "compute nodes may not submit here: the relay goes on at each sync; what is submitted now lasts until" in said
     assert re.search(r" [0-2]\d:[0-5]\d \(2 jobs, by their walltimes\)", said)
     assert root.beats() == []
     root.gate.touch()
@@ -203,7 +203,7 @@ def test_told_to_wait_for_contacts_nothing_wakes(tmp_path: Path, cluster: Cluste
     assert sum(name.startswith("ev.tail") for name in os.listdir(root.spool.wake)) == 2
     assert root.beats() == []
     said = root.agent("status")[1]
-    assert "wake_via is sync: the relay goes on at each sync; nothing that could run is in PBS" in said
+    assert "wake_via is sync: the relay goes on at each sync; nothing that could run is submitted" in said
     root.go_on_by_hand(names)
     assert root.dialled() == [] and root.noticed() == []
 
