@@ -74,13 +74,21 @@ def plan(counts: Counts, caps: Caps, turns: "Optional[Dict[str, List]]" = None) 
 def too_large(size: int, beats: int, caps: Caps) -> str:
     """Why an array can never be submitted under these caps, "" if it can. beats: 1 where there is a heartbeat."""
     for name, cap, taken in zip(Caps._fields, caps, (0, beats, 2 * beats)):
-        if size > 1 and cap and size > cap - taken:
-            beside = ", %d of them for the heartbeat" % taken if taken else ""
-            return "an array of %d elements goes whole, and needs %s = %d%s; it is %d" % (
-                size,
-                name,
-                size + taken,
-                beside,
-                cap,
-            )
+        why = too_large_for(size, taken, name, cap) if cap else ""
+        if why:
+            return why
     return ""
+
+
+def too_large_for(size: int, taken: int, name: str, cap: int) -> str:
+    """`too_large` for one cap, of which the heartbeat may take `taken`."""
+    if size == 1 or size <= cap - taken:
+        return ""
+    beside = ", %d of them for the heartbeat" % taken if taken else ""
+    return "an array of %d elements goes whole, and needs %s = %d%s; it is %d" % (
+        size,
+        name,
+        size + taken,
+        beside,
+        cap,
+    )

@@ -21,6 +21,7 @@ USAGE = """usage: python3 -I -S chasqui-agent.pyz [--root DIR] VERB
   log [-f]                  the journal, one JSON record a line; -f goes on as it grows
   hold|release|cancel JOB.. ask for it and pump
   cron [--slurm] [--every MINUTES]         the line for a crontab (or scrontab) that wakes the relay
+  caps [--json]             limits the site publishes, those learnt from its refusals, and the caps, side by side
   doctor                    python, folder, scheduler: does the relay work here?
   selftest                  does this file system do what the relay rests on?
   install [--scheduler openpbs|slurm|shell] [--work-root DIR]
@@ -253,6 +254,15 @@ def _cron(root: str, argv: "List[str]") -> int:
     return 0
 
 
+def _caps(root: str, argv: "List[str]") -> int:
+    options = _options(argv, json=False)
+    from . import side_by_side
+
+    found = side_by_side.gather(_spool(root))
+    _print(_json(found) if options["json"] else "\n".join(side_by_side.lines(found)))
+    return 0
+
+
 def _doctor(root: str, argv: "List[str]") -> int:
     from . import doctor
 
@@ -373,6 +383,7 @@ VERBS = {
     "release": _operate("release"),
     "cancel": _operate("cancel"),
     "cron": _cron,
+    "caps": _caps,
     "doctor": _doctor,
     "version": _version,
     "selftest": _selftest,

@@ -7,7 +7,20 @@ forward, by the head of the next job that starts, or, where the site has no plac
 import os
 import time
 
-from . import caps, dependents, directives, fault, files, heartbeat, live, marks, site_limits, submit, way
+from . import (
+    bounds,
+    caps,
+    dependents,
+    directives,
+    fault,
+    files,
+    heartbeat,
+    live,
+    marks,
+    site_limits,
+    submit,
+    way,
+)
 from .schedulers.base import EVERYWHERE, NotNow, Unreachable
 
 MYPY = False
@@ -39,11 +52,11 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     # Left to the site, max_running is no cap of ours: nothing is held, and what is held is released.
     most_running = pump.settings.max_running if pump.settings.running_cap == "hold" else 10**9
     limits = caps.Caps(most_running, pump.settings.max_queued, pump.settings.max_total)
-    in_flight = [directives.asked_in(entry.path) for entry in pump.spool.entries("submitting")]
-    submitting = sum(_size(pump, asked) for asked in in_flight)
+    in_flight = [(one.path, _size(pump, directives.asked_in(one.path))) for one in pump.spool.entries("submitting")]
+    submitting = sum(size for _, size in in_flight)
     known = [beat.id for beat in heartbeat.beats(pump.spool)]
-    learnt = pump.state.value.setdefault("site_limits", {})
-    site = site_limits.Site(learnt, pump.now, standing, submitting, snapshot, fresh, known)
+    limited, options = bounds.of_state(pump.state.value, pump.settings), pump.state.value.get("beat_options")
+    site = site_limits.Site(limited, pump.now, standing, in_flight, snapshot, fresh, known, options)
     has_beat = heartbeat.enabled(pump.settings, pump.scheduler, pump.state.value)
     todo = _first_waiting(pump, int(limits.max_queued), limits, int(has_beat), site)
     counts = live.count(standing, submitting, snapshot, known if has_beat else None)
@@ -54,10 +67,12 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     finally:
         pump.behind.finish()
     _note_refusal(pump)
+    _note_limits(pump, site)
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
     ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
     # PBS counts an ending job until it is quite gone: 32 s were seen.
-    waits = ends and (refused in ("limit", "temporary") or site.held_back) or dependents.expected(pump.spool, standing)
+    no_place = refused in ("limit", "temporary") or bool(site.held_back)
+    waits = ends and no_place or dependents.expected(pump.spool, standing)
     silent = bool(pump.report["note"]) and pump.report["note"] != way.REFUSED
     _note_debt(pump, waits)
     owe(pump, (waits or silent) and not heartbeat.hurry(pump))
@@ -72,6 +87,16 @@ def _note_refusal(pump: "Round") -> None:
     if text:
         since = before[1] if before and before[0] == text else pump.now
         pump.state.value["refused"] = [text, since]
+
+
+def _note_limits(pump: "Round", site: site_limits.Site) -> None:
+    """state.json "held_back": the limits that kept scripts back in this round, as bounds.told reads them."""
+    if site.doubt:
+        pump.state.value["published"]["doubt"] = True
+    pump.state.value.pop("held_back", None)
+    if site.held_back:
+        rows = [list(place) + [bound.number, bound.source] for place, bound in sorted(site.held_back.items())]
+        pump.state.value["held_back"] = rows
 
 
 def _size(pump: "Round", asked: "Dict[str, str]") -> int:
@@ -134,8 +159,8 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
     for position, (entry, size) in enumerate(todo):
         if not plan.queue.left or len(doubted) == MAX_DOUBTED or pump.behind.failed:
             break
-        queue = site.queue_of(entry)
-        if not site.room(queue, size):
+        asked = site.asked_in(entry.path)
+        if not site.room(asked, size):
             if size > 1 and plan.queue.keeps(_name(entry)):
                 break
             continue
@@ -153,7 +178,7 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
             plan.queue.give_back(size)
             plan.payloads.give_back(size if free else 0)
         if answer.kind == "accepted":
-            site.took(queue, size)
+            site.took(asked, size)
             pump.report["submitted"] += 1
             _reject(pump, doubted, pump.state.last_rejected())
             doubted = []
@@ -165,11 +190,13 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
             pump.report["refused"], last = answer.text, answer.kind
             if answer.learn is not None:
                 site.refused(answer.learn)
+            elif answer.shared:
+                site.refused_shared(answer.shared[0], answer.shared[1], asked)
             if answer.kind == "limit" and size > 1 and not plan.queue.keeps(_name(entry)):
                 continue  # the site may have room for single jobs, and perhaps never for this one
             if answer.kind == "doubted":
                 doubted.append(entry)
-            elif answer.learn in (None, EVERYWHERE):
+            elif answer.learn in (None, EVERYWHERE) and not answer.shared:
                 break
     if len(doubted) == len(todo) == 1:
         _reject(pump, doubted, pump.state.last_rejected())  # nothing else waits that could be spoilt
@@ -197,20 +224,33 @@ def _first_waiting(
             _remove_folder(shard)
         for entry in entries:
             if len(found) >= most or not further:
-                return found
-            asked = directives.asked_in(entry.path)
-            size = _size(pump, asked)
-            why = caps.too_large(size, beats, limits)
-            if _wants_hold(pump, entry, asked):
+                break
+            read = directives.asked_in(entry.path)
+            asked, size = site.asked_in(entry.path, read), _size(pump, read)
+            why = caps.too_large(size, beats, limits) or _over_own(site, asked, size, beats)
+            if _wants_hold(pump, entry, read):
                 pump.journal.append({"ev": "held", "job": entry.job, "attempt": entry.attempt, "why": "#PBS -h"})
                 files.move(entry.path, pump.spool.entry_path("held", entry.job, entry.attempt))
             elif why:
                 _reject(pump, [entry], why)
-            elif site.by_queue and not site.room(site.queue_of(entry), size):
+            elif site.partial and not site.room(asked, size):
                 further -= 1  # its queue is full: others' may not be
             else:
                 found.append((entry, size))
+                site.took(asked, size)
+        if len(found) >= most or not further:
+            break
+    site.forget_taken()
     return found
+
+
+def _over_own(site: site_limits.Site, asked: bounds.Asked, size: int, beats: int) -> str:
+    """Why an array can never be submitted under the user's own caps by queue, project and account; "" if it can."""
+    if size == 1:
+        return ""
+    own = [bound for bound in site.known.owned() if bound.place.holds(asked)]
+    whys = [caps.too_large_for(size, 2 * beats, bounds.name_of(bound.place), bound.number) for bound in own]
+    return next((why for why in whys if why), "")
 
 
 def _wants_hold(pump: "Round", entry: "Entry", asked: "Dict[str, str]") -> bool:

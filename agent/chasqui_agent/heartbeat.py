@@ -17,8 +17,8 @@ import shlex
 import time
 from collections import namedtuple
 
-from . import directives, fault, files, launch, runner, site_limits, way
-from .schedulers.base import EVERYWHERE, Request, Sought, Submission
+from . import bounds, directives, fault, files, launch, runner, way
+from .schedulers.base import Request, Sought, Submission
 from .spool import new_token
 from .state import LATE, State
 
@@ -55,15 +55,14 @@ def enabled(chosen: "Settings", scheduler: "Scheduler", state: "Dict[str, Any]")
     if way.contact_only(chosen, state):
         return False
     spare = chosen.max_queued > 1 and chosen.max_total not in (1, 2)
-    return scheduler.asks_a_server and chosen.heartbeat > 0 and spare and _has_place(state)
+    return scheduler.asks_a_server and chosen.heartbeat > 0 and spare and _has_place(chosen, state)
 
 
-def _has_place(state: "Dict[str, Any]") -> bool:
-    """Whether the site's limits, as far as they are learnt, leave room for the two of a change and a job."""
-    learnt = state.get("site_limits", {})
-    queue = str(state.get("beat_options", {}).get("q", ""))
-    known = [site_limits.limit(learnt, where, time.time()) for where in (EVERYWHERE, queue)]
-    return all(number is None or number >= 3 for number in known)
+def _has_place(chosen: "Settings", state: "Dict[str, Any]") -> bool:
+    """Whether the limits there, as far as they are known, leave room for the two of a change and a job."""
+    known = bounds.of_state(state, chosen)
+    job = known.resolved(bounds.asked(state.get("beat_options", {})))
+    return all(bound.number >= 3 for bound in known.of(job, time.time()))
 
 
 def beats(spool: "Spool") -> "List[Beat]":

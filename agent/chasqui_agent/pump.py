@@ -20,6 +20,7 @@ from . import (
     live,
     marks,
     operations,
+    published,
     reconcile,
     records,
     schedulers,
@@ -197,6 +198,8 @@ class Round:
         self._note_stall([j for j in standing if not j.held and (snapshot is None or j.id in snapshot.live)])
         try:
             if snapshot is not None:
+                if fresh:
+                    published.refresh(self)
                 heartbeat.keep(self, snapshot, fresh)
                 reconcile.closed_jobs(self, snapshot, fresh)
                 if fresh:

@@ -31,6 +31,13 @@ TEXTS = {
     "running_cap": ("hold", "who keeps max_running: \"hold\", we do, by user holds; \"site\": its own limit does"),
     "wake_via": ("auto", "who pumps when a job ends: auto, direct, ssh:HOST, hook or sync; see way.py"),
 }
+# key -> what its numbers are of; each a table of name -> how many live jobs of this root it may have
+TABLES = {
+    "queues": "jobs in one queue (-q)",
+    "projects": "jobs of one project (-P)",
+    "accounts": "jobs of one account (-A)",
+}
+MAX_NAMES = 1000  # of a table
 RUNNING_CAPS = ("hold", "site")
 # It stands on ssh's command line: nothing in front that is an option, no port, no address in brackets.
 _WAKE_VIA = re.compile(r"(auto|direct|hook|sync|ssh:([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9_.-]*)\Z")
@@ -42,7 +49,7 @@ MAX_CACHE = 1 << 50
 Settings = namedtuple(
     "Settings",
     "max_running max_queued max_total slots query_interval grace lease heartbeat settle cache_size pbs_bin running_cap"
-    " wake_via scheduler owner revision",
+    " wake_via queues projects accounts scheduler owner revision",
 )
 
 
@@ -62,9 +69,19 @@ def check(values: "Dict[str, Any]") -> str:
         value = values.get(key, text)
         if not isinstance(value, str) or not (value + "x").isprintable() or len(value) > 1000:
             return "%s must be a short text" % key
+    for key in TABLES:
+        if not _is_table(values.get(key, {})):
+            return "%s must be a table of names, each with a number from 1" % key
     if values.get("running_cap", "hold") not in RUNNING_CAPS:
         return 'running_cap must be "hold" or "site"'
     return check_wake_via(values.get("wake_via", "auto"))
+
+
+def _is_table(value: "Any") -> bool:
+    return isinstance(value, dict) and len(value) <= MAX_NAMES and all(
+        0 < len(name) <= 230 and name.isprintable() and type(number) is int and 0 < number <= 10**6
+        for name, number in value.items()
+    )
 
 
 def check_wake_via(value: str) -> str:
@@ -87,6 +104,7 @@ def load(spool: "Spool") -> Settings:
     if wrong:
         raise SpoolError("%s: %s" % (_path(spool), wrong))
     values = {key: stored.get(key, default) for table in (DEFAULTS, TEXTS) for key, (default, _) in table.items()}
+    values.update((key, stored.get(key, {})) for key in TABLES)
     return Settings(
         scheduler=str(stored.get("scheduler", "shell")),
         owner=str(stored.get("owner", "")),
@@ -116,7 +134,7 @@ def offer(spool: "Spool", config: "Dict[str, Any]", ledger: str, take_caps: bool
     before = load(spool)
     if before.owner and before.owner != ledger and not take_caps:
         return "the caps of this root belong to another ledger; to take them over: chasqui sync --take-caps"
-    known = {key: config[key] for key in list(DEFAULTS) + list(TEXTS) if key in config}
+    known = {key: config[key] for key in list(DEFAULTS) + list(TEXTS) + list(TABLES) if key in config}
     revision = config.get("revision", 0)
     change(spool, owner=ledger, revision=revision if isinstance(revision, int) else 0, **known)
     if known.get("cache_size", before.cache_size) < before.cache_size:

@@ -1,35 +1,29 @@
-"""How many jobs the site lets this user have: learnt from its refusals, respected afterwards.
+"""The places at the site in one round of the pump, and what its refusals teach: respected afterwards.
 
     state.json "site_limits": {where: [number, when]}     where: "*", the whole server, or a queue ("": the default one)
 
 The number is that of the jobs there when one more was refused, ending ones too: they count at the site until they are
 quite gone. It is learnt only right after a look at the server, so that it is never too low: others of this user's may
-have come since. It is raised by one every hour, for one submission that may meet the wall again.
+have come since. It is raised by one every hour, for one submission that may meet the wall again. Of a limit that is
+shared with others, a group's or a project's, our own number says nothing: it is full for a round, and none is learnt.
 """
 
 import os
 
-from . import directives, marks
+from . import bounds, directives, marks
+from .bounds import Asked, Place, limit, whole
 from .schedulers.base import EVERYWHERE
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, List, Optional, Set
+    from typing import Any, Dict, List, Optional, Set, Tuple
 
+    from .bounds import Bound, Bounds
     from .live import Standing
     from .schedulers.base import Snapshot
-    from .spool import Entry
 
-HOUR = 3600.0
 ENDING_SECONDS = 2.0  # a normal end is gone from the server within 0.3 s
-
-
-def limit(learnt: "Dict[str, Any]", where: str, now: float) -> "Optional[int]":
-    """The limit there as far as it is known, None where it is not."""
-    if where not in learnt:
-        return None
-    number, when = learnt[where]
-    return int(number) + max(0, int((now - when) // HOUR))
+_BEAT = ""  # in place of the path of a script
 
 
 def learn(learnt: "Dict[str, Any]", where: str, count: "Optional[int]", now: float) -> None:
@@ -47,80 +41,106 @@ def learn(learnt: "Dict[str, Any]", where: str, count: "Optional[int]", now: flo
 
 
 class Site:
-    """The places at the site in one round of the pump. held_back: whether a script stayed because of a learnt limit."""
+    """The places at the site in one round of the pump.
+
+    held_back: the limits that kept a script back, by place; doubt: whether the site refused one more where it publishes
+    that there is room.
+    """
 
     def __init__(
         self,
-        learnt: "Dict[str, Any]",
+        known: "Bounds",
         now: float,
         standing: "List[Standing]",
-        submitting: int,
+        in_flight: "List[Tuple[str, int]]",
         snapshot: "Snapshot",
         fresh: bool,
         beats: "List[str]",
+        beat_options: "Optional[Dict[str, str]]" = None,
     ) -> None:
-        self.learnt, self.now, self.standing, self.fresh = learnt, now, standing, fresh
-        self.held_back = False
+        """in_flight: (path of the script, how many it counts as) of submissions whose outcome is not known."""
+        self.known, self.now, self.fresh = known, now, fresh
+        self.held_back: "Dict[Place, Bound]" = {}
+        self.doubt = False
         self._live = snapshot.live
-        self._others = submitting + len([beat for beat in beats if beat in snapshot.live or beat == beats[-1]])
+        self._standing = standing
+        self._jobs: "List[Tuple[str, int, int]]" = []  # path of the script, how many it counts as, how many do not run
+        self._jobs += [(path, size, size) for path, size in in_flight]
+        self._jobs += [(_BEAT, 1, 1) for beat in beats if beat in snapshot.live or beat == beats[-1]]
         ours = {job.id for job in standing}.union(beats)
-        self.foreign = sum(job.queued + job.running for job in snapshot.live.values() if job.id not in ours)
-        self._full: "Set[str]" = set()
-        self._queues: "Dict[str, str]" = {}
-        self._added: "List[str]" = []
-        self._before: "Dict[str, int]" = {}
+        others = [job for job in snapshot.live.values() if job.id not in ours]
+        self._foreign = sum(job.queued + job.running for job in others), sum(job.queued for job in others)
+        self._full: "Set[Place]" = set()
+        self._asked = {_BEAT: known.resolved(bounds.asked(beat_options or {}))}
+        self._bounds: "Dict[Asked, List[Bound]]" = {}
+        self._added: "List[Tuple[Asked, int]]" = []
+        self._before: "Dict[Place, int]" = {}
 
-    def room(self, queue: str, size: int = 1) -> bool:
-        """Whether a job (an array, of `size`) in `queue` may be let in, as far as anybody can know."""
-        for where in (EVERYWHERE, queue):
-            known = limit(self.learnt, where, self.now)
-            if where in self._full or (known is not None and self._count(where) + size > known):
-                self.held_back = True
+    def room(self, job: "Asked", size: int = 1) -> bool:
+        """Whether a job (an array, of `size`) may be let in, as far as anybody can know."""
+        if job not in self._bounds:
+            self._bounds[job] = self.known.of(job, self.now)
+        for bound in self._bounds[job]:
+            if self._count(bound.place) + size > bound.number:
+                self.held_back[bound.place] = bound
                 return False
-        return True
+        return not any(place.holds(job) for place in self._full)
 
-    def took(self, queue: str, size: int = 1) -> None:
+    def took(self, job: "Asked", size: int = 1) -> None:
         """The site let a job in."""
-        self._added += [queue] * size
+        self._added.append((job, size))
+
+    def forget_taken(self) -> None:
+        """Nothing was let in yet: it was a rehearsal."""
+        del self._added[:]
 
     def refused(self, where: str) -> None:
         """The site refused one more there: for this round it is full. Which jobs fill a queue no query tells, so only
         where all are ours its limit can be learnt."""
-        self._full.add(where)
-        counted = self.fresh and (where == EVERYWHERE or not self.foreign)
-        learn(self.learnt, where, self._count(where) if counted else None, self.now)
+        place = whole(where if where == EVERYWHERE else self.known.resolved(bounds.asked({"q": where})).queue)
+        self._full.add(place)
+        counted = self.fresh and (where == EVERYWHERE or not self._foreign[0])
+        count = self._count(place) if counted else None
+        learn(self.known.learnt, place.where, count, self.now)
+        self._bounds.clear()
+        told = self.known.published(Asked(place.where, "", "", ""))
+        self.doubt |= any(count is not None and one.place == place and count < one.number for one in told)
 
-    def queue_of(self, entry: "Entry") -> str:
-        """The queue a script asks for, "" for the default one."""
-        return self._queue(entry.path)
+    def refused_shared(self, kind: str, where: str, job: "Asked") -> None:
+        """The site refused one more of the job's group or project: there it is full, for this round."""
+        where = EVERYWHERE if where == EVERYWHERE else job.queue
+        self._full.add(Place(where, kind, getattr(job, kind), False))
+
+    def asked_in(self, path: str, read: "Optional[Dict[str, str]]" = None) -> "Asked":
+        """What decides on a script's limits. read: its directives, where somebody has read them already."""
+        if path not in self._asked:
+            found = directives.asked_in(path) if read is None else read
+            self._asked[path] = self.known.resolved(bounds.asked(found))
+        return self._asked[path]
 
     @property
-    def by_queue(self) -> bool:
-        """Whether single queues have limits."""
-        return bool((set(self.learnt) | self._full) - {EVERYWHERE})
+    def partial(self) -> bool:
+        """Whether one script may be let in where another can't."""
+        return self.known.partial or any(place != whole(EVERYWHERE) for place in self._full)
 
-    def _count(self, where: str) -> int:
+    def _count(self, place: Place) -> int:
         """Jobs there."""
-        if where not in self._before:
-            ours = sum(self._elements(job) for job in self.standing if self._is_in(where, job) and not self._gone(job))
-            self._before[where] = ours + self._others + (self.foreign if where == EVERYWHERE else 0)
-        return self._before[where] + (len(self._added) if where == EVERYWHERE else self._added.count(where))
+        if place not in self._before:
+            self._jobs += [self._counted(job) for job in self._standing if not self._gone(job)]
+            self._standing = []
+            there = [job for job in self._jobs if self._is_in(place, job[0])]
+            ours = sum(waiting if place.waiting else live for _, live, waiting in there)
+            everything = place.where == EVERYWHERE and not place.kind
+            self._before[place] = ours + (self._foreign[place.waiting] if everything else 0)
+        return self._before[place] + sum(size for job, size in self._added if place.holds(job))
 
-    def _is_in(self, where: str, job: "Standing") -> bool:
-        return where == EVERYWHERE or self._queue(os.path.join(job.meta, "script")) == where
+    def _is_in(self, place: Place, path: str) -> bool:
+        return (place.where == EVERYWHERE and not place.kind) or place.holds(self.asked_in(path))
 
-    def _queue(self, script: str) -> str:
-        if script not in self._queues:
-            try:
-                with open(script, "rb") as stream:
-                    self._queues[script] = directives.asked(stream.read()).get("q", "")
-            except FileNotFoundError:
-                self._queues[script] = ""
-        return self._queues[script]
-
-    def _elements(self, job: "Standing") -> int:
-        known = self._live.get(job.id)
-        return known.queued + known.running if known else job.size
+    def _counted(self, job: "Standing") -> "Tuple[str, int, int]":
+        seen = self._live.get(job.id)
+        waiting = max(0, job.size - max(job.begun, job.flagged))
+        return os.path.join(job.meta, "script"), seen.queued + seen.running if seen else job.size, waiting
 
     def _gone(self, job: "Standing") -> bool:
         """Whether a job has ended, and probably left the server since it was last asked."""

@@ -3,7 +3,7 @@
 import os
 import time
 
-from . import files, heartbeat, live, outlook, schedulers, settings, site_limits, space
+from . import bounds, files, heartbeat, live, outlook, schedulers, settings, space
 from .schedulers.base import EVERYWHERE, Unreachable
 from .spool import JOB, ON_THEIR_WAY
 from .state import State
@@ -16,6 +16,7 @@ if MYPY:
     from .spool import Spool
 
 MOST_STUCK = 5  # told by name
+MOST_PUBLISHED = 5  # limits that the site publishes; `caps` tells all
 
 
 def gather(spool: "Spool", ask: bool = False) -> "Dict[str, Any]":
@@ -60,7 +61,9 @@ def notes(spool: "Spool", chosen: "settings.Settings") -> "List[str]":
     if not scheduler.asks_a_server:
         return []
     state = State(spool)
-    return _limits(state) + [_beat(spool, chosen, scheduler, state)] + _stuck(spool, state)
+    held_back = ["scripts wait: " + text for text in bounds.told(state.value.get("held_back", ()))]
+    limits = _limits(state) + _published(state) + _own(chosen) + held_back
+    return limits + [_beat(spool, chosen, scheduler, state)] + _stuck(spool, state)
 
 
 def _limits(state: State) -> "List[str]":
@@ -68,9 +71,21 @@ def _limits(state: State) -> "List[str]":
     for where, (_, when) in sorted(state.value.get("site_limits", {}).items()):
         place = "" if where == EVERYWHERE else " in queue %s" % where if where else " in the default queue"
         learnt = time.strftime("%H:%MZ", time.gmtime(when))
-        number = site_limits.limit(state.value["site_limits"], where, now)
+        number = bounds.limit(state.value["site_limits"], where, now)
         found.append("site limit%s %s (learnt %s)" % (place, number, learnt))
     return found
+
+
+def _published(state: State) -> "List[str]":
+    rows = state.value.get("published", {}).get("rows", [])
+    found = ["the site publishes: " + bounds.published_words(row) for row in rows[:MOST_PUBLISHED]]
+    more = len(rows) - len(found)
+    return found + (["the site publishes %d more limits: caps" % more] if more else [])
+
+
+def _own(chosen: "settings.Settings") -> "List[str]":
+    own = bounds.Bounds({}, None, {table: getattr(chosen, table) for table in bounds.OWN}).owned()
+    return ["cap: %s = %d" % (bounds.name_of(bound.place), bound.number) for bound in own]
 
 
 def _beat(spool: "Spool", chosen: "settings.Settings", scheduler: "Scheduler", state: State) -> str:

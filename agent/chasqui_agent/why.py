@@ -6,8 +6,8 @@ The words are made here for both sides: the client asks for the facts (`why JOB 
 import os
 import time
 
-from . import dependents, directives, heartbeat, live, marks, outlook, schedulers, settings, site_limits, status
-from .schedulers.base import EVERYWHERE, Unreachable
+from . import bounds, dependents, directives, heartbeat, live, marks, outlook, schedulers, settings, status
+from .schedulers.base import Unreachable
 from .spool import JOB, SpoolError
 from .state import State
 
@@ -22,20 +22,22 @@ if MYPY:
 
 SHOWN = 1000  # characters of a scheduler's or a script's own words
 SHOWN_PARENTS = 3
+SHOWN_LIMITS = 3
 
 
 def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
     """What this root knows of one attempt (0: the newest), as JSON can hold it:
 
     job, attempt, state ("" where it is not here, "dropped" for a script not yet taken in), and by state:
-    waiting: ahead (scripts before it), priority. after: if (ok, any, fail), parents [[id, name, state]] that have not
-    ended, the first of them, and more (how many others). held: by ("script": its own #PBS -h, else "hold").
+    waiting: ahead (scripts before it), priority, back (in words, the limits that kept it back in the last round).
+    after: if (ok, any, fail), parents [[id, name, state]] that have not ended, the first of them, and more (how many
+    others). held: by ("script": its own #PBS -h, else "hold").
     submitting: grace (seconds). submitted: id, held (by us), began (when its script did; 0: not yet), over (its script
     has ended), told (it was told to end), letter (the scheduler's state of it), words (the scheduler's own), silent
     (why it could not be asked). completed, rejected, cancelled, blocked: end (DONE, FAIL, LOST), words.
 
     Of what has not ended also: counts [payloads, queued, live], caps {max_running, max_queued, max_total, running_cap},
-    limits [[queue, number of jobs]], refused [words, since when], called (the scheduler), asks (whether that is a
+    refused [words, since when], called (the scheduler), asks (whether that is a
     server), debt, beat, pumped, stalled (times, seconds since 1970; 0: none), relay (as outlook.gather), failed (words
     of a wake that failed). Calls a scheduler once or twice: for a person who asks, not for pumps. Raises SpoolError.
     """
@@ -51,7 +53,7 @@ def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
         return found
     chosen = settings.load(spool)
     if found["state"] == "waiting":
-        found.update(_waiting(spool, job, attempt))
+        found.update(_waiting(spool, job, attempt, chosen))
     if found["state"] == "after":
         found.update(_after(spool, job, attempt))
     for entry in spool.entries(found["state"]) if found["state"] in ("held", "submitting", "submitted") else ():
@@ -67,13 +69,16 @@ def _newest(spool: "Spool", job: str) -> int:
     return attempt
 
 
-def _waiting(spool: "Spool", job: str, attempt: int) -> "Facts":
-    ahead = 0
+def _waiting(spool: "Spool", job: str, attempt: int, chosen: "Settings") -> "Facts":
+    ahead, value = 0, State(spool).value
     for shard in _shards(spool):
         for entry in spool.shard_entries(shard):
             if (entry.job, entry.attempt) == (job, attempt):
                 priority = spool.job_record(job, attempt).get("priority", 0)
-                return {"ahead": ahead, "priority": priority}
+                asked = bounds.asked(directives.asked_in(entry.path))
+                asked = bounds.of_state(value, chosen).resolved(asked)
+                back = bounds.told(value.get("held_back", ()), asked)
+                return {"ahead": ahead, "priority": priority, "back": back}
             ahead += 1
     return {}
 
@@ -151,13 +156,10 @@ def _relay(spool: "Spool", chosen: "Settings") -> "Facts":
     has_beat = heartbeat.enabled(chosen, scheduler, state.value)
     ours = [beat.id for beat in beats] if has_beat else None
     counts = live.count(live.standings(spool), len(spool.entries("submitting")), snapshot, ours)
-    learnt, now = state.value.get("site_limits", {}), time.time()
-    limits = [["" if where == EVERYWHERE else where or "the default queue", site_limits.limit(learnt, where, now)]
-              for where in sorted(learnt)]
     caps = {key: getattr(chosen, key) for key in ("max_running", "max_queued", "max_total", "running_cap")}
     pumped = state.value.get("pumped", 0)
     stalled = pumped if status.gather(spool)["stalled_since"] else 0
-    return {"counts": list(counts)[:3], "caps": caps, "limits": limits, "refused": state.value.get("refused"),
+    return {"counts": list(counts)[:3], "caps": caps, "refused": state.value.get("refused"),
             "called": scheduler.called, "asks": scheduler.asks_a_server, "beat": beats[-1].due if beats else 0,
             "debt": _debt(spool), "pumped": pumped, "stalled": stalled,
             "relay": outlook.gather(spool), "failed": _failed(spool)}
@@ -222,12 +224,9 @@ def _full(found: "Facts") -> "List[str]":
         most = _number(caps, cap)
         if most and used >= most:
             said.append("%s = %d is reached (%d are %s)" % (cap, most, used, which))
-    limits = found.get("limits")
-    for item in limits if isinstance(limits, list) else ():
-        if isinstance(item, list) and len(item) == 2 and isinstance(item[1], int) and everything >= item[1]:
-            where = " in " + str(item[0])[:200] if item[0] else ""
-            said.append("the site's limit of %d jobs%s, learnt from a refusal, is reached" % (item[1], where))
-    return said
+    back = found.get("back")
+    told = back[:SHOWN_LIMITS] if isinstance(back, list) else []
+    return said + [text[:200] for text in told if isinstance(text, str)]
 
 
 def _moves_on(found: "Facts", full: bool) -> "List[str]":

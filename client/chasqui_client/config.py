@@ -5,7 +5,8 @@
                                  max_file, max_job; keep
     [remotes.NAME]               host, root, work_root, python, ssh_config, ssh_options, scheduler,
                                  pbs_bin, wake_via, bandwidth, windows (see `pace`), cleanup, cleanup_min_age
-    [remotes.NAME.caps]          max_queued, max_running, max_total, running_cap
+    [remotes.NAME.caps]          max_queued, max_running, max_total, running_cap; queues, projects, accounts:
+                                 tables of name = number
     [remotes.NAME.settings]      query_interval, grace, lease (seconds), heartbeat (minutes), cache_size (bytes)
     [remotes.NAME.templates.T]   values for the placeholders of template T
 
@@ -32,6 +33,7 @@ LOCAL = "local"
 ANY = "any"  # no remote: what a job is for that goes to the first with a slot free
 MAX_FILE = 100 * 10 ** 6  # bytes; bigger results stay on the cluster until asked for
 CACHE_SIZE = 2 << 30  # bytes
+CAP_TABLES = "queues", "projects", "accounts"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 _ROOT = re.compile(r"[A-Za-z0-9_./~+@%,=:-]+\Z")  # the root stands unquoted in a line that four shells must read alike
 _SSH_OPTION = re.compile(r"[A-Za-z]+=[^\0\r\n]*\Z")
@@ -45,6 +47,9 @@ class Caps:
     max_running: int = 30
     max_total: int | None = None
     running_cap: str = "hold"
+    queues: Mapping[str, int] = field(default_factory=dict)  # of the jobs in one of these (-q)
+    projects: Mapping[str, int] = field(default_factory=dict)  # (-P)
+    accounts: Mapping[str, int] = field(default_factory=dict)  # (-A)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Remote:
     def is_local(self) -> bool:
         return self.host == LOCAL
 
-    def agent_config(self) -> dict[str, float | str]:
+    def agent_config(self) -> dict[str, float | str | Mapping[str, int]]:
         """Caps and settings as the session's hello carries them, without the revision; 0 is no cap of its own."""
         places = {"pbs_bin": self.pbs_bin, "wake_via": self.wake_via}
         return {**vars(self.caps), **vars(self.settings), **places, "max_total": self.caps.max_total or 0}
@@ -303,11 +308,18 @@ def _hours(table: Table, key: str, default: float) -> float:
 
 def _caps(table: Table) -> Caps:
     caps = Caps(table.whole("max_queued", 40) or 0, table.whole("max_running", 30) or 0, table.whole("max_total", None),
-                table.text("running_cap", "hold"))
+                table.text("running_cap", "hold"), *(_numbers(table, name) for name in CAP_TABLES))
     if caps.running_cap not in ("hold", "site"):
         raise table.bad("running_cap", 'must be "hold" or "site"')
-    table.done("max_queued, max_running, max_total, running_cap")
+    table.done("max_queued, max_running, max_total, running_cap, queues, projects, accounts")
     return caps
+
+
+def _numbers(table: Table, key: str) -> dict[str, int]:
+    inner = table.table(key)
+    if not all(name and name.isprintable() for name in inner.values):
+        raise table.bad(key, "must be a table of names, each with a number")
+    return {name: inner.whole(name, None) or 0 for name in list(inner.values)}
 
 
 def _settings(table: Table) -> Settings:
@@ -377,6 +389,9 @@ host = "{host}"
 max_queued = 40           # jobs waiting in the scheduler's queue, at most
 max_running = 30          # jobs running, at most
 #max_total = 70           # both together, at most (no limit of its own by default)
+#queues = {{}}              # of them in one queue, at most: {{ long = 20, debug = 1 }}
+#projects = {{}}            # the same of a project (-P)
+#accounts = {{}}            # the same of an account (-A)
 #running_cap = "hold"     # max_running is kept by holding jobs in the queue; "site": by the site's own limit, not by us
 
 [remotes.{name}.settings]

@@ -1,5 +1,6 @@
 """The ladder: from the host's name to a job that runs; stops at the first rung that fails, with what to type next."""
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class _Ladder:
     def __init__(self, home: Home, remote: Remote, say: Say, interactive: bool) -> None:
         self.home, self.remote, self.say, self.interactive = home, remote, say, interactive
         self.rungs: list[dict[str, str]] = []
+        self.lines: list[str] = []  # of the rung at hand, told below it
         self.connected = remote.is_local
 
     def climb(self) -> list[dict[str, str]]:
@@ -49,8 +51,12 @@ class _Ladder:
             self._reach()
         self.transport: Transport = deploy.transport_to(self.home, self.remote, sure=True)
         for name, rung in (("shell", self._shell), ("python", self._python), ("root", self._root),
-                           ("agent", self._agent), ("scheduler", self._scheduler), ("job", self._job)):
+                           ("agent", self._agent), ("scheduler", self._scheduler), ("caps", self._caps),
+                           ("job", self._job)):
             self._rung(name, rung)
+            for line in self.lines:
+                self.say("      " + line)
+            self.lines = []
         return self.rungs
 
     def _rung(self, name: str, rung: Callable[[], str]) -> None:
@@ -179,6 +185,25 @@ class _Ladder:
             raise self._fail("scheduler", failed.removeprefix("FAIL").strip(),
                              "chasqui agent status --remote %s" % self.remote.name)
         return "; ".join(line.removeprefix("ok").strip() for line in lines if line.startswith("ok")) or "found"
+
+    def _caps(self) -> str:
+        """The site's limits and the caps; where the caps are higher, the lines to put in their place."""
+        from . import propose
+        status, output, _ = deploy.run_agent(self.transport, self.remote, ["caps", "--json"])
+        try:
+            found = json.loads(output.strip().split(b"\n")[-1]) if not status else None
+        except (ValueError, RecursionError):
+            found = None
+        published, learnt = propose.rows(found)
+        for told, known in (("published", published), ("learnt", learnt)):
+            self.lines += ["%s: %s" % (told, propose.words(row)) for row in known]
+        caps = propose.proposal(self.remote.caps, [*published, *learnt])
+        self.lines += ["configured: " + ", ".join(propose.toml(self.remote.name, self.remote.caps)[1:])]
+        if caps == self.remote.caps:
+            return "%d limits of the site are known, and the caps keep to them" % len(published + learnt)
+        self.lines += ["put this in place of the caps in %s:" % self.home.config_path]
+        self.lines += propose.toml(self.remote.name, caps)
+        return "the site allows less than the caps: it refuses nothing, the relay keeps to the lower of both"
 
     def _job(self) -> str:
         """Hand over a job that is in no ledger, and look for its result."""

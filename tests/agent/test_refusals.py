@@ -75,6 +75,22 @@ def test_a_limit_is_learnt_from_38_on_a_single_job_alone(code, text, queue, arra
 
 
 @pytest.mark.parametrize(
+    "text, shared",
+    [
+        ("would exceed complex's per-project limit", ("project", EVERYWHERE)),
+        ("would exceed queue generic's per-group limit", ("group", "")),
+        ("would exceed complex's per-project limit of jobs in 'Q' state", ("project", EVERYWHERE)),
+        ("Maximum number of jobs for project ab12 already in queue debug", ("project", "")),
+        ("would exceed complex's per-user limit", None),
+        ("Maximum number of jobs for user ada already in complex", None),
+        ("Queue is not enabled", None),
+    ],
+)
+def test_a_limit_shared_with_others_is_told_apart(text, shared):
+    assert classify(38, "qsub: %s\n" % text).shared == shared
+
+
+@pytest.mark.parametrize(
     "text, here",
     [
         ("Job submission is not allowed from this host\n", True),

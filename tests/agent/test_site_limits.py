@@ -10,16 +10,17 @@ import pytest
 
 from agent.agentroot import AGENT, until
 from agent.test_refused import Choosy, Desk
-from chasqui_agent import files, fill, launch, linger, pump, settings, site_limits, status
+from chasqui_agent import bounds, files, fill, launch, linger, pump, settings, status
+from chasqui_agent.bounds import Asked, Bounds, limit
 from chasqui_agent.live import Standing
 from chasqui_agent.marks import Marks
 from chasqui_agent.schedulers.base import EVERYWHERE, Live, Snapshot, Submission
-from chasqui_agent.site_limits import Site, learn, limit
+from chasqui_agent.site_limits import Site, learn
 from chasqui_agent.spool import Entry
 from chasqui_agent.state import State
 
 NOW = 1.8e9
-HOUR = site_limits.HOUR
+HOUR = bounds.HOUR
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,8 @@ class Ground:
 
     def places(self, learnt, live=(), fresh=True, submitting=0, beats=()):
         snapshot = Snapshot({job.id: job for job in live}, {})
-        return Site(learnt, NOW, self.standing, submitting, snapshot, fresh, list(beats))
+        in_flight = [(os.path.join(self.path, "in flight"), submitting)] if submitting else []
+        return Site(Bounds(learnt), NOW, self.standing, in_flight, snapshot, fresh, list(beats))
 
 
 @pytest.fixture
@@ -93,13 +95,17 @@ def ground(tmp_path):
 
 def refusal(places, where=EVERYWHERE):
     places.refused(where)
-    return limit(places.learnt, where, NOW)
+    return limit(places.known.learnt, where, NOW)
+
+
+def want(queue="", project=bounds.NO_PROJECT, account="", group=""):
+    return Asked(queue, project, account, group)
 
 
 def test_everything_in_the_server_counts(ground):
     live = [ground.job(1), Live("2.server", "R"), Live("3[].server", "B", "", 4, 2), Live("9.server", "Q")]
     places = ground.places({}, live, submitting=1, beats=["9.server", "10.server"])
-    places.took("small")
+    places.took(want("small"))
     # job 1, one of somebody's, six elements, one in flight, two beats, and the one that was let in
     assert refusal(places) == 1 + 1 + 6 + 1 + 2 + 1
 
@@ -117,16 +123,16 @@ def test_a_queue_with_foreign_jobs_teaches_nothing(ground):
 def test_queues_count_apart(ground):
     live = [ground.job(1, "small"), ground.job(2), ground.job(3, "small")]
     places = ground.places({"small": [2, NOW]}, live)
-    assert (places.room("small"), places.held_back) == (False, True)
-    assert places.room("") and places.room("large")
+    assert not places.room(want("small")) and [place.where for place in places.held_back] == ["small"]
+    assert places.room(want()) and places.room(want("large"))
     assert refusal(places, "") == 1
 
 
 def test_a_full_server_is_full_for_every_queue(ground):
     places = ground.places({EVERYWHERE: [2, NOW]}, [ground.job(1)])
-    assert places.room("small")
-    places.took("small")
-    assert not places.room("small") and not places.room("")
+    assert places.room(want("small"))
+    places.took(want("small"))
+    assert not places.room(want("small")) and not places.room(want())
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,7 @@ def test_a_full_server_is_full_for_every_queue(ground):
 def test_an_ending_job_counts_until_it_is_gone(ground, monkeypatch, seconds, fresh, own, room):
     live = [ground.job(1, flag=True, ended=NOW - seconds)]
     monkeypatch.setenv("PBS_JOBID", "1.server" if own else "5.server")
-    assert ground.places({EVERYWHERE: [1, NOW]}, live, fresh).room("") is room
+    assert ground.places({EVERYWHERE: [1, NOW]}, live, fresh).room(want()) is room
 
 
 # -- in the pump -------------------------------------------------------------------------------------------------------
@@ -185,7 +191,8 @@ def test_the_pump_stops_before_a_wall_it_knows(narrow):
     for _ in range(3):
         assert narrow.pump()["refused"] == ""
     assert narrow.scheduler.calls == 4
-    assert [note[:21] for note in status.gather(narrow.spool)["notes"]] == ["site limit 3 (learnt ", "heartbeat: off"]
+    notes = [note[:21] for note in status.gather(narrow.spool)["notes"]]
+    assert notes == ["site limit 3 (learnt ", "scripts wait: the sit", "heartbeat: off"]
     assert State(narrow.spool).value["site_limits"][EVERYWHERE][0] == 3
 
 

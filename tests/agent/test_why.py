@@ -13,7 +13,7 @@ from chasqui_agent.spool import SpoolError
 from chasqui_agent.state import State
 
 NOW = time.time()
-RELAY = {"counts": [0, 0, 0], "caps": {"max_running": 30, "max_queued": 40, "max_total": 0}, "limits": [],
+RELAY = {"counts": [0, 0, 0], "caps": {"max_running": 30, "max_queued": 40, "max_total": 0},
          "refused": None, "called": "PBS", "beat": 0, "debt": 0, "pumped": NOW, "stalled": 0, "asks": True, "relay": {},
          "failed": ""}
 
@@ -152,9 +152,8 @@ CAUSES = [
     ("queue full", {"state": "waiting", "counts": [30, 40, 70]}, ["max_queued = 40 is reached (40 are queued)"]),
     ("all full", {"state": "waiting", "counts": [9, 1, 10], "caps": {"max_queued": 40, "max_total": 10}},
      ["max_total = 10 is reached (10 are in the scheduler)"]),
-    ("site's limit", {"state": "waiting", "counts": [3, 3, 6], "limits": [["", 6]]},
-     ["the site's limit of 6 jobs, learnt"]),
-    ("queue's limit", {"state": "waiting", "counts": [3, 3, 6], "limits": [["long", 5]]}, ["limit of 5 jobs in long"]),
+    ("site's limit", {"state": "waiting", "back": ["the site allows 5 jobs in queue long", "and 6 in all"]},
+     ["No more are submitted now: the site allows 5 jobs in queue long; and 6 in all."]),
     ("refused", {"state": "waiting", "refused": ["qsub: no allocation", NOW]},
      ["PBS refuses submissions since ", "in its words: qsub: no allocation."]),
     ("debt", {"state": "waiting", "debt": NOW}, ["Jobs that have just ended still take their places in PBS"]),

@@ -1,4 +1,6 @@
-"""Caps and good manners over PBS: learnt limits, a site that allows one job, short budgets, a silent scheduler."""
+"""Caps and good manners over PBS: limits published and learnt, a site that allows one job, short budgets, a silent
+scheduler.
+"""
 
 import json
 import os
@@ -41,11 +43,83 @@ def alone(root: PbsRoot) -> None:
     until(lambda: not [pid for pid in processes_naming(root.path + "/") if pid != os.getpid()], "all have gone", 120)
 
 
+# -- limits that are published -----------------------------------------------------------------------------------------
+
+
+def test_where_the_site_publishes_its_limits_none_is_ever_met(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.set_server("max_queued", "[u:PBS_GENERIC=6]")
+    cluster.set_queue("max_queued", "[p:PBS_GENERIC=9],[p:ab12=2]")
+    # It is asked at every round: what the relay counts is what the site counts, and nothing but that is tested here.
+    root, gate = PbsRoot(tmp_path / "root", cluster, query_interval=0, heartbeat=0), tmp_path / "gate"
+    names = ["job%02d" % number for number in range(10)]
+    for number, name in enumerate(names):
+        root.drop(name, text=GATE % gate, seconds=0.1, directives="#PBS -P ab12" if number < 5 else "")
+    assert root.pump()["submitted"] == 6
+    said = root.agent("status")[1]
+    assert "the site publishes: at most 6 jobs\n" in said
+    assert "scripts wait: the site allows 2 jobs of project ab12 in queue workq\n" in said
+    assert "the site allows 6 jobs" in root.agent("why", "job09")[1]
+    assert "the site allows 2 jobs of project ab12 in queue workq" in root.agent("why", "job03")[1]
+    with Sampler(root) as sampler:
+        gate.touch()
+        root.finish(10)
+    assert sampler.live <= 6 and sampler.of_project <= 2
+    assert root.outcomes()["refused"] == 0 and state(root)["site_limits"] == {}
+    assert len(listings(cluster)) == 2  # one of the server, one of its queues
+
+
+def listings(cluster: Cluster) -> list:
+    return [call for call in cluster.calls("qstat") if set(call[4]) & {"-Bf", "-Qf"}]
+
+
+def test_a_sync_with_nothing_to_do_asks_for_no_limits(tmp_path: Path, cluster: Cluster) -> None:
+    root = PbsRoot(tmp_path / "root", cluster)
+    root.pump()
+    assert listings(cluster) == []
+    root.drop("one")
+    root.finish(1)
+    time.sleep(1.1)
+    root.pump()
+    assert len(listings(cluster)) == 2
+
+
+def test_own_caps_by_project_and_queue_hold(tmp_path: Path, cluster: Cluster) -> None:
+    caps = {"projects": {"ab12": 2}, "queues": {"workq": 6}}
+    root = PbsRoot(tmp_path / "root", cluster, query_interval=0, heartbeat=0, **caps)
+    names = ["job%02d" % number for number in range(16)]
+    for number, name in enumerate(names):
+        root.drop(name, seconds=0.3, directives="#PBS -P ab12" if number % 2 else "")
+    with Sampler(root) as sampler:
+        root.pump()
+        root.finish(16)
+    assert sampler.of_project <= 2 and sampler.live <= 6
+    assert [root.starts(name) for name in names] == [1] * 16 and root.outcomes()["refused"] == 0
+
+
+def test_arrays_count_by_element_against_a_published_limit(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.set_queue("max_queued", "[u:PBS_GENERIC=5]")
+    root, gate = PbsRoot(tmp_path / "root", cluster, query_interval=0, heartbeat=0), tmp_path / "gate"
+    root.drop("a", text=GATE % gate, seconds=0.1, directives="#PBS -J 1-4")
+    root.drop("b", text=GATE % gate, seconds=0.1, directives="#PBS -J 1-2")
+    root.drop("c", text=GATE % gate, seconds=0.1)
+    assert root.pump()["submitted"] == 2  # the four of one and a single job
+    with Sampler(root) as sampler:
+        gate.touch()
+        root.finish(3)
+    assert sampler.live <= 5 and root.outcomes()["refused"] == 0
+
+
 # -- limits that are learnt --------------------------------------------------------------------------------------------
 
 
+def hidden(cluster: Cluster, attribute: str, value: str) -> None:
+    """A limit that the site does not publish."""
+    cluster.set_server("mock_hide_limits", True)
+    cluster.set_server(attribute, value)
+
+
 def test_a_limit_once_met_is_not_run_into_again(tmp_path: Path, cluster: Cluster) -> None:
-    cluster.set_server("max_queued", "[u:PBS_GENERIC=6]")
+    hidden(cluster, "max_queued", "[u:PBS_GENERIC=6]")
     root, gate = PbsRoot(tmp_path / "root", cluster), tmp_path / "gate"
     names = ["job%02d" % number for number in range(14)]
     for name in names:
@@ -63,7 +137,7 @@ def test_a_limit_once_met_is_not_run_into_again(tmp_path: Path, cluster: Cluster
 
 
 def test_a_limit_is_tried_again_after_an_hour(tmp_path: Path, cluster: Cluster) -> None:
-    cluster.set_server("max_queued", "[u:PBS_GENERIC=4]")
+    hidden(cluster, "max_queued", "[u:PBS_GENERIC=4]")
     root, gate = PbsRoot(tmp_path / "root", cluster), tmp_path / "gate"
     for number in range(9):
         root.drop("job%d" % number, text=GATE % gate, seconds=0.1)
@@ -93,6 +167,7 @@ def pumped(root: PbsRoot, cluster: Cluster) -> tuple[int, int]:
 
 
 def test_a_full_queue_does_not_hold_up_the_others(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.set_server("mock_hide_limits", True)
     cluster.qmgr("create queue small")
     for attribute, value in (("enabled", True), ("started", True), ("max_queued", "[u:PBS_GENERIC=4]")):
         cluster.set_queue(attribute, value, "small")
@@ -101,6 +176,7 @@ def test_a_full_queue_does_not_hold_up_the_others(tmp_path: Path, cluster: Clust
         root.drop("a%02d" % number, text=GATE % gate, seconds=0.1, directives="#PBS -q small")
     root.drop("b", seconds=0.1)
     root.pump()
+    assert root.outcomes()["refused"] == 1
     assert state(root)["site_limits"] == {"small": [4, state(root)["site_limits"]["small"][1]]}
     time.sleep(1.1)
     root.pump()  # the limit is known now: it looks behind those that can't be let in
@@ -114,8 +190,10 @@ def test_a_full_queue_does_not_hold_up_the_others(tmp_path: Path, cluster: Clust
 # -- one job a user ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["3.6", "this one"])
-def test_five_jobs_go_on_alone_where_the_site_allows_one(tmp_path: Path, cluster: Cluster, version: str) -> None:
+@pytest.mark.parametrize(("version", "hide"), [("3.6", True), ("this one", False)])
+def test_five_jobs_go_on_alone_where_the_site_allows_one(
+        tmp_path: Path, cluster: Cluster, version: str, hide: bool) -> None:
+    cluster.set_server("mock_hide_limits", hide)
     cluster.set_server("max_queued", "[u:PBS_GENERIC=1]")
     chosen = {} if version == "this one" else {"python": needs.python36() or needs.missing("Python 3.6")}
     root = PbsRoot(tmp_path / "root", cluster, **chosen)
@@ -131,8 +209,10 @@ def test_five_jobs_go_on_alone_where_the_site_allows_one(tmp_path: Path, cluster
     assert root.outcomes()["stalled"] == 0 and root.beats() == []
 
 
-def test_a_job_that_ends_for_long_is_waited_for_by_one_process(tmp_path: Path, cluster: Cluster) -> None:
+@pytest.mark.parametrize("hide", [True, False], ids=["learnt", "published"])
+def test_a_job_that_ends_for_long_is_waited_for_by_one_process(tmp_path: Path, cluster: Cluster, hide: bool) -> None:
     """32 s in E with a bad -o, here 3.2: several tries, one at a time, then none is left."""
+    cluster.set_server("mock_hide_limits", hide)
     cluster.set_server("max_queued", "[u:PBS_GENERIC=1]")
     root = PbsRoot(tmp_path / "root", cluster, query_interval=30)
     for name in ("first", "second"):

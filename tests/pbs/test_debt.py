@@ -64,6 +64,7 @@ def test_ending_jobs_hold_their_slots_for_long_and_all_finish(
         tmp_path: Path, cluster: Cluster, size: Size, apart: int) -> None:
     """A bad -o keeps a job in E, where it counts against the site's limit: a relay by tails alone stops for ever."""
     scale = 1.0 if size.long else 0.1
+    cluster.set_server("mock_hide_limits", True)
     cluster.set_server("max_queued", "[u:PBS_GENERIC=6]")
     root = PbsRoot(tmp_path / "root", cluster, query_interval=30 * scale, grace=300 * scale, heartbeat=15)
     gate, names = tmp_path / "gate", ["job%02d" % number for number in range(14)]

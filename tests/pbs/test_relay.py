@@ -54,6 +54,7 @@ class Sampler(threading.Thread):
     def __init__(self, root: PbsRoot) -> None:
         super().__init__(daemon=True)
         self.root, self.samples, self.payloads, self.waiting, self.live = root, 0, 0, 0, 0
+        self.of_project = 0  # the most of any one project but the default one
         self.ended = threading.Event()
 
     def __enter__(self) -> "Sampler":
@@ -70,6 +71,8 @@ class Sampler(threading.Thread):
             self.samples += 1
             self.live = max(self.live, len(jobs))
             self.waiting = max(self.waiting, sum(job["state"] in "QHW" for job in jobs))
+            named = Counter(job["project"] for job in jobs if job["project"] != "_pbs_project_default")
+            self.of_project = max([self.of_project, *named.values()])
             self.payloads = max(self.payloads, self.running())
 
     def running(self) -> int:
@@ -149,6 +152,7 @@ def test_the_relay_goes_on_after_all_its_jobs_were_killed(tmp_path: Path, cluste
 
 def test_slots_that_ending_jobs_still_hold_are_filled_later(tmp_path: Path, cluster: Cluster) -> None:
     """A bad -o keeps a job in E for long, where it counts against the site's limit: a relay by tails alone stops."""
+    cluster.set_server("mock_hide_limits", True)
     cluster.set_server("max_queued", "[u:PBS_GENERIC=7]")
     root = PbsRoot(tmp_path / "root", cluster, max_queued=7, max_running=7)
     gate = tmp_path / "gate"

@@ -143,12 +143,14 @@ def test_a_limit_of_a_named_user(tmp_path: Path, cluster: Cluster) -> None:  # n
     names = ["job%d" % number for number in range(5)]
     for name in names:
         root.drop(name, seconds=3)  # longer than the pump takes to meet the limit
+    cluster.set_server("mock_hide_limits", True)
     cluster.set_server("max_queued", "[u:%s=2]" % cluster.user)
     try:
         assert "Maximum number of jobs for user " + cluster.user in root.pump()["refused"]
         runs_once(root, *names)
     finally:
         cluster.set_server("max_queued", None)
+        cluster.set_server("mock_hide_limits", False)
     assert root.outcomes()["rejected"] == 0
 
 

@@ -45,17 +45,26 @@ class NotQueued(OSError):
     """The disk stopped a submission before the scheduler had the job, for certain."""
 
 
-class Submission(namedtuple("Submission", "kind id text learn here")):
+class Submission(namedtuple("Submission", "kind id text learn here shared")):
     """How a submission went. kind: "accepted" (id is set), "limit" (the site's cap: wait), "temporary" (ask later),
     "permanent" (never), "unknown" (it may have been accepted: only a look at the queue or the claim tells), "other"
     (nobody knows: leave it waiting and submit no more). text: the scheduler's own words. learn: where the number of our
     jobs there now is the limit: EVERYWHERE, or a queue's name ("" for the default queue); None where this answer
-    teaches none. here: it is this host that may not submit."""
+    teaches none. here: it is this host that may not submit. shared: where a limit is met that is shared with others,
+    ("project" or "group", EVERYWHERE or "" for the job's queue); else None."""
 
     __slots__ = ()
 
-    def __new__(cls, kind: str, id: str, text: str, learn: "Optional[str]" = None, here: bool = False) -> "Submission":
-        return super().__new__(cls, kind, id, text, learn, here)
+    def __new__(
+        cls,
+        kind: str,
+        id: str,
+        text: str,
+        learn: "Optional[str]" = None,
+        here: bool = False,
+        shared: "Optional[Tuple[str, str]]" = None,
+    ) -> "Submission":
+        return super().__new__(cls, kind, id, text, learn, here, shared)
 
 
 # A submission whose id is not known. name: as it was to stand in the queue; folder: its work folder.
@@ -192,6 +201,11 @@ class Scheduler:
         """(state as it writes it, "" where it does not say; its own words) on one live job, for a person who asks.
         Raises Unreachable."""
         return "", self.waiting_reasons([job_id]).get(job_id, "")
+
+    def published(self) -> "Optional[Dict[str, Any]]":
+        """What the batch system tells any user of its limits on numbers of jobs, as schedulers/pbs_limits.py says; None
+        where it does not say. Raises Unreachable."""
+        return None
 
     def within(self, seconds: float) -> float:
         """`seconds`, or what is left of them."""

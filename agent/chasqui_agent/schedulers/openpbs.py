@@ -18,7 +18,7 @@ from .pbs_commands import Commands, NotStarted
 
 MYPY = False
 if MYPY:
-    from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
     from ..settings import Settings
     from ..spool import Spool
@@ -141,6 +141,12 @@ class OpenPBS(Scheduler):
         job = self.look_at([job_id], False)[0].get(job_id)
         return (job.state, note(job) or job.comment) if job else ("", "")
 
+    def published(self) -> "Optional[Dict[str, Any]]":
+        from . import pbs_limits
+
+        texts = [self.ask("qstat", which).out for which in ("-Bf", "-Qf")]
+        return pbs_limits.read(texts[0], texts[1], self.user, pbs_limits.own_group())
+
     # -- submitting ------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, timeout: float, meanwhile: "Callable[[], None]" = lambda: None) -> Submission:
@@ -163,7 +169,7 @@ class OpenPBS(Scheduler):
             return Submission("unknown", "", text)  # a job there is, whatever else it says
         asked = request.directives
         refusal = refusals.classify(result.code, result.err + result.out, asked.get("q", ""), "J" in asked)
-        return Submission(refusal.kind, "", text, refusal.learn, refusal.here)
+        return Submission(refusal.kind, "", text, refusal.learn, refusal.here, refusal.shared)
 
     @property
     def name_limit(self) -> int:  # type: ignore[override]

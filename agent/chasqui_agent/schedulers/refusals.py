@@ -11,10 +11,19 @@ from .base import EVERYWHERE
 
 MYPY = False
 if MYPY:
-    from typing import Optional
+    from typing import Optional, Tuple
 
-# kind: as in Submission; learn, here: as in Submission.
-Refusal = namedtuple("Refusal", "kind learn here")
+
+class Refusal(namedtuple("Refusal", "kind learn here shared")):
+    """As in Submission."""
+
+    __slots__ = ()
+
+    def __new__(
+        cls, kind: str, learn: "Optional[str]", here: bool, shared: "Optional[Tuple[str, str]]" = None
+    ) -> "Refusal":
+        return super().__new__(cls, kind, learn, here, shared)
+
 
 _COUNT_LIMIT = 38  # the one code that is about a number of jobs, and about nothing else
 
@@ -47,6 +56,7 @@ _HERE = "not allowed from this host|access from host not allowed"
 
 # Limits of a group or project are shared with others, one on jobs "in 'Q' state" does not count what runs: the number
 # of our own live jobs says nothing about either.
+_SHARED = "per-(group|project) limit|maximum number of jobs[^\n]* for (group|project) "
 _OURS = "per-user limit$|maximum number of jobs for user"
 
 
@@ -58,8 +68,16 @@ def classify(code: "Optional[int]", text: str, queue: str = "", array: bool = Fa
         return Refusal("unknown", None, here)
     for kind, pattern in _TEXTS:
         if re.search(pattern, text, re.IGNORECASE):
-            return Refusal(kind, _teaches(code, text, queue, array), here)
+            return Refusal(kind, _teaches(code, text, queue, array), here, _shared(text) if kind == "limit" else None)
     return Refusal(_CODES.get(code, "other"), _teaches(code, text, queue, array), here)
+
+
+def _shared(text: str) -> "Optional[Tuple[str, str]]":
+    found = re.search(_SHARED, text, re.IGNORECASE | re.MULTILINE)
+    if not found:
+        return None
+    kind = (found.group(1) or found.group(2)).lower()
+    return kind, "" if re.search(r"exceed queue \S+ per-|already in queue", text, re.IGNORECASE) else EVERYWHERE
 
 
 def _teaches(code: int, text: str, queue: str, array: bool) -> "Optional[str]":

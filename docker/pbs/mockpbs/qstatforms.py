@@ -113,6 +113,8 @@ def dsv_text(jobs, delimiter):
 
 
 def server_text(counted, options, server):
+    if "B" in options and "f" in options:
+        return server_full(counted, server)
     if "B" in options:
         return server_table(counted, server)
     if "q" in options:
@@ -127,6 +129,22 @@ def server_table(counted, server):
     head = "Server             Max   Tot   Que   Run   Hld   Wat   Trn   Ext Status\n" + rule
     row = "%-16.16s %5s" % (server, 0) + "".join(" %5d" % number for number in numbers)
     return head + row + " Active    \n"
+
+
+def states(counts):
+    return "Transit:%(T)d Queued:%(Q)d Held:%(H)d Waiting:%(W)d Running:%(R)d Exiting:%(E)d Begun:%(B)d " % counts
+
+
+def server_full(counted, server):
+    """The attributes this mock knows of, in the order of the capture of -Bf -F json."""
+    known, counts = counted["server"], counted["counts"]
+    rows = [("server_state", "Active"), ("server_host", server), ("scheduling", "True")]
+    rows += [("total_jobs", str(sum(counts.values()))), ("state_count", states(counts))]
+    rows += [("default_queue", known["default_queue"])] + [tuple(row) for row in counted["limits"]]
+    rows += [("node_fail_requeue", "%d" % known["node_fail_requeue"])]
+    rows += [("max_array_size", "%d" % known["max_array_size"])]
+    rows += [("job_history_enable", str(known["job_history_enable"]))]
+    return "Server: %s\n" % server + "".join("    %s = %s\n" % (key, wrap(key, value)) for key, value in rows) + "\n"
 
 
 def queue_table(counted):
@@ -158,9 +176,9 @@ def queues_full(counted):
     text = ""
     for name, queue in counted["queues"].items():
         counts = queue["counts"]
-        states = "Transit:%(T)d Queued:%(Q)d Held:%(H)d Waiting:%(W)d Running:%(R)d Exiting:%(E)d Begun:%(B)d " % counts
         total = sum(number for letter, number in counts.items() if letter != "F")
-        rows = [("queue_type", "Execution"), ("total_jobs", str(total)), ("state_count", states)]
+        rows = [("queue_type", "Execution"), ("total_jobs", str(total)), ("state_count", states(counts))]
+        rows += [tuple(row) for row in queue["limits"]]
         rows += [("enabled", str(queue["enabled"])), ("started", str(queue["started"]))]
         text += "Queue: %s\n" % name + "".join("    %s = %s\n" % (key, wrap(key, value)) for key, value in rows) + "\n"
     return text

@@ -81,8 +81,10 @@ class Query:
         queues = {}
         for name, queue in self.table.settings.queues.items():
             queues[name] = dict(queue, counts=self.counts(job for job in jobs if job.queue == name))
+            queues[name]["limits"] = self.table.settings.limits_of(queue)
         known = {name: value for name, value in self.table.settings.server.items() if not name.startswith("mock_")}
-        return {"server": known, "counts": self.counts(jobs), "queues": queues}
+        limits = self.table.settings.limits_of(self.table.settings.server)
+        return {"server": known, "limits": limits, "counts": self.counts(jobs), "queues": queues}
 
     def counts(self, jobs):
         found = dict.fromkeys("TQHWREBF", 0)
@@ -92,8 +94,8 @@ class Query:
 
     def raw(self):
         """For samplers: every job and element with what matters, read in one go."""
-        fields = ("seq", "index", "parent", "name", "user", "queue", "state", "substate", "holds", "node", "session",
-                  "run_count", "exit_status", "ctime", "stime", "obittime", "deleted_by")
+        fields = ("seq", "index", "parent", "name", "user", "queue", "project", "state", "substate", "holds", "node",
+                  "session", "run_count", "exit_status", "ctime", "stime", "obittime", "deleted_by")
         found = []
         for job in self.table.all():
             entry = {field: getattr(job, field) for field in fields}

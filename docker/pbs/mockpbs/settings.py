@@ -15,6 +15,7 @@ SERVER = {
     "default_queue": "workq",
     "acl_roots": False,  # True: root may own jobs (a real server refuses with 15023 otherwise)
     "managers": ["root"],
+    "mock_hide_limits": False,  # qstat -Bf and -Qf leave out the limits, as where an admin has a hook refuse instead
     "mock_delay_scale": 1.0,
     "mock_kill_delay": 10.0,  # TERM to KILL; after a qdel up to twice that (9 to 20 s measured)
     "mock_qdel_linger": 19.0,  # R after a qdel though no process is left: 0.2 s to this
@@ -56,6 +57,13 @@ class Settings:
         """What a mom must know to keep the same times."""
         names = ("kill_delay", "qdel_linger", "stage_retry", "mom_poll", "epilogue_alarm", "started")
         return dict({name: self.delay(name) for name in names}, exit=self.server["mock_exit"])
+
+    def limits_of(self, holder):
+        """[(attribute, text)] of the limits on numbers of jobs, as qstat -f shows them; what is set stays text."""
+        if self.server["mock_hide_limits"]:
+            return []
+        names = [name for name in holder if name.split(".")[0] in OLD_STYLE + NEW_STYLE + ("max_queuable",)]
+        return [(name, str(holder[name]) if isinstance(holder[name], str) else "%d" % holder[name]) for name in names]
 
     def queue(self, name):
         if name not in self.queues:

@@ -97,6 +97,9 @@ def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
     ('[remotes.x]\nhost = "a"\nssh_options = ["a b"]\n', "line 3: .*Key=value"),
     ('[remotes.x]\nhost = "a"\nscheduler = "pbs"\n', 'must be "auto", "openpbs", "slurm" or "shell"'),
     ('[remotes.x]\nhost = "a"\ncaps = { running_cap = "pbs" }\n', 'must be "hold" or "site"'),
+    ('[remotes.x]\nhost = "a"\n[remotes.x.caps.queues]\nlong = 0\n', "line 4: .*queues.long: must be a whole number"),
+    ('[remotes.x]\nhost = "a"\n[remotes.x.caps]\nprojects = 3\n', "line 4: remotes.x.caps.projects: must be a table"),
+    ('[remotes.x]\nhost = "a"\n[remotes.x.caps.accounts]\n"" = 3\n', "accounts: must be a table of names"),
     ('[remotes.x]\nhost = "a"\nwake_via = "SSH"\n', "wake_via: must be .auto., .direct., .ssh:HOST., .hook. or .sync."),
     ('[remotes.x]\nhost = "a"\nwake_via = "ssh:-oProxyCommand=id"\n', "wake_via: must be .auto."),
     ('[remotes.x]\nhost = "a"\nwake_via = "ssh:a b"\n', "wake_via: must be .auto."),
@@ -142,7 +145,7 @@ def test_everything_is_read() -> None:
         scheduler = "openpbs"
         pbs_bin = "/opt/pbs/bin"
         wake_via = "ssh:jane@login-1.hpc"
-        caps = { max_queued = 8, max_running = 4, max_total = 9, running_cap = "site" }
+        caps = { max_queued = 8, max_running = 4, max_total = 9, running_cap = "site", queues = { long = 2 } }
         settings = { query_interval = 0.5, grace = 2, heartbeat = "off", cache_size = 0 }
         [remotes.b.templates.vasp]
         cpus = 4
@@ -151,7 +154,7 @@ def test_everything_is_read() -> None:
     assert remote.name == "b" and remote.templates == {"vasp": {"cpus": "4"}} and remote.ssh_options == ("Port=2222",)
     assert remote.agent_config() == {"max_queued": 8, "max_running": 4, "max_total": 9, "query_interval": 0.5,
                                      "grace": 2, "lease": 600, "heartbeat": 0, "cache_size": 0,
-                                     "pbs_bin": "/opt/pbs/bin",
+                                     "pbs_bin": "/opt/pbs/bin", "queues": {"long": 2}, "projects": {}, "accounts": {},
                                      "running_cap": "site", "wake_via": "ssh:jane@login-1.hpc"}
     assert remote.scheduler == "openpbs"
     assert read.jobs.exclude == ("*.tmp",) and read.jobs.max_file == 5
