@@ -24,15 +24,17 @@ from pbs.cluster import Cluster, Refusal
 from pbs.promises import SETTLED, Attempt, Promises, holds, on_their_way
 
 NODES = ("one", "two")
-MAX_RUNNING, MAX_QUEUED, INTERVAL, GRACE = 3, 6, 0.3, 1.0
+MAX_RUNNING, MAX_QUEUED, INTERVAL, GRACE = 3, 5, 0.3, 1.0
 RELAY = ("ending", "files", "fill", "heartbeat", "intake", "journal", "lock", "marks", "operations", "pump", "submit")
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in RELAY)
 KINDS = {"short": "exit 0", "fails": "exit 3", "while": "sleep 0.4", "again": "sleep 0.4", "gated": "wait_for_gate"}
 TOLD = ("adopted", "closed", "duplicate", "released", "repaired")
 PATIENCE = 90.0  # seconds in which nothing at all gets on
+KILLED_WITHIN = 2.0  # seconds: PBS takes up to 1 from TERM to KILL here
 SETTLES = 1.0  # seconds after some harm: a pump may go by what it was told before
 
 points = st.sampled_from(POINTS)
+kinds = st.sampled_from(sorted(KINDS))
 passes = st.sampled_from([1, 1, 2, 3])
 some = st.integers(0, 30)
 Step = tuple[str, dict[str, Any]]  # a method of AnyOrder and its arguments
@@ -90,7 +92,7 @@ class AnyOrder:
         self.jobs: list[str] = []
         self.newest: dict[str, int] = {}
         self.kinds: dict[str, str] = {}
-        self.touched: set[Attempt] = set()  # cancelled, or deleted
+        self.touched: set[Attempt] = set()  # cancelled
         self.marks: list[Path] = []  # one for each kill that was asked for; it exists once somebody was killed
         self.away: set[str] = set()  # faults of the server
         self.since, self.said, self.kills = 0.0, "", 0
@@ -175,14 +177,24 @@ class AnyOrder:
         return rows[-1]["id"] if rows else ""
 
     @contextlib.contextmanager
-    def harm(self, *jobs: str) -> Iterator[None]:
-        """What may be running before or after what is done may be killed by it."""
-        hit = on_their_way(self.spool)
+    def harm(self, *jobs: str, seconds: float = 0.0) -> Iterator[None]:
+        """What may be running before or after what is done may be killed by it, and a tail's pump with it: for so many
+        seconds more, and as long as PBS takes to kill."""
+        began, hit = time.time(), on_their_way(self.spool)
         with contextlib.suppress(Refusal):
             yield
         self.harmed = time.monotonic()
+        self.promises.excuses.append((began, time.time() + seconds + KILLED_WITHIN))
         hit |= on_their_way(self.spool)
         self.promises.disturbed |= {attempt for attempt in hit if not jobs or attempt[0] in jobs}
+
+    @contextlib.contextmanager
+    def cancelling(self, job: str) -> Iterator[None]:
+        """It may be cancelled, and a tail's pump killed with it."""
+        self.touched |= {(job, attempt) for attempt in range(1, self.newest[job] + 1)}
+        began = time.time()
+        yield
+        self.promises.excuses.append((began, time.time() + KILLED_WITHIN))
 
     def trouble(self, name: str, **values: Any) -> None:
         self.cluster.fault(name, **values)
@@ -201,7 +213,7 @@ class AnyOrder:
 
     # -- the relay's own ways ------------------------------------------------------------------------------------------
 
-    @step(6, kind=st.sampled_from(sorted(KINDS)), count=st.integers(1, 3), by_hand=st.booleans())
+    @step(4, kind=kinds, count=st.integers(1, 3), by_hand=st.booleans())
     def add(self, kind: str, count: int, by_hand: bool) -> None:
         for _ in range(count):
             job = "j%02d" % len(self.jobs)
@@ -224,8 +236,10 @@ class AnyOrder:
         if code == 0 and calm and '"busy": false' in self.said:
             self.promises.wake_is_pending()
 
-    @step(8, point=points, nth=passes)
-    def pump_is_killed(self, point: str, nth: int) -> None:
+    @step(8, kind=kinds, point=points, nth=passes)
+    def pump_is_killed(self, kind: str, point: str, nth: int) -> None:
+        """One that has something to do; or who comes after it."""
+        self.add(kind, 1, False)
         self.agent("wake", point="%s:%d" % (point, nth))
 
     @step(4, number=some)
@@ -240,8 +254,8 @@ class AnyOrder:
     def operate(self, op: str, number: int, point: str | None) -> None:
         job = self.the(number)
         if job:
-            self.touched |= {(job, self.newest[job])} if op == "cancel" else set()
-            self.agent(op, job, point=point or "")
+            with self.cancelling(job) if op == "cancel" else contextlib.nullcontext():
+                self.agent(op, job, point=point or "")
 
     @step(3, number=some)
     def retry(self, number: int) -> None:
@@ -261,11 +275,10 @@ class AnyOrder:
         job_id = self.live_id(job) if job else ""
         if not job_id:
             return
-        if command == "qdel":
-            self.touched |= {(job, attempt) for attempt in range(1, self.newest[job] + 1)}
-        elif command == "qrls":
+        if command == "qrls":
             self.promises.freed.add(job_id)
-        with self.harm(job) if command == "qrerun" else contextlib.nullcontext():
+        around = {"qdel": self.cancelling, "qrerun": self.harm}.get(command, contextlib.nullcontext)
+        with around(job):
             self.cluster.run(command, *(["-W", "force"] if command == "qrerun" else []), job_id)
 
     @step(1)
@@ -284,11 +297,11 @@ class AnyOrder:
         # A pump by hand would sit there as long as a query may take.
         self.trouble(name, **({"seconds": 1} if name == "hung" else {}))
 
-    @step(4)
+    @step(3)
     def server_is_back(self) -> None:
         self.no_trouble()
 
-    @step(2, every=st.integers(1, 3))
+    @step(3, every=st.integers(1, 3))
     def replies_are_lost(self, every: int) -> None:
         self.trouble("lose_reply", every=every)
 
@@ -321,7 +334,7 @@ class AnyOrder:
 
     @step(2, node=st.sampled_from(NODES), seconds=st.sampled_from([0.3, 1.5]))
     def node_is_lost(self, node: str, seconds: float) -> None:
-        with self.harm():
+        with self.harm(seconds=seconds):
             self.cluster.vanish(seconds, node)
 
     @step(1, node=st.sampled_from(NODES))
