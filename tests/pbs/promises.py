@@ -34,7 +34,7 @@ class Promises:
     """`check` raises Broken where one of them does not hold.
 
     ran          file to which each payload appends "start JOB ATTEMPT ID" when it starts
-    caps         max_running, max_queued
+    caps         payloads that may run, jobs that may be queued
     interval     query_interval
     added        the attempts that were handed over
     rerunnable   those of them that PBS may run again, under the same id
