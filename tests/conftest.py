@@ -36,6 +36,7 @@ class Size:
     jobs          jobs of the end-to-end batches
     acquisitions  of the lock, by `contenders` processes in all
     examples      of each property test
+    clusters      of the property test over PBS, 50 steps each
     cuts          places at which a stream is cut, a byte flipped, a log torn
     big_file      bytes of the file that must not fit in memory twice
     idle_jobs     completed jobs in ledger and spool when the cost of an idle sync is looked at
@@ -51,6 +52,7 @@ class Size:
         self.contenders = 40
         self.acquisitions = 100000 if self.long else 10000
         self.examples = 2000 if self.long else 100
+        self.clusters = 42 if self.long else 6
         self.cuts = 20000 if self.long else 1000
         self.big_file = (2 << 30) + 1 if self.long else (64 << 20) + 1
         self.idle_jobs = 20000 if self.long else 5000

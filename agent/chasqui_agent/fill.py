@@ -75,7 +75,8 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     waits = ends and no_place or dependents.expected(pump.spool, standing)
     silent = bool(pump.report["note"]) and pump.report["note"] != way.REFUSED
     _note_debt(pump, waits)
-    owe(pump, (waits or silent) and not heartbeat.hurry(pump))
+    alone = has_beat and heartbeat.needed(pump.spool) and not _wake_is_certain(pump, standing)
+    owe(pump, (waits or silent or alone) and not heartbeat.hurry(pump))
     if has_beat and known and not heartbeat.enabled(pump.settings, pump.scheduler, pump.state.value):
         pump.report["unfinished"] = True  # only now it is known that the site has no place for a heartbeat
 
@@ -102,6 +103,15 @@ def _note_limits(pump: "Round", site: site_limits.Site) -> None:
 def _size(pump: "Round", asked: "Dict[str, str]") -> int:
     """How many jobs a script counts as."""
     return max(1, len(directives.elements(asked))) if pump.scheduler.has_arrays else 1
+
+
+def _wake_is_certain(pump: "Round", standing: "List[live.Standing]") -> bool:
+    """Whether the heartbeat is known to be in the queue, or a job of ours that will end: not where each request was
+    sent, and nobody knows whether it arrived."""
+    known = heartbeat.beats(pump.spool)
+    if known and known[-1].id:
+        return True
+    return pump.report["submitted"] > 0 or any(not job.held and job.flagged < job.size for job in standing)
 
 
 def _note_debt(pump: "Round", waits: bool) -> None:

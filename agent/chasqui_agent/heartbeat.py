@@ -41,6 +41,7 @@ fault.register(
 CALL_SECONDS = 60.0
 HURRY = 2  # query intervals until a beat comes where slots could not be filled: 60 s; the longest E seen took 32 s
 LATE_SECONDS = 60.0  # after its time, a beat may still wait for a place to run
+DOUBT_SECONDS = 50.0  # a beat that may never have arrived; shorter than linger.py stays, and two beats do no harm
 STAY_SECONDS = 180.0  # how long one that runs tries to get the next one a place; its walltime is five minutes
 NAME = "beat"
 # Of the last job the scheduler took: a beat must be let in where the jobs are.
@@ -123,7 +124,7 @@ def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: b
     if job is None:
         # An id unknown may still turn up: the submission's reply was lost, or it is on its way.
         asked = snapshot.knows(beat.id or beat.token)
-        return not asked or (not beat.id and pump.now - beat.made < pump.settings.grace)
+        return not asked or (not beat.id and pump.now - beat.made < min(pump.settings.grace, DOUBT_SECONDS))
     if not beat.id:
         _write(pump.spool, beat._replace(id=job.id))
     # Where nobody asked whether it runs: one that says its time is over (`beat`, by ssh) is the one that woke us.

@@ -5,7 +5,7 @@ import time
 
 from agent.test_refused import Choosy, Desk
 from chasqui_agent import files, heartbeat, settings
-from chasqui_agent.schedulers.base import Live, Snapshot
+from chasqui_agent.schedulers.base import Live, Snapshot, Submission
 
 
 class Beating(Choosy):
@@ -31,3 +31,31 @@ def test_beats_that_rearm_themselves_leave_no_trail(root, monkeypatch):
     desk.pump()
     assert [beat.n for beat in heartbeat.beats(desk.spool)] == [4, 5]
     assert sorted(os.listdir(folder)) == ["hb.4", "hb.5", "script.4", "script.5"]
+
+
+class Mute(Choosy):
+    """A scheduler that takes requests without a word; by what can be asked, none has arrived."""
+
+    answer = Submission("unknown", "", "no answer")
+
+    def query(self, ids, sought=(), held=(), known=()):
+        return Snapshot({}, {}, {one.token for one in sought})
+
+    def submit(self, request, timeout, meanwhile=lambda: None):
+        meanwhile()
+        return self.answer
+
+
+def test_where_nobody_knows_whether_anything_arrived_somebody_stays_and_looks(root, monkeypatch):
+    """Not for the whole of the grace period: the one who stays would be gone by then."""
+    desk = Desk(root, monkeypatch)
+    desk.scheduler = Mute()
+    settings.change(desk.spool, heartbeat=15)
+    desk.add("good")
+    assert desk.pump()["debt"]
+    assert [(beat.n, beat.id) for beat in heartbeat.beats(desk.spool)] == [(1, "")]
+    desk.scheduler.answer = Submission("accepted", "7.server", "")
+    assert desk.pump()["debt"]  # it may be on its way yet
+    monkeypatch.setattr(heartbeat, "DOUBT_SECONDS", 0.0)
+    assert not desk.pump()["debt"]
+    assert [(beat.n, beat.id) for beat in heartbeat.beats(desk.spool)] == [(1, ""), (2, "7.server")]

@@ -139,3 +139,17 @@ def test_a_server_that_is_away(tmp_path: Path, cluster: Cluster, size: Size, fau
     assert fault == "hung" or 1 in codes, "nobody noticed: this test shows nothing"
     trouble.finish()
     assert not trouble.tokens("duplicate")
+
+
+def test_a_server_that_dies_with_every_request(tmp_path: Path, cluster: Cluster) -> None:
+    """Neither the job nor the heartbeat ever arrives, and nobody can know; nothing in the queue wakes the relay."""
+    root = PbsRoot(tmp_path / "root", cluster, grace=2, heartbeat=0.1)
+    root.drop("it")
+    with cluster.faulty("delay_accept", drop=True):
+        assert not root.pump()["submitted"]
+        cluster.kill_server()
+        cluster.start_server()
+    assert not cluster.table()
+    until(lambda: root.starts("it"), "it runs, and nobody pumped", 120)
+    root.finish(1)
+    assert root.starts("it") == 1 and root.flag("it")[0] == "DONE"
