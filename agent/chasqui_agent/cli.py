@@ -23,7 +23,7 @@ USAGE = """usage: python3 -I -S chasqui-agent.pyz [--root DIR] VERB
   cron [--slurm] [--every MINUTES]         the line for a crontab (or scrontab) that wakes the relay
   doctor                    python, folder, scheduler: does the relay work here?
   selftest                  does this file system do what the relay rests on?
-  install [--scheduler openpbs|slurm|shell] [--work-root DIR]
+  install [--scheduler openpbs|torque|slurm|slurm-torque|shell] [--work-root DIR]
   remove [--purge]          refuses while anything waits or runs; work/ stays unless --purge
   wake [--reason R] [--budget SECONDS]     what jobs call at their end: prints nothing, always exits 0
   serve --nonce HEX         the cluster's side of a session, for the client
