@@ -21,7 +21,7 @@ def torque() -> Iterator[Cluster]:
 def told(cluster: Cluster, job: str) -> dict[str, str]:
     """The attributes that qstat tells of a job, each on a line of its own."""
     lines = cluster.run("qstat", "-f", "-1", job).stdout.splitlines()
-    return dict(line.strip().split(" = ", 1) for line in lines if line.startswith("    ") and " = " in line)
+    return dict(line.lstrip().split(" = ", 1) for line in lines if line.startswith("    ") and " = " in line)
 
 
 def ended(cluster: Cluster, job: str) -> dict[str, str]:

@@ -22,7 +22,11 @@ def main(command, args):
     if args == ["--version"]:
         sys.stderr.write(VERSION)
         return 0
-    return {"qsub": submit, "qstat": status, "qselect": select}.get(command, change)(command, args)
+    try:
+        return {"qsub": submit, "qstat": status, "qselect": select}.get(command, change)(command, args)
+    except options.Wrong as wrong:
+        sys.stderr.write("%s: invalid option -- '%s'\n" % (command, wrong.letter))
+        return 2
 
 
 def serve():
