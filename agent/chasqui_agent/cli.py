@@ -24,7 +24,7 @@ USAGE = """usage: python3 -I -S chasqui-agent.pyz [--root DIR] VERB
   caps [--json]             limits the site publishes, those learnt from its refusals, and the caps, side by side
   doctor                    python, folder, scheduler: does the relay work here?
   selftest                  does this file system do what the relay rests on?
-  install [--scheduler openpbs|slurm|shell] [--work-root DIR]
+  install [--scheduler openpbs|torque|slurm|slurm-torque|shell] [--work-root DIR]
   remove [--purge]          refuses while anything waits or runs; work/ stays unless --purge
   wake [--reason R] [--budget SECONDS]     what jobs call at their end: prints nothing, always exits 0
   serve --nonce HEX         the cluster's side of a session, for the client

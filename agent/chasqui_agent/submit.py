@@ -98,9 +98,10 @@ def _not_for(pump: "Round", request: Request) -> "Optional[Submission]":
     if meant and pump.scheduler.reads not in ("", meant):
         words = (meant, pump.scheduler.called, pump.scheduler.reads)
         return Submission("permanent", "", "the script has #%s lines; for %s it needs #%s lines, and no others" % words)
-    if pump.scheduler.has_arrays or "J" not in request.directives:
+    letter = next((letter for letter in "Jt" if letter in request.directives), "")  # t: Torque's
+    if pump.scheduler.has_arrays or not letter:
         return None
-    return Submission("permanent", "", "the %s scheduler has no job arrays (#PBS -J)" % pump.scheduler.name)
+    return Submission("permanent", "", "the %s scheduler has no job arrays (#PBS -%s)" % (pump.scheduler.name, letter))
 
 
 def _record_late(pump: "Round", entry: Entry, job_id: str, held: bool) -> None:
@@ -168,7 +169,7 @@ def prepare(pump: "Round", entry: Entry) -> Request:
     return Request(
         script=path,
         folder=folder,
-        name=queue_name(name, token, pump.scheduler.name_limit),
+        name=queue_name(pump.scheduler.name_in_queue(name), token, pump.scheduler.name_limit),
         token=token,
         variables=variables(asked.get("v", "")) + [("CHASQUI_TOKEN", token), ("CHASQUI_ROOT", spool.root)],
         output=output,
@@ -189,7 +190,8 @@ def sought(pump: "Round", entry: Entry) -> Sought:
             asked = directives.asked(stream.read())
     except FileNotFoundError:
         asked = {}
-    name = queue_name(_name(pump.spool, entry, asked), entry.token, pump.scheduler.name_limit)
+    name = pump.scheduler.name_in_queue(_name(pump.spool, entry, asked))
+    name = queue_name(name, entry.token, pump.scheduler.name_limit)
     return Sought(entry.token, name, pump.spool.work_dir(entry.job, entry.attempt))
 
 

@@ -34,6 +34,7 @@ ANY = "any"  # no remote: what a job is for that goes to the first with a slot f
 MAX_FILE = 100 * 10 ** 6  # bytes; bigger results stay on the cluster until asked for
 CACHE_SIZE = 2 << 30  # bytes
 CAP_TABLES = "queues", "projects", "accounts"
+SCHEDULERS = ("auto", "openpbs", "torque", "slurm", "slurm-torque", "shell")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 _ROOT = re.compile(r"[A-Za-z0-9_./~+@%,=:-]+\Z")  # the root stands unquoted in a line that four shells must read alike
 _SSH_OPTION = re.compile(r"[A-Za-z]+=[^\0\r\n]*\Z")
@@ -264,8 +265,8 @@ def _root(table: Table, key: str, default: str) -> str:
 
 def _scheduler(table: Table) -> str:
     scheduler = table.text("scheduler", "auto")
-    if scheduler not in ("auto", "openpbs", "slurm", "shell"):
-        raise table.bad("scheduler", 'must be "auto", "openpbs", "slurm" or "shell"')
+    if scheduler not in SCHEDULERS:
+        raise table.bad("scheduler", "must be " + ", ".join('"%s"' % name for name in SCHEDULERS[:-1]) + ' or "shell"')
     return scheduler
 
 
@@ -377,7 +378,8 @@ host = "{host}"
 #python = "auto"          # or the path of a Python 3.6 or newer on the cluster
 #ssh_config = ""          # another ssh config file than ~/.ssh/config
 #ssh_options = []         # such as ["Port=2222", "ProxyJump=gate"]
-#scheduler = "auto"       # or "openpbs" (PBS Pro, too), "slurm", or "shell": plain processes, no batch system
+#scheduler = "auto"       # or "openpbs" (PBS Pro, too), "torque", "slurm", "slurm-torque" (#PBS scripts on a Slurm that
+                          # has a qsub), or "shell": plain processes, no batch system
 #pbs_bin = ""             # where qsub or sbatch is, if not on PATH, in /etc/pbs.conf or in its usual places
 #wake_via = "auto"        # who goes on when a job ends: "direct", "ssh:LOGINHOST", "hook" or "sync"; see agent/README
 #bandwidth = "unlimited"  # in each direction; "20MiB/s", "100Mbit/s"

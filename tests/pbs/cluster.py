@@ -35,6 +35,7 @@ class Cluster:
     history          job_history_enable
     daemon_seconds   life of the background qsub (real: 60); 0 for none
     root_jobs        root may own jobs (acl_roots); a real server refuses them with 175 unless told otherwise
+    dialect          "torque": server and commands as those of a Torque (mockpbs/torque.py)
 
     environment      for commands: PATH with the commands first, PBS_CONF_FILE, HOME
     home             PBS_HOME of the first node; `pbs_home(node)` of the others
@@ -43,11 +44,11 @@ class Cluster:
 
     def __init__(self, folder: Path | None = None, nodes: tuple[str, ...] = ("pbshost",), ncpus: int = 8,
                  scale: float = 1.0, history: bool = True, daemon_seconds: float = 60.0,
-                 root_jobs: bool = True) -> None:  # fmt: skip
+                 root_jobs: bool = True, dialect: str = "openpbs") -> None:  # fmt: skip
         self.folder = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="mockpbs."))
         self.owned = folder is None
         self.nodes, self.ncpus, self.scale, self.history = nodes, ncpus, scale, history
-        self.daemon_seconds, self.root_jobs = daemon_seconds, root_jobs
+        self.daemon_seconds, self.root_jobs, self.dialect = daemon_seconds, root_jobs, dialect
         self.port, self.control_port = free_ports(2)
         self.exec = self.folder / "exec"
         self.home = self.pbs_home()
@@ -98,6 +99,7 @@ class Cluster:
             "PBS_SERVER": "pbshost", "PBS_SERVER_HOST_NAME": "127.0.0.1", "PBS_SERVER_PORT": self.port,
             "PBS_CONTROL_PORT": self.control_port, "PBS_HOME": home, "PBS_EXEC": self.exec, "PBS_TMPDIR": home / "tmp",
             "PBS_LEAF_NAME": node, "PBS_QSUB_DAEMON_SECONDS": self.daemon_seconds,
+            "PBS_DIALECT": self.dialect,
         }.items()))  # fmt: skip
         (home / "pbs_environment").write_text("PBS_CONF_FILE=%s\n" % self.conf(node))
         config = home / "mom_priv" / "config"

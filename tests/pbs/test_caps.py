@@ -336,12 +336,22 @@ def test_a_new_root_finds_the_scheduler_of_its_host(tmp_path: Path, cluster: Clu
         assert json.loads(Path(root.path, "config.json").read_text())["scheduler"] == expected
 
 
+def test_a_torque_is_found_by_its_version(tmp_path: Path) -> None:
+    with Cluster(scale=0.1, dialect="torque") as cluster:
+        root = PbsRoot(tmp_path / "root", cluster)
+        root.path = str(tmp_path / "new")
+        assert root.agent("install")[0] == 0
+        assert json.loads(Path(root.path, "config.json").read_text())["scheduler"] == "torque"
+        code, out, _ = root.agent("doctor")
+        assert code == 0 and "torque: Torque 6.1.2, commands in" in out and "server pbshost answers" in out
+
+
 @pytest.fixture
 def strange(tmp_path: Path) -> Path:
-    """A folder with somebody else's qsub."""
+    """A folder with somebody else's qsub: Grid Engine's."""
     place = tmp_path / "bin"
     place.mkdir()
-    (place / "qsub").write_text("#!/bin/sh\necho 'Version: 6.1.3' >&2\n")
+    (place / "qsub").write_text("#!/bin/sh\necho 'qsub: ERROR! invalid option argument \"--version\"' >&2\nexit 1\n")
     (place / "qsub").chmod(0o755)
     return place
 

@@ -1,4 +1,4 @@
-"""The relay over PBS: one pump by hand, then the jobs' own ends move everything on; each payload once, caps held."""
+"""The relay over PBS: what its heartbeat does, and the roots and samplers that others use; see also tests/relay."""
 
 import os
 import sys
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import needs
 from agent.agentroot import AGENT, Root, until
 from pbs.cluster import Cluster
 
@@ -84,70 +83,7 @@ class Sampler(threading.Thread):
         return found
 
 
-@pytest.mark.parametrize("version", ["3.6", "this one"])
-def test_the_relay_runs_everything_once_under_the_caps(
-        tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str], version: str) -> None:
-    python = sys.executable if version == "this one" else needs.python36() or needs.missing("Python 3.6")
-    root = PbsRoot(tmp_path / "root", cluster, python, max_queued=8, max_running=4)
-    names = ["job%02d" % number for number in range(24)]
-    for number, name in enumerate(names):
-        root.drop(name, seconds=0.2 + number % 5 * 0.1, directives="#PBS -l select=1:ncpus=1\n#PBS -N her.own")
-    with Sampler(root) as sampler:
-        assert root.pump()["submitted"]  # how many before the first tail helps is a matter of speed
-        until(lambda: all(root.starts(name) for name in names), "every payload started, by the tails alone", 120)
-        root.finish(24)
-    assert sampler.samples > 20
-    assert [root.starts(name) for name in names] == [1] * 24
-    assert root.outcomes()["ended"] == 24
-    assert sampler.payloads <= 4 and sampler.waiting <= 8
-    with capsys.disabled():
-        print("\nrelay over PBS: %d samples, at most %d payloads of 4, %d waiting of 8, %d live" %
-              (sampler.samples, sampler.payloads, sampler.waiting, sampler.live))
-
-
-def test_a_job_deleted_by_hand_is_cancelled(tmp_path: Path, cluster: Cluster) -> None:
-    root = PbsRoot(tmp_path / "root", cluster)
-    root.drop("long", seconds=300)
-    root.pump()
-    until(lambda: root.starts("long"), "it runs")
-    job = next(job for job in cluster.table() if job["state"] == "R")
-    assert cluster.run("qdel", job["id"]).returncode == 0
-    until(lambda: (time.sleep(1.1), root.pump(), root.outcomes()["cancelled"])[-1], "it is cancelled", 120)
-    told = [record for record in root.log() if record["ev"] == "cancelled"]
-    assert told[0]["why"] == "deleted in PBS" and told[0]["exit"] == 271
-
-
-def test_a_server_that_is_down_changes_nothing(tmp_path: Path, cluster: Cluster) -> None:
-    root = PbsRoot(tmp_path / "root", cluster)
-    root.drop("waits")
-    with cluster.faulty("down"):
-        code, out, _ = root.agent("pump")
-        assert code == 1 and "does not answer" in out, out
-    assert root.finished() == 0 and root.outcomes()["rejected"] == 0
-    root.finish(1)
-    assert root.starts("waits") == 1
-
-
 # -- the heartbeat -----------------------------------------------------------------------------------------------------
-
-
-def test_the_relay_goes_on_after_all_its_jobs_were_killed(tmp_path: Path, cluster: Cluster) -> None:
-    """Nobody pumps by hand: no tail ran, and only the heartbeat is left."""
-    root = PbsRoot(tmp_path / "root", cluster, max_queued=6, max_running=3, heartbeat=0.05)
-    for number in range(2):
-        root.drop("long%d" % number, seconds=300)
-    root.pump()
-    until(lambda: root.starts("long0") and root.starts("long1"), "both run")
-    names = ["job%d" % number for number in range(6)]
-    for name in names:
-        root.drop(name, seconds=0.1)
-    assert len(root.beats()) == 1
-    cluster.kill_all_jobs()
-    until(lambda: all(root.starts(name) == 1 for name in names) and root.finished() == 8, "the rest, by itself", 120)
-    until(lambda: not root.beats(), "no heartbeat where nothing is left to wait for")
-    assert sorted(root.flag(record["job"])[0] for record in root.log() if record["ev"] == "ended") == \
-        ["DONE"] * 6 + ["FAIL"] * 2
-    assert root.outcomes()["stalled"] == 0
 
 
 def test_slots_that_ending_jobs_still_hold_are_filled_later(tmp_path: Path, cluster: Cluster) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import needs
 from agent.agentroot import AGENT, until
+from chasqui_agent import settings
 from pbs.cluster import Cluster
 from pbs.test_relay import PbsRoot
 
@@ -256,3 +257,21 @@ def test_a_login_host_that_is_refused_says_nothing_of_nodes(tmp_path: Path, clus
     time.sleep(1.1)
     root.finish(3)
     assert [root.starts(name) for name in names] == [1] * 3
+
+
+def test_the_users_own_epilogue_goes_on_where_the_jobs_were_killed(tmp_path: Path) -> None:
+    """On a Torque: no tail ran, there is no heartbeat, and nobody pumps by hand."""
+    with Cluster(scale=0.1, dialect="torque") as cluster:
+        root = PbsRoot(tmp_path / "root", cluster, max_running=2, heartbeat=0)
+        settings.change(root.spool, scheduler="torque")
+        for name in ("one", "two"):
+            root.drop(name, seconds=300)
+        root.pump()
+        until(lambda: root.starts("one") and root.starts("two"), "they run")
+        root.drop("next", seconds=0.1)
+        root.pump()
+        assert root.starts("next") == 0
+        cluster.kill_all_jobs()
+        until(lambda: root.starts("next"), "the next one, by itself", 120)
+        assert "epilogue" in [record.get("reason") for record in root.log() if record["ev"] == "pumped"]
+        root.finish(3)

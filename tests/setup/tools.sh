@@ -15,6 +15,9 @@ for tool in oathtool tcsh fish zsh rsync; do
 done
 # A real Slurm: controller, nodes and commands on loopback.
 command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || lacks slurm-wlm
+# The qsub that imitates Torque's needs Perl's way to Slurm.
+# shellcheck disable=SC2016
+/usr/bin/perl -e 'for (@INC) { exit 0 if -e "$_/Slurm.pm" } exit 1' 2>/dev/null || lacks libslurm-perl
 # The Docker cluster. An engine that runs elsewhere needs no dockerd here.
 if [ -z "${DOCKER_HOST:-}" ] && ! command -v dockerd >/dev/null; then
     docker info >/dev/null 2>&1 || lacks docker.io
@@ -30,9 +33,14 @@ if [ ! -x /usr/bin/python3 ] || ! /usr/bin/python3 -c 'import ensurepip, venv' 2
     lacks python3-venv
 fi
 
-[ -n "$missing" ] || exit 0
+# Unpacked and not installed: every test that looks for a qsub would find it.
+wrappers=/usr/local/lib/slurm-wlm-torque
+unpacked=slurm-wlm-torque
+[ -x "$wrappers/usr/bin/qsub" ] && unpacked=
+
+[ -n "$missing$unpacked" ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-    echo "not installed here:$missing"
+    echo "not installed here:$missing $unpacked"
     exit 0
 fi
 
@@ -43,10 +51,16 @@ if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
 fi
 export DEBIAN_FRONTEND=noninteractive
-echo "installing:$missing"
+echo "installing:$missing $unpacked"
 log=$(mktemp)
 # shellcheck disable=SC2086
-if { apt-get update && apt-get install -y --no-install-recommends --no-upgrade $missing; } >"$log" 2>&1; then
+install_all() {
+    apt-get update && { [ -z "$missing" ] || apt-get install -y --no-install-recommends --no-upgrade $missing; } || return
+    [ -n "$unpacked" ] || return 0
+    place=$(mktemp -d) && (cd "$place" && apt-get -o APT::Sandbox::User=root download "$unpacked" &&
+        dpkg -x "$unpacked"_*.deb "$wrappers") && rm -r "$place"
+}
+if install_all >"$log" 2>&1; then
     rm -f "$log"
 else
     tail -n 15 "$log" >&2

@@ -7,6 +7,7 @@ if MYPY:
     from .base import Scheduler
 
 
+NAMES = ("openpbs", "torque", "slurm", "slurm-torque", "shell")
 DETECT_SECONDS = 20.0
 
 
@@ -15,16 +16,19 @@ class Unknown(Exception):
 
 
 def detect() -> str:
-    """The name of the scheduler of this host: "openpbs" or "slurm" where its commands are, "shell" where there is
-    neither qsub nor sbatch. Raises Unknown for a batch system that we can't drive."""
+    """The name of the scheduler of this host: "openpbs", "torque" or "slurm" where its commands are, "shell" where
+    there is neither qsub nor sbatch. Raises Unknown for a batch system that we can't drive."""
     from .openpbs import pbs_version
     from .pbs_commands import Commands, NotStarted
+    from .torque import torque_version
 
     commands, path = Commands(), ""
     try:
         path = commands.find("qsub")[0]
         if pbs_version(commands, DETECT_SECONDS):
             return "openpbs"
+        if torque_version(commands, DETECT_SECONDS):
+            return "torque"
     except NotStarted:
         pass
     # A qsub may also be Slurm's own imitation of one.
@@ -35,8 +39,8 @@ def detect() -> str:
     if not path:
         return "shell"
     raise Unknown(
-        "%s is not OpenPBS's or PBS Pro's: this batch system is not supported yet; for plain processes on this very"
-        ' host instead: scheduler = "shell" (by hand: install --scheduler shell)' % path
+        "%s is not OpenPBS's, PBS Pro's or Torque's: this batch system is not supported yet; for plain processes on"
+        ' this very host instead: scheduler = "shell" (by hand: install --scheduler shell)' % path
     )
 
 
@@ -50,8 +54,16 @@ def choose(spool: "Spool", settings: "Settings") -> "Scheduler":
         from .openpbs import OpenPBS
 
         return OpenPBS(spool, settings)
+    if settings.scheduler == "torque":
+        from .torque import Torque
+
+        return Torque(spool, settings)
     if settings.scheduler == "slurm":
         from .slurm import Slurm
 
         return Slurm(spool, settings)
-    raise Unknown("no scheduler named %r; known: openpbs, slurm, shell" % settings.scheduler)
+    if settings.scheduler == "slurm-torque":
+        from .slurm_torque import SlurmTorque
+
+        return SlurmTorque(spool, settings)
+    raise Unknown("no scheduler named %r; known: %s" % (settings.scheduler, ", ".join(NAMES)))

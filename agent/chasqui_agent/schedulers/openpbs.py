@@ -18,7 +18,7 @@ from .pbs_commands import Commands, NotStarted
 
 MYPY = False
 if MYPY:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
     from ..settings import Settings
     from ..spool import Spool
@@ -64,6 +64,8 @@ class OpenPBS(Scheduler):
     name = "openpbs"
     called = "PBS"
     has_arrays = True
+    running_states = "RESUB"
+    selects_elements = True  # qselect -T lists the elements of arrays, and without it none is listed
 
     def __init__(self, spool: "Spool", settings: "Settings") -> None:
         self.commands = Commands(getattr(settings, "pbs_bin", "") or "")
@@ -88,6 +90,10 @@ class OpenPBS(Scheduler):
     def select(self, *words: str) -> "List[str]":
         """The ids one qselect prints. Raises Unreachable."""
         return self._selected(self.ask("qselect", *words))
+
+    def select_live(self) -> "List[str]":
+        """The ids of this user's live jobs, an array as one. Raises Unreachable."""
+        return self.select("-u", self.user)
 
     def select_named(self, name: str, history: bool) -> "Tuple[List[str], bool]":
         """(ids of the jobs of a name, ended ones too where `history`; whether there is a history)."""
@@ -115,9 +121,8 @@ class OpenPBS(Scheduler):
     def look_at(self, ids: "List[str]", history: bool) -> "Tuple[Dict[str, qstat_text.Job], Set[str], bool]":
         """One qstat of some ids: (what it says of them, those it does not know, whether there is a history). Raises
         Unreachable."""
-        words = ["qstat", "-x", "-f", "-w"] if history else ["qstat", "-f", "-w"]
         seconds = self.within(self.query_seconds)
-        result = self.commands.run(words + ids, seconds)
+        result = self.commands.run(self.full_words(history) + ids, seconds)
         if history and _NO_HISTORY in result.err:
             return self.look_at(ids, False)
         # The exit code is the last id's: 153 where that one is unknown, 35 where it has ended.
@@ -130,6 +135,14 @@ class OpenPBS(Scheduler):
         found = qstat_text.parse(result.out)
         unknown = {job_id for job_id in ids if job_id not in found and _is_unknown(job_id, result.err)}
         return found, unknown, history
+
+    def full_words(self, history: bool) -> "List[str]":
+        """The qstat that tells everything, each attribute on one line."""
+        return ["qstat", "-x", "-f", "-w"] if history else ["qstat", "-f", "-w"]
+
+    def ending(self, job: "qstat_text.Job", token: str) -> Ended:
+        """What became of a job that qstat tells of after its end."""
+        return ending(job, token)
 
     def waiting_reasons(self, ids: "Iterable[str]") -> "Dict[str, str]":
         """Why queued jobs do not start, in PBS's words, of the first few `ids`. One qstat. Raises Unreachable."""
@@ -157,7 +170,7 @@ class OpenPBS(Scheduler):
             return Submission("permanent", "", text)
         timeout = self.within(timeout)
         try:
-            result = self.commands.run(arguments(request), timeout, request.folder, meanwhile)
+            result = self.commands.run(self.arguments(request), timeout, request.folder, meanwhile)
         except NotStarted as error:
             return Submission("temporary", "", str(error))
         lines = {line.strip() for line in result.out.split("\n")}
@@ -170,6 +183,9 @@ class OpenPBS(Scheduler):
         asked = request.directives
         refusal = refusals.classify(result.code, result.err + result.out, asked.get("q", ""), "J" in asked)
         return Submission(refusal.kind, "", text, refusal.learn, refusal.here, refusal.shared)
+
+    def arguments(self, request: Request) -> "List[str]":
+        return arguments(request)
 
     @property
     def name_limit(self) -> int:  # type: ignore[override]
@@ -216,7 +232,7 @@ class OpenPBS(Scheduler):
 
     def describe(self) -> str:
         path, source = self.commands.find("qsub")
-        live = len(self.select("-u", self.user))
+        live = len(self.select_live())
         history = "on" if self.select_named("chasqui.none", True)[1] else "off"
         text = "openpbs: PBS %s, commands in %s (from %s)" % (self.version() or "?", os.path.dirname(path), source)
         return "%s, server %s answers, history %s, %d live jobs of %s" % (
@@ -281,22 +297,23 @@ class Round:
         return Snapshot(self._live, self._ended, self._asked, calls, self._notes)
 
     def _count(self) -> None:
-        every = self._pbs.select("-u", self._pbs.user)
-        arrays = any("[" in job_id for job_id in every)
+        every = self._pbs.select_live()
+        arrays = self._pbs.selects_elements and any("[" in job_id for job_id in every)
         strangers = set(every) - set(self._ids) - self._known
         # Of a running array only its elements are R, and only -T shows them. Those that wait are listed first: one that
         # starts in between is seen twice, not missed.
         queued = self._pbs.select("-u", self._pbs.user, "-T", "-s", "QHW") if arrays else []
         running: "List[str]" = []
         if arrays or strangers:
-            running = self._pbs.select("-u", self._pbs.user, *(["-T"] if arrays else []), "-s", "RESUB")
+            letters = (["-T"] if arrays else []) + ["-s", self._pbs.running_states]
+            running = self._pbs.select("-u", self._pbs.user, *letters)
         # A stranger counts as one that waits, held or not; unless it may be the submission we look for.
         unsure = set(every) - self._known - (set() if self._sought else strangers) - set(running)
         held = set(self._pbs.select("-u", self._pbs.user, "-s", "H")) if arrays or unsure else set()
         elements = self._elements(queued, running)
-        started = {job_id for job_id in running if not _parent(job_id)}
+        started = {job_id for job_id in running if not self._is_element(job_id)}
         for job_id in every + sorted(started - set(every)):
-            if _parent(job_id):
+            if self._is_element(job_id):
                 continue
             if "[]" in job_id:
                 self._live[job_id] = _array(job_id, job_id in held, elements.get(job_id))
@@ -304,6 +321,10 @@ class Round:
                 self._live[job_id] = Live(job_id, "", "", 1, 0)
             else:
                 self._live[job_id] = Live(job_id, "R" if job_id in started else "H" if job_id in held else "Q")
+
+    def _is_element(self, job_id: str) -> bool:
+        """Whether a job counts as a part of its array, which is on the list too."""
+        return self._pbs.selects_elements and bool(_parent(job_id))
 
     @staticmethod
     def _elements(queued: "List[str]", running: "List[str]") -> "Dict[str, _Elements]":
@@ -342,9 +363,9 @@ class Round:
         for job_id, job in found.items():
             token = job.variables.get("CHASQUI_TOKEN", "")
             token = next((one.token for one in lost if _is_of(job, one)), token)
-            if job.state in ("F", "X", "M"):
+            if job.state in ("F", "X", "M", "C"):
                 self._live.pop(job_id, None)
-                self._ended[job_id] = ending(job, token)
+                self._ended[job_id] = self._pbs.ending(job, token)
             else:
                 self._live[job_id] = self._corrected(job, token)
                 if note(job):
@@ -460,10 +481,10 @@ def _words(command: str, result: "Result", seconds: float) -> str:
     return said or "%s ended with exit code %d and said nothing" % (command, result.code)
 
 
-def arguments(request: Request) -> "List[str]":
+def arguments(request: Request, command: "Sequence[str]" = ("qsub", "-f")) -> "List[str]":
     """The words of the qsub call. -f: no background qsub that could submit minutes after we gave up. The script's own
     #PBS lines stand in the runner; what is said here beats them."""
-    words = ["qsub", "-f", "-N", request.name, "-S", shell_path()]
+    words = list(command) + ["-N", request.name, "-S", shell_path()]
     # An array that must not be rerun is refused ("cannot submit non-rerunable Array Job"): its runner sees to it.
     words += ["-r", "y" if request.rerun or "J" in request.directives else "n"]
     words += ["-j", "oe", "-o", request.output] if request.join else ["-o", request.output, "-e", request.error]

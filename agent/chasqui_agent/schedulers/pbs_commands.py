@@ -26,6 +26,8 @@ USUAL_PLACES = (
     "/opt/pbspro/default/bin",
     "/usr/pbs/bin",
     "/usr/local/pbs/bin",
+    "/opt/torque/bin",
+    "/usr/local/torque/bin",
     "/usr/local/bin",
     "/usr/bin",
 )

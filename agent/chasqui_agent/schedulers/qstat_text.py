@@ -57,14 +57,14 @@ def _job(job_id: str, values: "Dict[str, str]") -> Job:
         name=values.get("Job_Name", ""),
         state=values.get("job_state", "").strip()[:1],
         substate=_number(values.get("substate")),
-        exit=_number(values.get("Exit_status")),
+        exit=_number(values.get("Exit_status", values.get("exit_status"))),  # Torque writes it small
         holds=values.get("Hold_Types", "").strip(),
         comment=values.get("comment", ""),
         variables=variables(values.get("Variable_List", "")),
         counts=counts(values.get("array_state_count", "")),
         queue=values.get("queue", ""),
         host=values.get("exec_host", ""),
-        arguments=values.get("Submit_arguments", ""),
+        arguments=values.get("Submit_arguments", values.get("submit_args", "")),
     )
 
 

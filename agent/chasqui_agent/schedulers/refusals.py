@@ -50,9 +50,11 @@ _TEXTS = (
     # A limit at some sites and an empty allocation at others: a wait that somebody has to be told of when it lasts.
     ("limit", "would exceed [^\n]* limit|maximum number of jobs|violates queue and/or server resource limits"),
     ("permanent", "rejected by all possible destinations|array job exceeds server or queue size limit"),
+    ("temporary", "cannot connect to server"),  # Torque exits with the errno
     ("permanent", "directive error|unknown queue|unknown resource|illegal attribute or resource value"),
 )
-_HERE = "not allowed from this host|access from host not allowed"
+# The last is Torque's of a host that is none of its submit_hosts.
+_HERE = "not allowed from this host|access from host not allowed|ruserok failed validating"
 
 # Limits of a group or project are shared with others, one on jobs "in 'Q' state" does not count what runs: the number
 # of our own live jobs says nothing about either.

@@ -79,6 +79,7 @@ class Slurm(Scheduler):
     name_limit = 128
     has_arrays = True
     reads = "SBATCH"
+    submits_by = "sbatch"
 
     def __init__(self, spool: "Spool", settings: "Settings") -> None:
         self.commands = Commands(getattr(settings, "pbs_bin", "") or "")
@@ -143,23 +144,29 @@ class Slurm(Scheduler):
         if unset:
             text = "--export=%s: not set where the relay runs; write --export=ALL,%s=VALUE" % (unset[0], unset[0])
             return Submission("permanent", "", text)
-        if request.directives.get("M"):
+        if request.dialect == "SBATCH" and request.directives.get("M"):  # in PBS, who gets mail
             return Submission("permanent", "", "--clusters: only the cluster of this host is looked after")
         timeout = self.within(timeout)
         given = [(name, os.environ[name] if value is None else value) for name, value in request.variables]
         try:
-            result = self.commands.run(arguments(request), timeout, request.folder, meanwhile, given)
+            result = self.call(request, timeout, meanwhile, given)
         except NotStarted as error:
             return Submission("temporary", "", str(error))
         # With a cluster's name behind it where there are several. A site's filter may print more than that.
         ids = re.findall(r"(?m)^([0-9]+)(?:;\S*)?\s*$", result.out)
         if len(ids) == 1 and result.code == 0:
             return Submission("accepted", ids[0] + ("[]" if "J" in request.directives else ""), "")
-        text = _words("sbatch", result, timeout)
+        text = _words(self.submits_by, result, timeout)
         if ids:
             return Submission("unknown", "", text)  # a job there is, whatever else it says
         refusal = slurm_refusals.classify(result.code, result.err + result.out)
         return Submission(refusal.kind, "", text, refusal.learn, refusal.here)
+
+    def call(
+        self, request: Request, timeout: float, meanwhile: "Callable[[], None]", given: "List[Tuple[str, str]]"
+    ) -> "Result":
+        """The call that submits; given: its variables. Raises NotStarted."""
+        return self.commands.run(arguments(request), timeout, request.folder, meanwhile, given)
 
     # -- changing --------------------------------------------------------------------------------------------------
 
@@ -189,11 +196,11 @@ class Slurm(Scheduler):
     # -- telling ---------------------------------------------------------------------------------------------------
 
     def describe(self) -> str:
-        path, source = self.commands.find("sbatch")
+        path, source = self.commands.find(self.submits_by)
         version = self.commands.run(["sbatch", "--version"], HURRY_SECONDS).out.split()
         live = len(_by_job(slurm_text.rows(self._squeue("--format=" + slurm_text.ROWS)), {})[0])
-        words = (version[-1] if version else "?", os.path.dirname(path), source, live)
-        return "slurm: %s, commands in %s (from %s), the controller answers, %d live jobs of yours" % words
+        words = (self.name, version[-1] if version else "?", os.path.dirname(path), source, live)
+        return "%s: %s, commands in %s (from %s), the controller answers, %d live jobs of yours" % words
 
 
 # -- pure ------------------------------------------------------------------------------------------------------------

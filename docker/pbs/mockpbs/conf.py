@@ -12,6 +12,7 @@ DEFAULTS = {
     "PBS_TMPDIR": "/var/tmp",
     "PBS_LEAF_NAME": "",  # the name this host goes by
     "PBS_QSUB_DAEMON_SECONDS": "60",
+    "PBS_DIALECT": "openpbs",  # or "torque": see torque.py
     "PBS_BIND": "127.0.0.1",  # where the server listens; the control port never leaves loopback
 }  # fmt: skip
 
@@ -28,6 +29,7 @@ class Conf:
         self.exec_dir = values["PBS_EXEC"]
         self.tmpdir = values["PBS_TMPDIR"]
         self.host = values["PBS_LEAF_NAME"] or os.uname().nodename.split(".")[0]
+        self.dialect = values["PBS_DIALECT"]
         self.daemon_seconds = float(values["PBS_QSUB_DAEMON_SECONDS"])
 
     def address(self, server=None):

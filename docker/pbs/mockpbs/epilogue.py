@@ -1,4 +1,5 @@
-"""The classic mom_priv/epilogue: root, ten arguments, a bare environment; its exit code changes nothing."""
+"""The classic mom_priv/epilogue: root, ten arguments, a bare environment; its exit code changes nothing.
+And Torque's of the user's own (-l epilogue=), as the user, with the same arguments."""
 
 import grp
 import os
@@ -24,21 +25,37 @@ def run_epilogue(run, status):
         complain(run, path, code, "nonzero p/e exit status")
 
 
-def trusted(path):
-    """Root's (here: the mom's), executable, and writable by nobody else."""
+def run_user_epilogue(run, status):
+    """Nobody else's, executable, and writable by nobody else; skipped without a word to the job."""
+    path = run.job.get("epilogue")
+    if not path or not os.path.exists(path):
+        return
+    if trusted(path, run.account.pw_uid):
+        code = execute(run, path, status, True)
+        run.mom.log("0080", "Job", run.name, "the user's epilogue ended, exit=%d" % code)
+    else:
+        complain(run, path, -1, "Permission Error")
+
+
+def trusted(path, uid=None):
+    """Root's (here: the mom's) or this user's, executable, and writable by nobody else."""
     found = os.stat(path)
-    return found.st_uid == os.getuid() and bool(found.st_mode & stat.S_IXUSR) and not found.st_mode & 0o022
+    owned = found.st_uid == (os.getuid() if uid is None else uid)
+    return owned and bool(found.st_mode & stat.S_IXUSR) and not found.st_mode & 0o022
 
 
 def complain(run, path, code, words):
     run.mom.log("0001", "Job", run.name, "pro/epilogue failed, file: %s, exit: %d, %s" % (path, code, words))
 
 
-def execute(run, path, status):
+def execute(run, path, status, as_user=False):
+    environ = {"PATH": "/bin:/usr/bin", "PBS_JOBDIR": run.home}
+    if as_user:
+        environ = {"PATH": "/bin:/usr/bin", "HOME": run.home, "USER": run.account.pw_name}
     with open(run.output.stdout_path(), "ab") as out, run.mom.fork_lock:
         child = subprocess.Popen(
             [path] + arguments(run, status), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-            cwd=run.home, env={"PATH": "/bin:/usr/bin", "PBS_JOBDIR": run.home})  # fmt: skip
+            cwd=run.home, env=environ, **(run.as_user() if as_user else {}))  # fmt: skip
     try:
         return child.wait(run.mom.delays["epilogue_alarm"])
     except subprocess.TimeoutExpired:

@@ -12,7 +12,7 @@ import threading
 import time
 
 from . import session
-from .epilogue import run_epilogue
+from .epilogue import run_epilogue, run_user_epilogue
 from .hooks import enabled, run_hooks
 from .jobenvironment import environment, script_line, write_nodefile, write_script
 from .resources import clock, seconds, size
@@ -227,6 +227,7 @@ class Run(threading.Thread):
             run_hooks(self, "execjob_epilogue", status)
         else:
             run_epilogue(self, status)
+        run_user_epilogue(self, status)
         self.post("obit", exit_status=status, used=self.used(), jobdir=self.home)
         time.sleep(self.mom.delays["exit"])
         delivered = self.output.deliver()

@@ -23,7 +23,7 @@ class Job:
         "ctime": 0, "mtime": 0, "qtime": 0, "etime": None, "stime": None, "obittime": None, "history": None,
         "node": None, "slot": None, "session": None, "run_count": 0, "exit_status": None, "used": None, "comment": "",
         "deleted_by": "", "rerun": "", "jobdir": "", "stageout": None, "began": False, "remove": "", "mail_users": "",
-        "group_list": "", "linger": 0,
+        "group_list": "", "linger": 0, "epilogue": "",
     }  # fmt: skip
 
     def __init__(self, **values):

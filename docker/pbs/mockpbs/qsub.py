@@ -38,11 +38,15 @@ def submit(args):
     except Lost as lost:
         raise Failure(errors.exit_code(errors.PROTOCOL), lost.words) from lost
     except errors.Refused as no:
-        raise Failure(errors.exit_code(no.number), no.text) from no
+        raise refusal(no) from no
     if "z" not in options.flags:
         sys.stdout.write(answer["id"] + "\n")
         sys.stdout.flush()
     return wait_for(conf, answer["id"]) if "block" in options.flags else 0
+
+
+def refusal(no):
+    return Failure(errors.exit_code(no.number), no.text)
 
 
 def build(args, conf):

@@ -41,7 +41,8 @@ class Queueing:
         job = Job(seq=seq, user=caller["user"], owner_host=caller["host"], queue=queue, ctime=now, mtime=now, qtime=now)
         job.resources = complete(request["resources"])
         for field in ("name", "script", "shell", "join", "keep", "mail", "priority", "rerunable", "umask", "account",
-                      "project", "arguments", "execution_time", "array", "holds", "remove", "mail_users", "group_list"):
+                      "project", "arguments", "execution_time", "array", "holds", "remove", "mail_users", "group_list",
+                      "epilogue"):
             if request.get(field) is not None:
                 setattr(job, field, request[field])
         job.depend = parse_depend(request.get("depend") or "")

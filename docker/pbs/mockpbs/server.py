@@ -71,7 +71,16 @@ class Server:
             self.faults.wait_while("hung")
             with self.table.lock:
                 self.scheduler.cycle()
+                if self.conf.dialect == "torque":
+                    self.forget_completed()
                 self.table.changed.wait(0.25)
+
+    def forget_completed(self):
+        old = time.time() - self.table.settings.server["keep_completed"]
+        for job in self.table.all():
+            if job.state == "F" and not job.parent and job.history < old:
+                self.table.forget(job)
+        self.table.save()
 
     # one connection
 
@@ -206,6 +215,10 @@ def close(listener):
 def main(command, args):
     os.umask(0o022)
     server = Server(configuration.load())
+    if server.conf.dialect == "torque":
+        from . import torque
+
+        torque.serve()
 
     def quick(*_):
         server.table.shut_down()

@@ -13,6 +13,7 @@ SERVER = {
     "node_fail_requeue": 310.0,
     "max_array_size": 10000,
     "default_queue": "workq",
+    "keep_completed": 300.0,  # Torque: seconds until what has completed is forgotten
     "acl_roots": False,  # True: root may own jobs (a real server refuses with 15023 otherwise)
     "managers": ["root"],
     "mock_hide_limits": False,  # qstat -Bf and -Qf leave out the limits, as where an admin has a hook refuse instead

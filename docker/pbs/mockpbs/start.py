@@ -18,8 +18,17 @@ def run(argv):
         # The background qsub and a hung client are looked for by name, as the real ones are.
         with open("/proc/self/comm", "w") as comm:
             comm.write(command)
-    module = __import__("mockpbs." + MODULES[command], fromlist=["main"])
+    name = MODULES[command]
+    if command.startswith("q") and command != "qmgr" and configured() == "torque":
+        name = "torque"
+    module = __import__("mockpbs." + name, fromlist=["main"])
     return module.main(command, argv[2:])
+
+
+def configured():
+    from mockpbs import conf
+
+    return conf.load().dialect
 
 
 if __name__ == "__main__":

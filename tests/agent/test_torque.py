@@ -1,0 +1,214 @@
+"""The `torque` scheduler by what its manuals say of names, states, ends, refusals; and PBS scripts for Slurm's qsub."""
+
+import os
+import subprocess
+
+import pytest
+
+from agent.agentroot import Root
+from agent.test_openpbs import Settings, Site
+from chasqui_agent import schedulers, submit
+from chasqui_agent.schedulers import choose, qstat_text, slurm_torque, torque
+from chasqui_agent.schedulers.base import DELETED, Request
+from chasqui_agent.schedulers.refusals import classify
+
+FAILED = "Batch job submission failed"
+FULL = """\
+Job Id: 7.server.site.org
+    Job_Name = relax.abcdefgh
+    Job_Owner = ada@login.site.org
+    job_state = %s
+    queue = batch
+    Hold_Types = n
+    Resource_List.nodes = 1:ppn=4
+    Variable_List = PBS_O_QUEUE=batch,PBS_O_WORKDIR=/home/ada/w,CHASQUI_TOKEN=abcdefgh
+    submit_args = -N relax.abcdefgh runner.abcdefgh
+%s"""
+
+
+@pytest.fixture
+def site(tmp_path):
+    found = Site(tmp_path)
+    found.scheduler = choose(None, Settings("torque", found.bin))
+    return found
+
+
+def end_of(text):
+    status = "    exit_status = %s\n" % text if text else ""
+    job = qstat_text.parse(FULL % ("C", status))["7.server.site.org"]
+    ended = torque.Torque.ending(None, job, "abcdefgh")
+    return ended.exit, ended.why
+
+
+@pytest.mark.parametrize(
+    "text, exit_status, why",
+    [
+        ("0", 0, ""),
+        ("3", 3, ""),
+        ("271", 271, DELETED),
+        ("143", 271, DELETED),  # the runner told of its payload's end, and ended the same way
+        ("265", 265, "killed (265)"),
+        ("-11", -11, "walltime"),
+        ("-10", -10, "memory"),
+        ("-4", -4, "node lost"),
+        ("-3", -3, "ended by Torque (-3)"),
+        ("", None, "deleted in Torque before it started"),
+    ],
+)
+def test_how_a_completed_job_ended(text, exit_status, why):
+    assert end_of(text) == (exit_status, why)
+
+
+def test_a_round_tells_the_live_from_the_completed(site):
+    live, over, gone = ("%d.server.site.org" % number for number in (6, 7, 8))
+    site.on("qselect -u %s -s EHQRTW" % site.user, live + "\n")
+    site.on("qselect -u %s -s H" % site.user)
+    told = FULL % ("C", "    exit_status = 3\n")
+    unknown = "qstat: Unknown Job Id Error %s\n" % gone
+    site.on("qstat -f -1 *", told, unknown, 153)
+    found = site.scheduler.query([live, over, gone])
+    assert list(found.live) == [live] and found.live[live].state == "Q"
+    assert found.ended[over][:4] == (over, 3, "", "abcdefgh")
+    assert found.gone(gone) and gone not in found.ended
+
+
+def test_somebody_elses_array_counts_by_its_elements(site):
+    site.on("qselect -u %s -s EHQRTW" % site.user, "6.s\n9[].s\n9[1].s\n9[2].s\n")
+    site.on("qselect -u %s -s RE" % site.user, "9[1].s\n")
+    site.on("qselect -u %s -s H" % site.user)
+    live = site.scheduler.query(["6.s"]).live
+    assert [(live[job].queued, live[job].running) for job in ("6.s", "9[1].s", "9[2].s")] == [(1, 0), (0, 1), (1, 0)]
+    assert len(live) <= 4  # and perhaps the array itself: rather one too many
+
+
+def test_only_the_name_finds_a_submission_whose_answer_was_lost(site):
+    sought = schedulers.base.Sought("abcdefgh", "relax.abcdefgh", "/home/ada/w")
+    site.on("qselect -u %s -s EHQRTW" % site.user, "7.server.site.org\n")
+    for states in ("RE", "H"):
+        site.on("qselect -u %s -s %s" % (site.user, states))
+    site.on("qselect -N relax.abcdefgh", "7.server.site.org\n")
+    assert site.scheduler.query([], [sought]).live["7.server.site.org"].token == "abcdefgh"
+
+
+@pytest.mark.parametrize(
+    "code, text, kind",
+    [
+        (226, "qsub: submit error (Maximum number of jobs already in queue for user MSG=x)\n", "limit"),
+        (198, "qsub: submit error (Maximum number of jobs already in queue MSG=x)\n", "limit"),
+        (170, "qsub: submit error (Unknown queue MSG=requested queue not found)\n", "permanent"),
+        (111, "qsub: cannot connect to server torque (errno=111) Connection refused\n", "temporary"),
+        (189, "qsub: submit error (Unauthorized Request  MSG=x)\n", "other"),
+    ],
+)
+def test_refusals(code, text, kind):
+    assert classify(code, text).kind == kind
+
+
+def test_a_host_that_may_not_submit():
+    text = "qsub: submit error (Bad UID for job execution MSG=ruserok failed validating ada/ada from node07)\n"
+    assert classify(175, text).here
+
+
+@pytest.mark.parametrize("name, expected", [("01_relax", "j01_re.abcdefgh"), ("relax", "relax.abcdefgh")])
+def test_a_name_begins_with_a_letter(site, name, expected):
+    limit = site.scheduler.name_limit
+    found = submit.queue_name(site.scheduler.name_in_queue(name), "abcdefgh", limit)
+    assert found == expected and len(found) <= 15
+
+
+def test_its_f_and_j_mean_something_else(site):
+    request = Request(
+        script="/w/runner", folder="/w", name="n.abcdefgh", token="abcdefgh", variables=[("A", "b")], output="/w/o",
+        error="/w/e", join=False, hold=True, rerun=False, directives={}, start=None,
+    )  # fmt: skip
+    words = site.scheduler.arguments(request)
+    assert words[0] == "qsub" and "-f" not in words and "-h" in words and words[-1] == "/w/runner"
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [("Version: 6.1.2\nCommit: 661e09\n", "6.1.2"), ("version: 4.2.10\n", "4.2.10"), ("pbs_version = 23.06.06\n", "")],
+)
+def test_it_is_known_by_its_version(site, said, expected):
+    site.on("qsub --version", "", said)
+    assert torque.torque_version(site.scheduler.commands, 10.0) == expected
+    assert site.scheduler.version() == expected
+
+
+# -- the user's own epilogue -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    root = Root(tmp_path / "root", scheduler="torque")
+    return choose(root.spool, schedulers_settings(root))
+
+
+def schedulers_settings(root):
+    from chasqui_agent import settings
+
+    return settings.load(root.spool)
+
+
+def test_every_job_names_the_epilogue_unless_she_brings_one(scheduler, tmp_path):
+    path = os.path.join(scheduler._spool.root, "epilogue")
+    assert ("#PBS -l epilogue=%s\n" % path) in scheduler.head(b"#!/bin/sh\n#PBS -l nodes=1:ppn=4\ntrue\n")
+    assert os.stat(path).st_mode & 0o777 == 0o700
+    assert path not in scheduler.head(b"#!/bin/sh\n#PBS -l nodes=1,epilogue=/home/ada/mine\ntrue\n")
+
+
+@pytest.mark.parametrize("code, wakes", [("0", False), ("3", False), ("127", False), ("271", True), ("-11", True)])
+def test_it_wakes_where_no_tail_did(scheduler, tmp_path, code, wakes):
+    """The wake itself is a process that comes 2 s later: here a program in place of setsid writes down what it is."""
+    scheduler.head(b"true\n")
+    told = tmp_path / "told"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "setsid").write_text('#!/bin/sh\nprintf "%%s\\n" "$@" >%s.new\nmv %s.new %s\n' % ((told,) * 3))
+    (tmp_path / "bin" / "setsid").chmod(0o755)
+    words = ["7.server", "ada", "ada", "relax", "12", "", "", "batch", "", code]
+    environment = {"PATH": "%s:/usr/bin:/bin" % (tmp_path / "bin"), "HOME": "/"}
+    path = os.path.join(scheduler._spool.root, "epilogue")
+    # It leaves its process behind and does not wait: what is left has our pipe, whose end is that process's.
+    process = subprocess.Popen([path] + words, env=environment, stdout=subprocess.PIPE)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    if wakes:
+        from agent.agentroot import until
+
+        until(told.exists, "it is begun")
+        assert "--reason\nepilogue\n" in told.read_text() and "CHASQUI_LEFT_BY=7.server" in told.read_text()
+    assert told.exists() == wakes
+
+
+# -- Slurm's imitation of qsub -----------------------------------------------------------------------------------------
+
+
+def test_slurms_qsub_gets_every_word_in_quotes():
+    request = Request(
+        script="/w 1/runner", folder="/w 1", name="n.abcdefgh", token="abcdefgh", variables=[], output="/w 1/$o%",
+        error="/w 1/e", join=False, hold=True, rerun=False, directives={}, start=None,
+    )  # fmt: skip
+    words = slurm_torque.arguments(request)
+    assert words[0] == "qsub" and "'/w 1/$o%%'" in words and words[-1] == "'/w 1/runner'" and "-h" in words
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        ("sbatch: error: invalid partition specified: nowhere\n sbatch: error: %s: x" % FAILED, "permanent"),
+        ("sbatch: error: %s: Unable to contact slurm controller (connect failure)" % FAILED, "temporary"),
+        ("sbatch: error: %s: Job violates accounting/QOS policy (job submit limit)" % FAILED, "limit"),
+        ("who knows", "unknown"),
+    ],
+)
+def test_what_sbatch_said_counts_and_not_the_command_around_it(site, tmp_path, text, kind):
+    """The command may have any word in it: here it is the folder's name, which would be a refusal for good."""
+    site.scheduler = choose(None, Settings("slurm-torque", site.bin))
+    out = "There was an error running the Slurm sbatch command.\nThe command was:\n'%s'\nand the output was:\n'%s\n'\n"
+    site.on("qsub *", out % ("/usr/bin/sbatch -o /home/ada/invalid/authentication/x", text), "", 1)
+    request = Request(
+        script="/w/runner", folder=str(tmp_path), name="n.abcdefgh", token="abcdefgh", variables=[], output="/w/o",
+        error="/w/e", join=True, hold=False, rerun=False, directives={}, start=None, dialect="PBS",
+    )  # fmt: skip
+    answer = site.scheduler.submit(request, 20.0)
+    assert answer.kind == kind and "/home/ada" not in answer.text
