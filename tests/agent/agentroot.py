@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -132,13 +133,18 @@ def publish(spool, batch, texts, priority=0):
 
 
 def end_jobs(root):
-    """Delete what still runs, and wait for it."""
+    """Have nothing wait any more, delete what still runs, and wait for it: each end moves on what is left to wait."""
     from chasqui_agent.schedulers.shell import Shell
 
     scheduler = Shell(root.spool, settings.load(root.spool))
-    for job_id, job in root.table().items():
-        if job["state"] != "F":
-            scheduler.delete(job_id)
-    end = time.time() + 20
-    while not root.idle() and time.time() < end:
-        time.sleep(0.05)
+    waiting = [root.spool.waiting, os.path.join(root.path, "after"), os.path.join(root.path, "held")]
+
+    def over():
+        for folder in waiting:
+            shutil.rmtree(folder, ignore_errors=True)
+        for job_id, job in root.table().items():
+            if job["state"] != "F":
+                scheduler.delete(job_id)
+        return root.idle()
+
+    until(over, "an end of all jobs")
