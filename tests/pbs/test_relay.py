@@ -47,6 +47,9 @@ class PbsRoot(Root):
         return Counter(record["ev"] for record in self.log())
 
 
+NO_PROJECT = "_pbs_project_default"  # of PBS; other schedulers' tables have none
+
+
 class Sampler(threading.Thread):
     """The most payloads and the most waiting jobs seen at once, by the server's table and the runners' marks."""
 
@@ -70,7 +73,7 @@ class Sampler(threading.Thread):
             self.samples += 1
             self.live = max(self.live, len(jobs))
             self.waiting = max(self.waiting, sum(job["state"] in "QHW" for job in jobs))
-            named = Counter(job["project"] for job in jobs if job["project"] != "_pbs_project_default")
+            named = Counter(job["project"] for job in jobs if job.get("project", NO_PROJECT) != NO_PROJECT)
             self.of_project = max([self.of_project, *named.values()])
             self.payloads = max(self.payloads, self.running())
 
