@@ -22,7 +22,7 @@ IDLE = 60.0  # seconds the client may be silent on its turn; settable for tests 
 STALL = 300.0  # seconds the client may take no byte of ours and give no sign of life; CHASQUI_STALL in tests
 WORKING_FOR = 3600.0  # seconds in which it may give nothing but those
 NOP_EVERY = 15.0
-AHEAD = 1 << 20  # bytes taken from the client while we write: more than it can say it wants of a slice of results
+AHEAD = 1 << 20  # bytes taken from the client while we write: signs of life, and what it wants of the next slice
 
 
 class Channel:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_SLICE_JOBS, MAX_SLICE_FILES = 1000, 5_000 + messages.MAX_LISTED  # a slice ends with the job that fills it
 MAX_LISTINGS = 200_000  # of a session
 TIMES = 4  # a job may be listed: for its small files, its big ones, and again for those that changed meanwhile
+AHEAD = 512 << 10  # bytes of wants that are said while the agent writes; it takes twice as much then
 _ALIVE = 15.0  # seconds between signs of life; the agent gives up after 60 without any
 
 Asked = dict[tuple[Key, int], tuple[Listed, int]]  # (job's key, index) -> the file, bytes of it that are here already
@@ -40,7 +41,8 @@ class Download:
         self._more: bool | None = None  # whether others follow it, once that is said
         self._at_hand: dict[Key, Listing] = {}  # the slice whose files come
         self._coming: Asked = {}  # of it
-        self._ahead: Asked | None = None  # asked for while others were coming
+        self._ahead: Asked | None = None  # chosen, and asked for, while others were coming
+        self._unsaid: list[bytes] | None = None  # how it is asked for, where that is more than can be said ahead
         self._unwanted: set[tuple[Key, int]] = set()  # of what comes unasked
         self._speaking = threading.Lock()
         self._files = 0
@@ -91,11 +93,14 @@ class Download:
         said = True
         if self._coming:
             raise wire.WireError("results that were to come unasked did not")
+        self._unwanted = set()
         if self._more is None:
             self._listed_whole({})
         while said or more:
             asked = self._ask(more) if self._ahead is None else self._ahead
-            self._coming, self._ahead, self._more = asked, None, None
+            if self._unsaid is not None:
+                self._say(self._unsaid)
+            self._coming, self._ahead, self._unsaid, self._more = asked, None, None, None
             self.handler.begin()
             with self._alive():
                 self.handler.delivered()
@@ -141,16 +146,22 @@ class Download:
     def _ask(self, more: bool) -> Asked:
         with self._alive():
             asked, frames = self._choose(more)
+        self._say(frames)
+        return asked
+
+    def _say(self, frames: list[bytes]) -> None:
         for frame in frames:
             self.session._send(frame)
         self.session._end()
-        return asked
 
     def _ask_ahead(self) -> None:
         """Ask for files of the slice listed last while those of the one before it come, once it is known which."""
         if self._more is None or self._ahead is not None or not self.handler.ready:
             return
         self._ahead, frames = self._choose(self._more)
+        if sum(map(len, frames)) > AHEAD:
+            self._unsaid = frames
+            return
         with self._speaking:
             self.session._say_ahead(frames)
 

@@ -73,7 +73,8 @@ class Receiver:
         self._slice: dict[Key, _Offered] = {}  # the one whose files come
         self._here: list[_Offered] = []  # those of which all has come, not recorded yet
         self._later: list[Key] = []  # jobs with big files, to be listed again
-        self._again: dict[Key, bool] = {}  # jobs with files that did not come right: whether they were listed again
+        self._waited: set[Key] = set()  # those whose big files have waited once, and don't again
+        self._again: dict[Key, _Offered | None] = {}  # jobs with files that did not come right; None: listed again
         self._target: _Target | None = None
 
     def close(self) -> None:
@@ -81,6 +82,8 @@ class Receiver:
         if self._target:
             self._target.leave()
         self.over()
+        for offered in filter(None, self._again.values()):
+            self._give_up(offered)
         self.delivered()
 
     # -- choosing --------------------------------------------------------------------------------------------------
@@ -92,8 +95,8 @@ class Receiver:
     def choose(self, more: bool) -> Iterator[tuple[Key, list[tuple[int, int]]]]:
         """What to fetch of a slice: small files of all its jobs, then big ones, the smallest first.
 
-        Big ones wait until there are no more slices: their jobs are then listed again, as are, once, those with files
-        that changed on their way.
+        Big ones wait, once, until there are no more slices: their jobs are then listed again, as are, once, those with
+        files that changed on their way.
         """
         self._chosen, self._next = self._next, {}
         for offered in self._chosen.values():
@@ -106,21 +109,24 @@ class Receiver:
             self.expected += sum(sizes[index] - have for index, have in small)
             if small:
                 yield key, small
-        if more:
-            for _, key, _, _ in big:
-                self._chosen[key].pending -= 1
-            self._later += dict.fromkeys(key for _, key, _, _ in big)
-            return
+        later = dict.fromkeys(key for _, key, _, _ in big if more and key not in self._waited)
+        self._waited.update(later)
+        self._later += later
         for size, key, index, have in sorted(big):
-            self.expected += size - have
-            yield key, [(index, have)]
-        yield from ((key, []) for key in self._listed_again())
+            if key in later:
+                self._chosen[key].pending -= 1
+            else:
+                self.expected += size - have
+                yield key, [(index, have)]
+        if not more:
+            yield from ((key, []) for key in self._listed_again())
 
     def _listed_again(self) -> list[Key]:
         asked = self._later[:_AGAIN]
         del self._later[:_AGAIN]
-        failed = [key for key, done in self._again.items() if not done and key not in asked][:_AGAIN - len(asked)]
-        self._again.update(dict.fromkeys(failed, True))
+        failed = [key for key, offered in self._again.items()
+                  if offered and key not in asked and key not in self._chosen][:_AGAIN - len(asked)]
+        self._again.update(dict.fromkeys(failed))
         return asked + failed
 
     def _offered(self, listings: list[Listing]) -> Iterator[_Offered]:
@@ -303,11 +309,14 @@ class Receiver:
         finished, self._slice, self._target = self._slice, {}, None
         self._here += finished.values()
         for key, offered in finished.items():
-            if offered.failed and key not in self._again and len(self._again) < _NAMED:
-                self._again[key] = False
+            if offered.failed and self._again.get(key, offered) and len(self._again) < _NAMED:
+                self._again[key] = offered
             elif offered.failed:
-                for path, why in offered.failed.items():
-                    self.not_now(offered, path, why)
+                self._give_up(offered)
+
+    def _give_up(self, offered: _Offered) -> None:
+        for path, why in offered.failed.items():
+            self.not_now(offered, path, why)
 
     def delivered(self) -> None:
         """Make durable what has come, then record it. Raises DiskFullHere, HomeUnusable, LedgerBusy."""

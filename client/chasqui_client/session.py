@@ -176,8 +176,8 @@ class Session:
         self._packer.flush()
 
     def _say_ahead(self, frames: list[bytes]) -> None:
-        """Say a turn of ours before the agent's is over: it reads it then. It reads on while it writes, up to more than
-        what is wanted of a slice comes to, so neither side can block."""
+        """Say a turn of ours before the agent's is over: it reads it then. It takes it in while it writes, as much as
+        `download.AHEAD` and more, so neither side can block."""
         for frame in frames:
             self._packer.send(frame)
         self._end()

@@ -128,7 +128,7 @@ AHEAD = {"unasked of a stranger": [[["j" * 16, 1]]], "unasked that never comes":
          "unasked and not announced": [[]], "unasked, and more": [[[JOB, 1]]], "unasked twice": [[[JOB, 1]]],
          "listed twice": [[], []], "a listing behind the last": [[]], "unasked in words": ["all"],
          "unasked and not wanted": [[[JOB, 1]]], "unasked of other content": [[[JOB, 1]]],
-         "unasked through a symlink": [[[JOB, 1]]]}
+         "unasked through a symlink": [[[JOB, 1]]], "unasked and gone": [[[JOB, 1]]]}
 FILES.update(dict.fromkeys(BUNDLES, [listed("good")]), **dict.fromkeys(AHEAD, [listed("good")]))
 FILES["unasked and not wanted"] = FILES["own part"]
 FILES["unasked through a symlink"] = FILES["through a symlink"]
@@ -153,6 +153,7 @@ if MODE in AHEAD:
     for jobs in AHEAD[MODE]: say("listed", more=False, jobs=jobs)
     if MODE == "a listing behind the last": results("j" * 16, [])
     if MODE in BUNDLES: bundle(*BUNDLES[MODE])
+    if MODE == "unasked and gone": say("gone", job=JOB, attempt=1, index=0, why="it changed")
 say("end", more=MODE == "slices for ever")
 if MODE == "slices for ever":
     n = 0
@@ -246,12 +247,13 @@ def test_what_breaks_the_protocol_ends_the_session(evil, mode, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["own folder", "own part", "enormous", "wrong content", "reasons",
-                                  "bundle of other content", "unasked and not wanted", "unasked of other content"])
+                                  "bundle of other content", "unasked and not wanted", "unasked of other content",
+                                  "unasked and gone"])
 def test_results_that_are_not_taken(evil, mode):
     before = evil.outside()
     report = evil.talk(mode)
     assert report.results_files == 0
-    assert report.notes and all(note.isprintable() and len(note) < 5000 for note in report.notes)
+    assert any("mine" in note for note in report.notes) and all(note.isprintable() and len(note) < 5000 for note in report.notes)
     assert evil.outside() == before
     assert not [path for path in evil.results.rglob("*") if path.is_file()]
 

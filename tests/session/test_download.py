@@ -359,6 +359,16 @@ def test_big_files_of_any_slice_come_last(campaign, monkeypatch):
     assert campaign.sync().results_files == 0
 
 
+def test_big_files_of_many_slices_wait_once(campaign, monkeypatch):
+    """Their jobs are listed again in several slices, too: what then waited for the last of them never came."""
+    monkeypatch.setattr(results, "BIG", 1000)
+    many = {"f%04d" % number: b"" for number in range(5000)}  # as many as a slice lists
+    jobs = campaign.make({**many, "big": 5000}, count=6)
+    report = campaign.sync()
+    assert report.results_jobs == 6 and not report.notes
+    assert all(campaign.completed(job) for job in jobs)
+
+
 MEASURED = """
 import os, sys, threading, time
 from chasqui_client import cli
