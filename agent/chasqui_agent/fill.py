@@ -67,6 +67,8 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     finally:
         pump.behind.finish()
     _note_refusal(pump)
+    if not plan.queue.left:
+        site.held_back.clear()  # no place there would help
     _note_limits(pump, site)
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
     ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
@@ -171,7 +173,7 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
             break
         asked = site.asked_in(entry.path)
         if not site.room(asked, size):
-            if size > 1 and plan.queue.keeps(_name(entry)):
+            if size > 1 and site.ever(asked, size) and plan.queue.keeps(_name(entry)):
                 break
             continue
         if not plan.queue.take(_name(entry), size):
@@ -237,7 +239,7 @@ def _first_waiting(
                 break
             read = directives.asked_in(entry.path)
             asked, size = site.asked_in(entry.path, read), _size(pump, read)
-            why = caps.too_large(size, beats, limits) or _over_own(site, asked, size, beats)
+            why = caps.too_large(size, beats, limits) or _over_own(site, asked, size)
             if _wants_hold(pump, entry, read):
                 pump.journal.append({"ev": "held", "job": entry.job, "attempt": entry.attempt, "why": "#PBS -h"})
                 files.move(entry.path, pump.spool.entry_path("held", entry.job, entry.attempt))
@@ -254,12 +256,12 @@ def _first_waiting(
     return found
 
 
-def _over_own(site: site_limits.Site, asked: bounds.Asked, size: int, beats: int) -> str:
+def _over_own(site: site_limits.Site, asked: bounds.Asked, size: int) -> str:
     """Why an array can never be submitted under the user's own caps by queue, project and account; "" if it can."""
     if size == 1:
         return ""
     own = [bound for bound in site.known.owned() if bound.place.holds(asked)]
-    whys = [caps.too_large_for(size, 2 * beats, bounds.name_of(bound.place), bound.number) for bound in own]
+    whys = [caps.too_large_for(size, 0, bounds.name_of(bound.place), bound.number) for bound in own]
     return next((why for why in whys if why), "")
 
 

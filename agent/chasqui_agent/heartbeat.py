@@ -60,10 +60,11 @@ def enabled(chosen: "Settings", scheduler: "Scheduler", state: "Dict[str, Any]")
 
 
 def _has_place(chosen: "Settings", state: "Dict[str, Any]") -> bool:
-    """Whether the limits there, as far as they are known, leave room for the two of a change and a job."""
+    """Whether the limits there, as far as they are known, leave room for the two of a change and a job. (The user's own
+    caps are on her jobs.)"""
     known = bounds.of_state(state, chosen)
     job = known.resolved(bounds.asked(state.get("beat_options", {})))
-    return all(bound.number >= 3 for bound in known.of(job, time.time()))
+    return all(bound.number >= 3 for bound in known.of(job, time.time()) if bound.source != "own")
 
 
 def beats(spool: "Spool") -> "List[Beat]":

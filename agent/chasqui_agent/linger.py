@@ -9,7 +9,7 @@ that the relay stood still. There is one such process at a time.
 import os
 import time
 
-from . import launch, way
+from . import launch, settings, way
 from .lock import Lock
 from .quiet import idle
 from .state import State
@@ -21,7 +21,8 @@ if MYPY:
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 LOOK = 2.0  # seconds after which it is looked at whether somebody else has paid
 BUDGET = 15.0
-LEASE = 180.0  # longer than one that goes by PAUSES can take
+LONG, MOST = 45.0, 300.0  # query_interval: with a longer one PAUSES may ask nobody; a longer one is not waited for
+LEASE = 600.0  # longer than one that goes by these can take
 
 
 def leave(spool: "Spool") -> None:
@@ -52,7 +53,8 @@ def needed(spool: "Spool") -> bool:
 def _fill(spool: "Spool") -> bool:
     from .pump import pump
 
-    for pause in PAUSES:
+    interval = settings.load(spool).query_interval
+    for pause in PAUSES + ((min(interval, MOST) + 1.0,) if interval > LONG else ()):
         until = time.monotonic() + pause
         while time.monotonic() < until and needed(spool):
             time.sleep(min(LOOK, max(0.0, until - time.monotonic())))

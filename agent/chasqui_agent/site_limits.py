@@ -81,10 +81,15 @@ class Site:
         if job not in self._bounds:
             self._bounds[job] = self.known.of(job, self.now)
         for bound in self._bounds[job]:
-            if self._count(bound.place) + size > bound.number:
+            beats = self._beats_in(bound.place) if bound.source == "own" else 0
+            if self._count(bound.place) - beats + size > bound.number:
                 self.held_back[bound.place] = bound
                 return False
         return not any(place.holds(job) for place in self._full)
+
+    def ever(self, job: "Asked", size: int) -> bool:
+        """Whether an array could be let in if all of our own were gone but the heartbeat."""
+        return all(size + (bound.source != "own") <= bound.number for bound in self.known.of(job, self.now))
 
     def took(self, job: "Asked", size: int = 1) -> None:
         """The site let a job in."""
@@ -133,6 +138,9 @@ class Site:
             everything = place.where == EVERYWHERE and not place.kind
             self._before[place] = ours + (self._foreign[place.waiting] if everything else 0)
         return self._before[place] + sum(size for job, size in self._added if place.holds(job))
+
+    def _beats_in(self, place: Place) -> int:
+        return sum(size for path, size, _ in self._jobs if path == _BEAT and self._is_in(place, _BEAT))
 
     def _is_in(self, place: Place, path: str) -> bool:
         return (place.where == EVERYWHERE and not place.kind) or place.holds(self.asked_in(path))

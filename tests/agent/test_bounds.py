@@ -3,7 +3,7 @@
 import pytest
 
 from agent.test_refused import Choosy, Desk
-from chasqui_agent import bounds, heartbeat, published, settings, status
+from chasqui_agent import bounds, heartbeat, published, settings, site_limits, status
 from chasqui_agent.bounds import NO_PROJECT, Bound, Bounds, Place, whole
 from chasqui_agent.schedulers import pbs_limits
 from chasqui_agent.schedulers.base import EVERYWHERE, Live, Snapshot, Submission, Unreachable
@@ -266,6 +266,29 @@ def test_an_array_counts_by_element_and_one_that_can_never_go_is_rejected(site):
     assert site.waiting() == 1
 
 
+def test_the_heartbeat_takes_no_place_of_a_cap_of_the_users_own():
+    """Else a cap of one would have no place for a job, ever; at the site's limit it counts as any other."""
+    published = {"rows": [["long", "", "", "live", 2]]}
+    known = bounds.Bounds({}, published, {"queues": {"debug": 1}})
+    beat = {"9.server": Live("9.server", "W")}
+    for queue, places in (("debug", 1), ("long", 1)):
+        site = site_limits.Site(known, NOW, [], [], Snapshot(beat, {}), True, ["9.server"], {"q": queue})
+        asked = known.resolved(bounds.asked({"q": queue}))
+        taken = 0
+        while site.room(asked):
+            site.took(asked)
+            taken += 1
+        assert taken == places, queue
+
+
+def test_an_array_that_no_limit_of_the_sites_lets_in_keeps_no_places(site):
+    """The site tells how many there can be at most: nobody waits for what can't go."""
+    site.scheduler.has_arrays = True
+    site.scheduler.rows = [[EVERYWHERE, "", "", "live", 5]]
+    site.add("#PBS -J 1-8\ntrue\n", script(), script())
+    assert site.pump()["submitted"] == 2 and site.waiting() == 1
+
+
 def test_a_refusal_below_what_is_published_has_the_site_asked_again(site, monkeypatch):
     clock = [NOW]
     monkeypatch.setattr("chasqui_agent.files.server_time", lambda _: clock[0])
@@ -304,7 +327,8 @@ def test_what_was_learnt_of_the_default_queue_keeps_when_it_gets_a_name(site):
 
 
 def test_the_heartbeat_has_no_place_under_a_limit_below_three(root):
+    """Of the site's: what the user allows her jobs says nothing of it."""
     settings.change(root.spool, projects={"a": 2})
     chosen, state = settings.load(root.spool), {"published": {"rows": [["debug", "", "", "live", 2]]}}
-    for options, expected in (({"q": "debug"}, False), ({"P": "a"}, False), ({"q": "long", "P": "b"}, True)):
+    for options, expected in (({"q": "debug"}, False), ({"P": "a"}, True), ({"q": "long", "P": "b"}, True)):
         assert heartbeat.enabled(chosen, Choosy(), dict(state, beat_options=options)) is expected

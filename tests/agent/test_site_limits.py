@@ -331,6 +331,23 @@ def test_one_goes_when_somebody_else_has_paid(root, monkeypatch):
     assert not staying.is_alive()
 
 
+def test_one_stays_until_the_scheduler_may_be_asked_again(root, monkeypatch):
+    """Where that is later than it stays otherwise; and no longer than MOST."""
+    root.drop("job")
+    state = State(root.spool)
+    state.value["debt"] = True
+    state.save()
+    monkeypatch.setattr(linger, "PAUSES", (0.0,))
+    monkeypatch.setattr(linger, "MOST", -0.9)
+    seen = []
+    monkeypatch.setattr(pump, "pump", lambda *_, **__: seen.append(1))
+    for interval, pumps in ((30.0, 1), (120.0, 2)):
+        settings.change(root.spool, query_interval=interval)
+        del seen[:]
+        linger.stay(root.spool)
+        assert len(seen) == pumps
+
+
 def test_only_one_stays(root, monkeypatch):
     state = State(root.spool)
     root.drop("job")

@@ -98,10 +98,18 @@ def test_only_the_name_finds_a_submission_whose_answer_was_lost(site):
         (170, "qsub: submit error (Unknown queue MSG=requested queue not found)\n", "permanent"),
         (111, "qsub: cannot connect to server torque (errno=111) Connection refused\n", "temporary"),
         (189, "qsub: submit error (Unauthorized Request  MSG=x)\n", "other"),
+        (185, "qsub: submit error (Batch protocol error)\n", "unknown"),  # the server may have the job
+        (10, "qsub: submit error (Premature end of message)\n", "unknown"),
+        (237, "qsub: submit error (Time out)\n", "unknown"),
+        (187, "qsub: submit error (No free connections)\n", "temporary"),  # in OpenPBS an unknown resource
+        (166, "qsub: something else\n", "unknown"),
+        (None, "", "unknown"),
+        (-9, "", "unknown"),
     ],
 )
-def test_refusals(code, text, kind):
-    assert classify(code, text).kind == kind
+def test_refusals(site, code, text, kind):
+    """By the words: its codes are not those of OpenPBS [Torque's pbs_error_db.h]."""
+    assert site.scheduler.refusal(code, text, {}).kind == kind
 
 
 def test_a_host_that_may_not_submit():

@@ -181,8 +181,12 @@ class OpenPBS(Scheduler):
         if ids:
             return Submission("unknown", "", text)  # a job there is, whatever else it says
         asked = request.directives
-        refusal = refusals.classify(result.code, result.err + result.out, asked.get("q", ""), "J" in asked)
+        refusal = self.refusal(result.code, result.err + result.out, asked)
         return Submission(refusal.kind, "", text, refusal.learn, refusal.here, refusal.shared)
+
+    def refusal(self, code: "Optional[int]", text: str, asked: "Dict[str, str]") -> refusals.Refusal:
+        """What a submission means that got no id."""
+        return refusals.classify(code, text, asked.get("q", ""), "J" in asked)
 
     def arguments(self, request: Request) -> "List[str]":
         return arguments(request)

@@ -8,7 +8,7 @@ import os
 import re
 
 from .. import directives, runner
-from . import openpbs
+from . import openpbs, refusals
 from .base import DELETED, Ended
 from .openpbs import OpenPBS
 from .pbs_commands import Commands, NotStarted
@@ -78,6 +78,12 @@ class Torque(OpenPBS):
 
     def name_in_queue(self, name: str) -> str:
         return name if re.match("[A-Za-z]", name) else "j" + name  # the first must be a letter
+
+    def refusal(self, code: "Optional[int]", text: str, asked: "Dict[str, str]") -> refusals.Refusal:
+        """By its words alone: from 15008 on its error numbers, and with them qsub's codes, are not OpenPBS's. What no
+        word explains is no refusal: the server may have the job."""
+        found = super().refusal(1 if code and code > 0 else code, text, asked)
+        return found._replace(kind="unknown") if found.kind == "other" and "submit error (" not in text else found
 
     def arguments(self, request: "Request") -> "List[str]":
         return openpbs.arguments(request, ["qsub"])  # its -f means fault tolerant; it leaves nothing behind anyway
