@@ -244,6 +244,8 @@ class Exchange(Handler):
                   "expect": options.get("expect", []), "max_file": options.get("max_file", 0),
                   "max_job": options.get("max_job", 0), "rerun": bool(options.get("rerun")),
                   "previous": job.attempt - 1}
+        if options.get("retry"):
+            fields["retry"] = options["retry"]
         offer = JobOffer(job.id, job.attempt, files, fields, fresh=job.attempt == 1 and not job.offered)
         self._offered[offer.key] = job.name, len(files), sum(f.size for f in files)
         return offer
@@ -383,7 +385,7 @@ class Exchange(Handler):
 
     def _apply(self, found: list[dict[str, Any]]) -> None:
         for state in self.ledger.apply_records(self.remote.name, found):
-            counter = _COUNTED.get(state)
+            counter = _COUNTED.get(state)  # what was tried again by the relay has moved to UPLOADED, not FAILED
             if counter:
                 setattr(self.report, counter, getattr(self.report, counter) + 1)
 
