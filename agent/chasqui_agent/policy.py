@@ -97,8 +97,7 @@ def next_try(policy: "Dict[str, Any]", condition: str, made: int, script: bytes)
         if times and not _concerns(condition, key):
             continue
         before = resources.asked(script, key)
-        script = resources.change(script, key, lambda old, key=key, value=value, times=times: (
-            resources.grown(key, old, times, most.get(key, "")) if times else value))
+        script = resources.change(script, key, _new(key, value, most.get(key, "")))
         after = resources.asked(script, key)
         if after != before:
             told.append("%s=%s" % (key, "+".join(after)))
@@ -108,6 +107,11 @@ def next_try(policy: "Dict[str, Any]", condition: str, made: int, script: bytes)
         return Try(None, stuck[0])  # it would end as it did
     why = "%s: retry %d of %d" % (condition, made + 1, policy["retries"])
     return Try(script, ", ".join([why] + told))
+
+
+def _new(key: str, value: str, most: str) -> "resources.New":
+    times = resources.factor(value)
+    return lambda old: resources.grown(key, old, times, most) if times else value
 
 
 def _concerns(condition: str, key: str) -> bool:

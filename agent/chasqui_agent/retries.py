@@ -71,10 +71,14 @@ def following(pump: "Round", standing: "Standing", record: "Dict[str, Any]") -> 
         if chosen.script is None:
             raise Refused(chosen.why)
         return _built(pump, entry, record, asked, chosen, condition)
-    except (Refused, OSError) as error:
-        why = str(error) if isinstance(error, Refused) else error.strerror or "its files can't be copied"
-        record["why"] += "; not tried again: " + why
-        return None
+    except Refused as error:
+        why = str(error)
+    except OSError as error:
+        why = error.strerror or "its files can't be copied"
+    except (ValueError, KeyError, TypeError, wire.WireError):  # jobs can write to their records, too
+        why = "the record of its inputs is damaged"
+    record["why"] += "; not tried again: " + why
+    return None
 
 
 def _asked(spool: "Spool", entry: "Entry") -> "Dict[str, Any]":
@@ -229,10 +233,12 @@ def _carry_on(old: str, new: str) -> None:
 
 
 def _rename(old: str, new: str) -> None:
+    """What is gone was moved before; and what has come back under the name of a folder that was moved stays."""
     try:
         os.rename(old, new)
-    except FileNotFoundError:
-        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+            raise
 
 
 def _place(spool: "Spool", rank: int, job: str, attempt: int) -> str:

@@ -229,7 +229,7 @@ def _retry(table: Table) -> Mapping[str, Any]:
     if not {"retries", "retry_on", "retry_set", "retry_max", "resume"} & table.values.keys():
         return {}
     from . import retry_policy
-    return retry_policy.read(table)
+    return {key: value for key, value in retry_policy.read(table).items() if value != retry_policy.DEFAULTS[key]}
 
 
 def _remote(remotes: Table, name: str) -> Remote:

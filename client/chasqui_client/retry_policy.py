@@ -14,6 +14,7 @@ from .tables import Table
 
 # How it is called where users write it -> how in a policy.
 KEYS = {"retries": "retries", "retry_on": "on", "retry_set": "set", "retry_max": "max", "resume": "resume"}
+DEFAULTS: Mapping[str, Any] = {"retries": 0, "on": list(policy.DEFAULT_ON), "set": {}, "max": {}, "resume": False}
 
 
 def read(table: Table) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def read(table: Table) -> dict[str, Any]:
             said[KEYS[key]] = {name: str(value) for name, value in table.table(key).values.items()}
     if "resume" in table.values:
         said["resume"] = table.flag("resume")
-    _check(said, lambda why: table.bad("", why))
+    _check(said, lambda why: table.bad(why.split()[0].rstrip(":"), why.partition(" ")[2]))  # it begins with its key
     return said
 
 
@@ -70,7 +71,7 @@ def pairs(option: str, words: Sequence[str]) -> dict[str, str]:
 
 def _check(said: Mapping[str, Any], failure: Any) -> None:
     """Raise `failure` where what is said can be part of no policy. (0 retries are none.)"""
-    why = policy.wrong({"on": list(policy.DEFAULT_ON), **said, "retries": said.get("retries") or 1})
+    why = policy.wrong({**DEFAULTS, **said, "retries": said.get("retries") or 1})
     if why:
         raise failure(wire.printable(why))
 
@@ -82,7 +83,7 @@ def together(said: Mapping[str, Any], script: bytes, size: int) -> dict[str, Any
     """
     if not said.get("retries"):
         return None
-    found = {"on": list(policy.DEFAULT_ON), "set": {}, "max": {}, "resume": False, **said}
+    found = {**DEFAULTS, **said}
     why = policy.wrong(found) or _misfit(found, script, size)
     if why:
         raise errors.BadJob(wire.printable(why))

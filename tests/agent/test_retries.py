@@ -131,6 +131,24 @@ def test_without_its_inputs_as_they_were_it_is_not_tried_again(root, name, conte
     assert os.listdir(os.path.join(root.spool.work, ".retries")) == []
 
 
+@pytest.mark.parametrize("damage", ['{"files": [{}]}', '{"files": [{"path": "../out", "sha256": "00", "mode": 384}]}',
+                                    '{"files": [5]}', "not json", '{"files": 7}'])
+def test_a_job_that_damages_its_own_record_stops_nobody(root, damage):
+    text = "printf '%%s' '%s' > .chasqui/manifest.json\nexit 1\n" % damage
+    hand_over(root, "it", counting(root, text), rule(2), {"in.txt": b"x\n"})
+    assert finish(root, "it", 1) == "FAIL"
+    assert "the record of its inputs is" in root.events("it", "ended")[0]["why"]
+    assert not os.path.exists(os.path.join(root.path, "out"))
+
+
+def test_a_full_disk_makes_no_retry_and_ends_the_job(root, tmp_path):
+    """What can't be written is told with the end: it is not kept open until there is room."""
+    hand_over(root, "it", counting(root, "exit 1\n"), rule(2), {"in.txt": b"x\n"})
+    files.write_file(os.path.join(root.spool.work, ".retries"), b"")  # no folder can be made there
+    assert finish(root, "it", 1) == "FAIL"
+    assert root.events("it", "ended")[0]["why"] == "exit 1; not tried again: Not a directory"
+
+
 def test_resumed_it_carries_its_files_on(root):
     """The files of the attempt that failed move on; its own .chasqui, with its output, stays."""
     script = "#!/bin/sh\necho step >> restart\nmkdir -p deep; echo $(wc -l < restart) > deep/last\n"
