@@ -39,6 +39,8 @@ class Size:
     cuts          places at which a stream is cut, a byte flipped, a log torn
     big_file      bytes of the file that must not fit in memory twice
     idle_jobs     completed jobs in ledger and spool when the cost of an idle sync is looked at
+    backlog       scripts that wait, and as many that are done, when the cost of a pump is looked at
+    records       of the journal of which a sync may read the newest alone
     """
 
     def __init__(self, name: str) -> None:
@@ -52,6 +54,8 @@ class Size:
         self.cuts = 20000 if self.long else 1000
         self.big_file = (2 << 30) + 1 if self.long else (64 << 20) + 1
         self.idle_jobs = 20000 if self.long else 5000
+        self.backlog = 100000 if self.long else 5000
+        self.records = 1000000 if self.long else 50000
 
     def __repr__(self) -> str:
         return "<size %s>" % self.name

@@ -19,7 +19,8 @@ fault.register({
 })
 
 IDLE = 60.0  # seconds the client may be silent on its turn; settable for tests through CHASQUI_IDLE
-STALL = 300.0  # seconds the client may take no byte of ours; CHASQUI_STALL in tests
+STALL = 300.0  # seconds the client may take no byte of ours and give no sign of life; CHASQUI_STALL in tests
+WORKING_FOR = 3600.0  # seconds in which it may give nothing but those
 NOP_EVERY = 15.0
 
 
@@ -33,6 +34,7 @@ class Channel:
         self.broken = False
         self.last_size = 0  # bytes of the message read last
         self._buffer = bytearray()
+        self._ended = False  # the client's pipe was seen to end
         self._unpacker = packing.Unpacker(self._read)
         self.packer = packing.Packer(self._write_out, packing=False)  # until the client has said that it wants it
         os.set_blocking(sink, False)
@@ -103,17 +105,32 @@ class Channel:
         fault.point("channel.send.after")
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
+        view, end = memoryview(data), time.monotonic() + WORKING_FOR
         while view:
             try:
                 view = view[os.write(self.sink, view):]
+                end = time.monotonic() + WORKING_FOR
             except BlockingIOError:
-                if not select.select([], [self.sink], [], self.stall)[1]:
+                if time.monotonic() > end or not self._room_or_sign():
                     self.broken = True
                     raise wire.Closed("the client takes no data") from None
             except OSError as error:
                 self.broken = True
                 raise wire.Closed("the client is gone (%s)" % error.strerror) from None
+
+    def _room_or_sign(self) -> bool:
+        """Wait until the client takes something, or says that it is there: its disk may need minutes for what it has.
+        False where it did neither for STALL seconds."""
+        listens = not self._ended and len(self._buffer) < wire.CHUNK  # on our turn it has nothing else to say
+        heard, room, _ = select.select([self.source] if listens else [], [self.sink], [], self.stall)
+        if heard:
+            try:
+                data = os.read(self.source, wire.CHUNK)
+            except OSError:
+                data = b""
+            self._buffer += data
+            self._ended = not data
+        return bool(heard or room)
 
     def working(self) -> "Working":
         """`with channel.working():` a phase in which nothing is sent but a NOP every 15 seconds."""

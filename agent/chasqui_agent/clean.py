@@ -1,7 +1,8 @@
 """Taking away from ended attempts' work folders what the client has proved to have: file by file, never a tree.
 
     header     {ledger, keep [glob], dry_run, budget}    budget: seconds after which no further attempt is begun
-    question   {job, attempt, files [[path, size, sha256]] the client has, inputs [the same] it uploaded, left [path]}
+    question   {job, attempt, files [[path, size, sha256]] the client has, inputs [the same] it uploaded, left [path],
+                superseded: a later attempt's results are at the client's, too}
     answer     {job, attempt, why, names [those behind it], files, bytes (went, or would), kept, kept_bytes, left,
                left_bytes}
 
@@ -69,20 +70,20 @@ class Cleaner:
         else:
             self.begun = True  # one at least: whatever the budget is, every run gets on
             try:
-                result = self._clean(key, asked)
+                result = self._clean(key, asked, question.get("superseded") is True)
             except (OSError, ValueError) as error:
                 result = _result("unreadable", [getattr(error, "strerror", "") or "its record is damaged"])
         fault.point("clean.answer.before")
         self.pipe.say(job=key[0], attempt=key[1], **result)
 
-    def _clean(self, key: "Key", asked: "Dict[str, Any]") -> "Dict[str, Any]":
+    def _clean(self, key: "Key", asked: "Dict[str, Any]", superseded: bool) -> "Dict[str, Any]":
         try:
             folder = beneath.open_folder(self.spool.work_dir(*key))
         except OSError as error:
             return _result("symlink" if error.errno in (errno.ELOOP, errno.ENOTDIR) else "gone")
         try:
             record = self.spool.job_record(*key)
-            why = clearance.refusal(self._standing(key, record))
+            why = clearance.refusal(self._standing(key, record, superseded))
             if why:
                 return _result(why)
             manifest = clearance.Manifest(
@@ -93,15 +94,21 @@ class Cleaner:
         finally:
             os.close(folder)
 
-    def _standing(self, key: "Key", record: "Dict[str, Any]") -> clearance.Standing:
-        job, attempt = key
-        settled, flag = self.spool.settled_state(job, attempt), ""
-        if settled == "completed":
-            with open(self.spool.entry_path(settled, job, attempt, suffix="flag"), "rb") as stream:
-                flag = stream.readline(100).strip().decode("ascii", "replace")
+    def _standing(self, key: "Key", record: "Dict[str, Any]", superseded: bool) -> clearance.Standing:
         # Numbers may be missing: an attempt that was taken back before it was sent has no folder.
-        newer = any(os.path.lexists(self.spool.work_dir(job, attempt + more)) for more in range(1, 10))
-        return clearance.Standing(settled, flag, record.get("ledger") == self.ledger, newer)
+        later = [(key[0], key[1] + more) for more in range(1, 10)]
+        newer = [other for other in later if os.path.lexists(self.spool.work_dir(*other))]
+        if superseded:  # what may still run, or be sent from this attempt's files, is in the way all the same
+            newer = [other for other in newer if clearance.unrest(*self._rest(other))]
+        return clearance.Standing(*self._rest(key), mine=record.get("ledger") == self.ledger, newer=bool(newer))
+
+    def _rest(self, key: "Key") -> "Tuple[str, str]":
+        """(where an attempt has come to rest, its flag there)"""
+        settled, flag = self.spool.settled_state(*key), ""
+        if settled == "completed":
+            with open(self.spool.entry_path(settled, *key, suffix="flag"), "rb") as stream:
+                flag = stream.readline(100).strip().decode("ascii", "replace")
+        return settled, flag
 
 
 class Folder:

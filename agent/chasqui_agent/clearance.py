@@ -43,11 +43,14 @@ def refusal(standing: Standing) -> str:
     """The word for a job that is not even looked at, "" for one that may be."""
     if not standing.mine:
         return "foreign"
-    if not standing.settled:
+    return unrest(standing.settled, standing.flag) or ("newer" if standing.newer else "")
+
+
+def unrest(settled: str, flag: str) -> str:
+    """The word for an attempt that may still run, or will; "" for one that has come to rest."""
+    if not settled:
         return "unsettled"
-    if standing.settled == "completed" and standing.flag not in ("DONE", "FAIL"):
-        return "lost"
-    return "newer" if standing.newer else ""
+    return "lost" if settled == "completed" and flag not in ("DONE", "FAIL") else ""
 
 
 def expected(path: bytes, size: int, manifest: Manifest) -> bool:

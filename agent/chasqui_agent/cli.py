@@ -17,11 +17,13 @@ USAGE = """usage: python3 -I -S chasqui-agent.pyz [--root DIR] VERB
 
   pump                      one round: take in, reconcile, submit, in the foreground, and say what was done
   status [--json]           what waits, runs and stands still
+  why JOB [ATTEMPT] [--json]     why a job does not run, or how it ended
   log [-f]                  the journal, one JSON record a line; -f goes on as it grows
   hold|release|cancel JOB.. ask for it and pump
+  cron [--slurm] [--every MINUTES]         the line for a crontab (or scrontab) that wakes the relay
   doctor                    python, folder, scheduler: does the relay work here?
   selftest                  does this file system do what the relay rests on?
-  install [--scheduler openpbs|shell] [--work-root DIR]
+  install [--scheduler openpbs|slurm|shell] [--work-root DIR]
   remove [--purge]          refuses while anything waits or runs; work/ stays unless --purge
   wake [--reason R] [--budget SECONDS]     what jobs call at their end: prints nothing, always exits 0
   serve --nonce HEX         the cluster's side of a session, for the client
@@ -195,6 +197,18 @@ def _status(root: str, argv: "List[str]") -> int:
     return 0
 
 
+def _why(root: str, argv: "List[str]") -> int:
+    options = _options(argv, json=False)
+    words = options["words"]
+    if not 1 <= len(words) <= 2 or not all(word.isdigit() for word in words[1:]):
+        raise Usage("which job, which attempt?")
+    from . import why
+
+    found = why.gather(_spool(root), words[0], int((words[1:] or ["0"])[0]))
+    _print(_json(found) if options["json"] else " ".join(why.words(found)))
+    return 0
+
+
 def _log(root: str, argv: "List[str]") -> int:
     options = _options([word for word in argv if word != "-f"], offset="0")
     from . import journal
@@ -227,6 +241,16 @@ def _operate(op: str) -> "Callable[[str, List[str]], int]":
         return 1 if notes or report["note"] else 0
 
     return run
+
+
+def _cron(root: str, argv: "List[str]") -> int:
+    options = _options(argv, slurm=False, every="10")
+    if options["words"] or not options["every"].isdigit():
+        raise Usage("cron [--slurm] [--every MINUTES]")
+    from . import cron
+
+    _print("\n".join(cron.lines(_spool(root), int(options["every"]), options["slurm"])))
+    return 0
 
 
 def _doctor(root: str, argv: "List[str]") -> int:
@@ -343,10 +367,12 @@ VERBS = {
     "verify": _verify,
     "clean": _clean,
     "status": _status,
+    "why": _why,
     "log": _log,
     "hold": _operate("hold"),
     "release": _operate("release"),
     "cancel": _operate("cancel"),
+    "cron": _cron,
     "doctor": _doctor,
     "version": _version,
     "selftest": _selftest,

@@ -1,16 +1,21 @@
-"""The #PBS lines of a script: what the user asked of the scheduler, and which shell runs the script."""
+"""The #PBS lines of a script: what the user asked of the scheduler, and which shell runs the script.
+
+#SBATCH lines count where a script has no #PBS line; they are told in the letters of PBS.
+"""
 
 import re
 import shlex
 
 MYPY = False
 if MYPY:
-    from typing import Dict, List, Tuple
+    from typing import Dict, List, Sequence, Tuple
 
 # Flags without a value; every other letter takes one.
 _SWITCHES = "hfIVXz"
 _RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})(?::([0-9]{1,9}))?(?:%[0-9]+)?$")  # first-last[:step][%at once]
 EACH = "^array_index^"  # what PBS replaces by an element's index in an output's path
+OWN_ID = "^job_id^"  # the number of the job's id there, where the scheduler fills that in
+MOST_ELEMENTS = 10**6  # of a list of ranges
 _NAME = re.compile(r"[^A-Za-z0-9_.+-]")
 
 
@@ -26,8 +31,23 @@ def lines(script: bytes) -> "List[str]":
     return found
 
 
+def dialect(script: bytes) -> str:
+    """Whose directives count in a script: "PBS", "SBATCH", or "" where it has none."""
+    if b"#PBS" in script and lines(script):
+        return "PBS"
+    if b"#SBATCH" not in script:
+        return ""
+    from . import sbatch
+
+    return "SBATCH" if sbatch.options(script) else ""
+
+
 def options(script: bytes) -> "List[Tuple[str, str]]":
     """(flag letter, value) of every directive in order, "" for switches. What cannot be split stands as ("", line)."""
+    if dialect(script) == "SBATCH":
+        from . import sbatch
+
+        return sbatch.letters(script)
     found = []
     for line in lines(script):
         try:
@@ -63,9 +83,18 @@ def asked_in(path: str) -> "Dict[str, str]":
         return {}
 
 
-def elements(asked: "Dict[str, str]") -> range:
+def elements(asked: "Dict[str, str]") -> "Sequence[int]":
     """The indices of a job array's elements; none where it is no array, or none that the scheduler will take."""
-    found = _RANGE.match(asked.get("J", ""))
+    ranges = [_range(piece) for piece in asked.get("J", "").split(",")]
+    if len(ranges) == 1:
+        return ranges[0]
+    if not all(ranges) or sum(len(each) for each in ranges) > MOST_ELEMENTS:
+        return range(0)
+    return sorted(set().union(*ranges))
+
+
+def _range(text: str) -> range:
+    found = _RANGE.match(text)
     if not found:
         return range(0)
     first, last, step = (int(number or 1) for number in found.groups())

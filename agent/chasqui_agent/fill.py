@@ -7,7 +7,7 @@ forward, by the head of the next job that starts, or, where the site has no plac
 import os
 import time
 
-from . import caps, directives, fault, files, heartbeat, live, marks, site_limits, submit, way
+from . import caps, dependents, directives, fault, files, heartbeat, live, marks, site_limits, submit, way
 from .schedulers.base import EVERYWHERE, NotNow, Unreachable
 
 MYPY = False
@@ -53,15 +53,25 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
         refused = _submit(pump, todo, plan, site)
     finally:
         pump.behind.finish()
+    _note_refusal(pump)
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
     ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
     # PBS counts an ending job until it is quite gone: 32 s were seen.
-    waits = ends and (refused in ("limit", "temporary") or site.held_back)
+    waits = ends and (refused in ("limit", "temporary") or site.held_back) or dependents.expected(pump.spool, standing)
     silent = bool(pump.report["note"]) and pump.report["note"] != way.REFUSED
     _note_debt(pump, waits)
     owe(pump, (waits or silent) and not heartbeat.hurry(pump))
     if has_beat and known and not heartbeat.enabled(pump.settings, pump.scheduler, pump.state.value):
         pump.report["unfinished"] = True  # only now it is known that the site has no place for a heartbeat
+
+
+def _note_refusal(pump: "Round") -> None:
+    """state.json "refused": [the scheduler's words, since when it has used them], for those who ask later."""
+    text = pump.report["refused"]
+    before = pump.state.value.pop("refused", None)
+    if text:
+        since = before[1] if before and before[0] == text else pump.now
+        pump.state.value["refused"] = [text, since]
 
 
 def _size(pump: "Round", asked: "Dict[str, str]") -> int:
@@ -73,7 +83,8 @@ def _note_debt(pump: "Round", waits: bool) -> None:
     """wake/debt: when the next runner that starts shall look whether the places of ending jobs are free by now."""
     path = os.path.join(pump.spool.wake, "debt")
     if waits:
-        files.write_file(path, b"%d\n" % (time.time() + DEBT_SECONDS), durable=False)
+        due = files.server_time(pump.spool.wake) + DEBT_SECONDS
+        files.write_file(path, b"%d\n" % due, durable=False)
     else:
         files.remove(path)
 

@@ -7,6 +7,9 @@
 Beat n first arms beat n+1, without the lock (hb.<n+1> is created exclusively, so there is one), then pumps. A pump arms
 one where none is pending, has it come sooner where slots could not be filled, and deletes it when nothing is left to
 wait for. It is no dependent job: PBS deletes those silently once it has forgotten the job they depend on.
+
+Times are the file server's. By the clock of a node that is a quarter of an hour behind, a beat would be due at once,
+and so would the one that it arms, without end; by that of one ahead, the pending one would look overdue.
 """
 
 import os
@@ -106,7 +109,7 @@ def keep(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
 def _end(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]") -> None:
     """Delete a beat that waits. One that runs is left alone: it may be the process that we are."""
     job = snapshot.live.get(beat.id) if snapshot else None
-    waits = not job.running if job else beat.due > time.time()  # it may be younger than the last query
+    waits = not job.running if job else beat.due > pump.now  # it may be younger than the last query
     if beat.id and waits and beat.id != os.environ.get("PBS_JOBID"):
         pump.scheduler.delete(beat.id)
     _forget(pump.spool, beat)
@@ -115,31 +118,32 @@ def _end(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]") -> None:
 def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: bool) -> bool:
     """Whether a beat is going to come, as far as anybody can know. Notes its id where the scheduler found it."""
     if snapshot is None or not fresh:
-        return beat.due > time.time() - LATE_SECONDS
+        return beat.due > pump.now - LATE_SECONDS
     by_token = {job.token: job for job in snapshot.live.values() if job.token}
     job = snapshot.live.get(beat.id) or by_token.get(beat.token)
     if job is None:
         # An id unknown may still turn up: the submission's reply was lost, or it is on its way.
         asked = snapshot.knows(beat.id or beat.token)
-        return not asked or (not beat.id and time.time() - beat.made < pump.settings.grace)
+        return not asked or (not beat.id and pump.now - beat.made < pump.settings.grace)
     if not beat.id:
         _write(pump.spool, beat._replace(id=job.id))
     # Where nobody asked whether it runs: one that says its time is over (`beat`, by ssh) is the one that woke us.
-    return job.running == 0 and (bool(job.state) or beat.due > time.time() - LATE_SECONDS)
+    return job.running == 0 and (bool(job.state) or beat.due > pump.now - LATE_SECONDS)
 
 
 def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> "Optional[Submission]":
     """Submit beat `n`; how that went, None where somebody else has done it. Needs no lock."""
     os.makedirs(_folder(spool), 0o700, exist_ok=True)
-    now = time.time()
+    now = files.server_time(spool.wake)
     beat = Beat(n, new_token(), "", now, now + 60 * chosen.heartbeat)
     try:
         files.write_file(_path(spool, "hb", n), _json(beat), exclusive=True, durable=False)
     except FileExistsError:
         return None
-    files.write_file(_path(spool, "script", n), _script(spool, n), 0o700, durable=False)
+    script = _script(spool, scheduler, n)
+    files.write_file(_path(spool, "script", n), script, 0o700, durable=False)
     fault.point("heartbeat.arm.before")
-    answer = scheduler.submit(_request(spool, beat), CALL_SECONDS)
+    answer = scheduler.submit(_request(spool, beat, script), CALL_SECONDS)
     fault.point("heartbeat.arm.after")
     if answer.kind == "accepted":
         _write(spool, beat._replace(id=answer.id))
@@ -166,8 +170,11 @@ def hurry(pump: "Round") -> bool:
     """Have the pending beat come soon: a place in the queue is about to be free, and no job may end to tell us. False
     where none is pending. Raises Unreachable."""
     known = beats(pump.spool)
-    when = time.time() + HURRY * max(1.0, pump.settings.query_interval)
-    if not known or not known[-1].id or known[-1].due < time.time() - LATE_SECONDS:
+    if not known or not known[-1].id:
+        return False
+    now = files.server_time(pump.spool.wake)
+    when = now + HURRY * max(1.0, pump.settings.query_interval)
+    if known[-1].due < now - LATE_SECONDS:
         return False
     if known[-1].due > when + 1:
         if not pump.scheduler.move_start(known[-1].id, when):
@@ -193,7 +200,7 @@ def _read(spool: "Spool", n: int) -> Beat:
         value = files.read_json(_path(spool, "hb", n), {})
         return Beat(n, str(value["token"]), str(value["id"]), float(value["made"]), float(value["due"]))
     except (ValueError, KeyError, TypeError):
-        now = time.time()
+        now = files.server_time(spool.wake)
         return Beat(n, "", "", now, now)
 
 
@@ -227,19 +234,19 @@ def options_of(asked: "Dict[str, str]") -> "Dict[str, str]":
     return {key: asked[key] for key in COPIED if asked.get(key)}
 
 
-def _script(spool: "Spool", n: int) -> bytes:
-    lines = ["#!/bin/sh"] + ["#PBS -%s %s" % item for item in sorted(_options(spool).items())]
-    lines += ["#PBS -l select=1:ncpus=1", "#PBS -l walltime=00:05:00"]
+def _script(spool: "Spool", scheduler: "Scheduler", n: int) -> bytes:
+    lines = scheduler.beat_head(_options(spool))
     words = launch.command(spool.root) + ["_beat", str(n)]
     given = "PATH=%s LC_ALL=C %s" % (shlex.quote(os.environ.get("PATH", os.defpath)), runner.carried_words())
+    lines.append('id=${PBS_JOBID:-${SLURM_JOB_ID:-}}')
     lines.append(
-        'exec env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PBS_JOBID="${PBS_JOBID:-}" %s %s </dev/null'
+        'exec env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PBS_JOBID="$id" %s %s </dev/null'
         % (given, " ".join(shlex.quote(word) for word in words))
     )
     return "\n".join(lines + [""]).encode("utf-8", "surrogateescape")
 
 
-def _request(spool: "Spool", beat: Beat) -> Request:
+def _request(spool: "Spool", beat: Beat, script: bytes) -> Request:
     output = os.path.join(_folder(spool), "output")
     return Request(
         script=_path(spool, "script", beat.n),
@@ -252,6 +259,6 @@ def _request(spool: "Spool", beat: Beat) -> Request:
         join=True,
         hold=False,
         rerun=False,
-        directives=directives.asked(_script(spool, beat.n)),
+        directives=directives.asked(script),
         start=beat.due,
     )

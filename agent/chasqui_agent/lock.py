@@ -110,11 +110,14 @@ class Lock:
         fault.point("lock.take.before")
         mine = "g.%d" % (last + 1)
         if not self._create(mine, text) and self._read(mine) != text:
+            self._refresh()  # a name that exists already does not make an NFS client read the folder again: we do
             return "raced"
         taken, over = self._listing()
         if max(taken, default=0) != last + 1:
             self._delete(mine)  # an old listing let us create a name behind the front
             return "raced"
+        if last + 1 in over:
+            return "raced"  # frozen behind our own create, and taken for dead; r.N stands, so g.N has to stay
         self.generation = last + 1
         self.took_over = broke or self._was_broken(last)
         return "won"
@@ -172,17 +175,20 @@ class Lock:
 
     def _prune(self) -> None:
         taken, over = self._listing()
-        now = time.time()
+        now = self._released_at(self.generation)  # a host's own clock may be a quarter of an hour ahead
         for generation in sorted(set(taken) | set(over)):
             if generation > self.generation - KEEP:
                 return
-            try:
-                age = now - os.lstat(os.path.join(self.folder, "r.%d" % generation)).st_mtime
-            except OSError:
-                age = KEEP_SECONDS + 1
-            if age > KEEP_SECONDS:
+            if now - self._released_at(generation) > KEEP_SECONDS:
                 self._delete("g.%d" % generation)
                 self._delete("r.%d" % generation)
+
+    def _released_at(self, generation: int) -> float:
+        """When a generation was over, by the file server's clock; 0 where that is not known."""
+        try:
+            return os.lstat(os.path.join(self.folder, "r.%d" % generation)).st_mtime
+        except OSError:
+            return 0.0
 
     # -- names -----------------------------------------------------------------------------------------------------
 

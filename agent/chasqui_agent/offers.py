@@ -14,7 +14,7 @@ if MYPY:
 
     Key = Tuple[str, int]
 
-MAX_FILES, MAX_SCRIPT = 100000, 16 << 20
+MAX_FILES, MAX_SCRIPT, MAX_PARENTS = 100000, 16 << 20, 10000
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _HEX = frozenset("0123456789abcdef")
 
@@ -120,6 +120,7 @@ def _check_rest(job: "Dict[str, Any]") -> None:
         raise Refusal("rerun is not what it should be")
     if job.get("retry") is not None:
         _check_policy(job)
+    _check_after(job)
 
 
 def _check_policy(job: "Dict[str, Any]") -> None:
@@ -135,3 +136,14 @@ def _check_policy(job: "Dict[str, Any]") -> None:
 def keeps_inputs(job: "Dict[str, Any]") -> bool:
     """Whether a job's inputs are kept as they were uploaded, to be tried again from them."""
     return bool(job.get("retry")) and not job["retry"].get("resume")
+
+
+def _check_after(job: "Dict[str, Any]") -> None:
+    after = job.get("after", [])
+    if not isinstance(after, list) or len(after) > MAX_PARENTS or job.get("if", "ok") not in ("ok", "any", "fail"):
+        raise Refusal("it must wait for at most %d jobs, if they end ok, any or fail" % MAX_PARENTS)
+    for parent in after:
+        if not isinstance(parent, list) or len(parent) != 3 or not isinstance(parent[2], str) or len(parent[2]) > 20:
+            raise Refusal("what it waits for is no job, attempt and state")
+        if key_of({"job": parent[0], "attempt": parent[1]})[0] == job["job"]:
+            raise Refusal("it waits for itself")

@@ -6,7 +6,7 @@ wake/op.<id>   {"id", "op": "cancel"|"hold"|"release", "job", "attempt" (0: the 
 import os
 import re
 
-from . import fault, files, live, marks, reconcile
+from . import dependents, fault, files, live, marks, reconcile
 from .schedulers.base import Unreachable
 from .spool import Entry, random_name
 
@@ -99,7 +99,7 @@ def _apply_one(pump: "Round", operation: "Dict[str, Any]", index: "Dict[Any, Ent
     job, op = operation["job"], operation["op"]
     attempt = operation["attempt"] or _newest_attempt(pump.spool, job)
     attempt = pump.spool.final_attempt(job, attempt)  # she may not know yet of a retry that the relay made
-    entry = index.get((job, attempt))
+    entry = index.get((job, attempt)) or pump.spool.find_dependent(job, attempt)
     if entry is not None and os.path.lexists(entry.path):
         return _waiting(pump, entry, op, operation, index)
     for entry in pump.spool.entries("held"):
@@ -146,7 +146,10 @@ def _held(pump: "Round", entry: Entry, op: str, operation: "Dict[str, Any]") -> 
     # The mark outlives the move: a `#PBS -h` in the script holds it once, not again after she released it.
     files.write_file(os.path.join(pump.spool.meta_dir(entry.job, entry.attempt), "released"), b"")
     _say(pump, "released", entry, operation)
-    files.move(entry.path, pump.spool.requeue_path(entry, pump.rank_of(entry)))
+    if pump.spool.job_record(entry.job, entry.attempt).get("after"):
+        dependents.place(pump, [entry])
+    else:
+        files.move(entry.path, pump.spool.requeue_path(entry, pump.rank_of(entry)))
     return ""
 
 

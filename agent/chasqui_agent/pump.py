@@ -8,6 +8,7 @@ import os
 import time
 
 from . import (
+    dependents,
     ending,
     fault,
     files,
@@ -180,6 +181,7 @@ class Round:
         ensure_ballast(self.spool.lock)
         events = self._events(handled)
         intake.published(self)
+        dependents.published(self)
         intake.dropped(self)
         ending.resume(self)
         snapshot, fresh = self._snapshot()
@@ -188,6 +190,7 @@ class Round:
         done = operations.apply(self)
         if done:
             standing = live.standings(self.spool)
+        dependents.settle(self, standing)
         if snapshot is not None:
             # What is gone, and only its flag still waited for, takes no place and wakes nobody.
             standing = [job for job in standing if not snapshot.gone(job.id)]
@@ -214,12 +217,15 @@ class Round:
                 way.came_by_ssh(self)
             if parts[0] != "ev" or len(parts) < 6 or not parts[3].isdigit():
                 continue
-            count += 1
             kind, job, attempt, token = parts[1], parts[2], int(parts[3]), parts[4]
             if kind in ("tail", "term"):
+                count += 1
                 reconcile.late_flag(self, job, attempt, token)
                 continue
             text = _read_text(os.path.join(self.spool.wake, name))
+            if text is None:
+                continue  # told already: a listing can be older than that
+            count += 1
             record = {"ev": "duplicate", "job": job, "attempt": attempt, "token": token, "pbs": text, "why": kind}
             self.journal.append(record)
         return count
@@ -314,6 +320,8 @@ class Round:
         if news or events or done:
             self.journal.later(dict(news, ev="pumped", reason=self.report["reason"]))
         self.journal.append()
+        if dependents.settle(self):
+            self.report["unfinished"] = True  # what was rejected in this round had somebody wait for it
         # Never skipped: the stall detector lives by it.
         self.state.value["pumped"] = self.now
         self.state.value["waiting"] = self.spool.has_waiting()
@@ -362,9 +370,9 @@ class Round:
         return min(999, max(0, MIDDLE_PRIORITY - priority)) if isinstance(priority, int) else MIDDLE_PRIORITY
 
 
-def _read_text(path: str) -> str:
+def _read_text(path: str) -> "Optional[str]":
     try:
         with open(path, "rb") as stream:
             return stream.read(200).decode("utf-8", "replace").strip()
     except FileNotFoundError:
-        return ""
+        return None

@@ -13,6 +13,11 @@ def idle(spool: "Spool") -> bool:
     """Whether there is nothing a pump could do: nothing waits, nothing is on its way, nobody asked for anything."""
     if spool.any_on_their_way() or spool.has_waiting():
         return False
+    if spool.has_dependents():
+        from . import dependents
+
+        if dependents.unread(spool):
+            return False  # what ended may be what something waits for
     return not any(name.startswith(("kick.", "ev.", "op.")) for name in files.names(spool.wake))
 
 

@@ -25,7 +25,7 @@ import sys
 import time
 from collections import namedtuple
 
-from . import beneath, channel, copies, durable, fault, files, leftovers, offers, space, wire
+from . import beneath, channel, copies, dependents, durable, fault, files, leftovers, offers, space, wire
 from . import spool as spools
 from .leftovers import CONTENT, PARTIAL, SHARDS, Leftovers
 from .objects import Objects
@@ -51,7 +51,9 @@ fault.register({
 })
 
 BATCH_JOBS, BATCH_SECONDS = 1000, 5.0
-IDLE_JOBS = 100  # are a batch, too, where the line is slower than we are: then it costs nobody's time
+# So many are a batch, too, where the line is slower than we are; but making them durable may take only a part of the
+# time: on a busy file system it can be seconds, and the line stands meanwhile.
+IDLE_JOBS, IDLE_PART = 100, 0.1
 # (bytes, files) that may come unasked, and the room that is to be there for them: small files take whole blocks
 UNASKED, ROOM_UNASKED = (256 << 20, 20000), (1 << 30, 60000)
 NEED = 1000  # contents named in one message
@@ -79,11 +81,12 @@ class Receiver:
         self._make_folders()
         self.left = Leftovers(bases, leftovers.owner_prefix(ledger), self.folder)
         self.acked: "List[Key]" = []
+        self._taken: "Set[Key]" = set()  # committed in this session
         self.refused: "List[Tuple[Key, str]]" = []
         self._pending: "List[_Built]" = []
         self._positions: "Dict[int, int]" = {}  # rank -> scripts in its shard
         self._batches = 0
-        self._flushed = time.monotonic()
+        self._flushed, self._cost = time.monotonic(), 0.0  # when a batch was made real last, and the seconds it took
         self._contents: "Set[str]" = set()
         self._earlier: "Dict[bytes, Tuple[Key, str]]" = {}  # content that one job alone had in an earlier slice
         self._begin()
@@ -166,6 +169,9 @@ class Receiver:
             return {"m": "known", "state": state} if state else None
         if state or here:
             return {"m": "conflict", "why": "the cluster has this attempt with other files"}
+        lacking = dependents.missing(self.spool, job.get("after", []), self._taken, self._offers)
+        if lacking:
+            return {"m": "refuse", "why": dependents.NOT_HERE + lacking}
         kept = self._kept_too(job["files"]) + (job["files"] if offers.keeps_inputs(job) else [])
         why = self._room.take(*space.need(job["files"] + kept))
         if why:
@@ -204,7 +210,7 @@ class Receiver:
 
         In this order nobody can be overlooked who is about to publish it: his script goes from his shard to waiting/.
         """
-        rank = spools.rank_of(int(record.get("priority", 0)))
+        rank = _rank(record)
         entry = self._entry(key, rank)
         if not self.left.take_script("%s.%d.sh" % key, entry):
             state = self.spool.known(*key)
@@ -430,10 +436,14 @@ class Receiver:
         if job is None:
             raise wire.WireError("a commit of a job that was not offered")
         shas = {item["sha256"] for item in job["files"]}
+        lacking = dependents.missing(self.spool, job.get("after", []), self._taken)
         if not all(self._has(sha) or self._unasked and self._find(sha, self._sizes[sha]) for sha in shas):
             self.refused.append((key, "content was missing or damaged"))
+        elif lacking:
+            self.refused.append((key, dependents.NOT_HERE + lacking))
         elif shas:
             self._pending.append(self._build(key, job))
+            self._taken.add(key)
         if len(self._pending) >= BATCH_JOBS or time.monotonic() - self._flushed > BATCH_SECONDS:
             self.flush()
 
@@ -442,7 +452,7 @@ class Receiver:
 
     def _build(self, key: "Key", job: "Dict[str, Any]") -> _Built:
         manifest = [self._put(key, item) for item in job["files"]]
-        folder, rank = self._job_folder(key), spools.rank_of(job.get("priority", 0))
+        folder, rank = self._job_folder(key), _rank(job)
         script = self._script_of(job, folder)
         self._write_meta(os.path.join(folder, ".chasqui"), job, manifest)
         if offers.keeps_inputs(job):
@@ -491,7 +501,7 @@ class Receiver:
 
     def idle(self) -> None:
         """Nothing has come that could be taken now."""
-        if len(self._pending) >= IDLE_JOBS:
+        if len(self._pending) >= IDLE_JOBS and self._cost < IDLE_PART * (time.monotonic() - self._flushed):
             self.flush()
 
     def flush(self) -> None:
@@ -512,6 +522,7 @@ class Receiver:
             self._positions = {}
             fault.point("receive.publish.after")
         self.acked += real
+        self._cost = time.monotonic() - self._flushed
 
     def _make_real(self, item: _Built) -> bool:
         """Rename a job to its work folder; False where another session took it over."""
@@ -542,7 +553,7 @@ class Receiver:
 
 
 _RECORD = ("job", "attempt", "name", "priority", "script", "outputs", "exclude", "expect", "max_file", "max_job",
-           "rerun", "retry")
+           "rerun", "retry", "after", "if")
 
 
 class _Index:
@@ -557,6 +568,8 @@ class _Index:
         settled = self.spool.settled_state(job, attempt)
         if settled or not here:
             return settled  # without a work folder there is none on its way
+        if self.spool.find_dependent(job, attempt):
+            return "after"
         if self._found is None:
             self._found = self._look()
         # An attempt in flight can have moved past our look.
@@ -582,6 +595,11 @@ def objects_folder(spool: "Spool") -> str:
     """The folder of the content cache, which need not be there: where copies into work folders are cheap."""
     beside = staging_base(spool) == spool.staging
     return os.path.join(spool.root, "objects") if beside else os.path.join(spool.work, ".objects")
+
+
+def _rank(job: "Dict[str, Any]") -> int:
+    """Where a job's script is published, by its message or its record."""
+    return spools.AFTER if job.get("after") else spools.rank_of(int(job.get("priority", 0)))
 
 
 def _mode(item: "Dict[str, Any]") -> int:

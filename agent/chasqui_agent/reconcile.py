@@ -85,7 +85,7 @@ def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]
         return True
     if snapshot is None or not fresh or standing.id in snapshot.live:
         return False
-    certain = _by_marks(standing)
+    certain = told_by_flags(standing)
     if certain:
         return end(pump, standing, certain)
     if not snapshot.knows(standing.id):
@@ -93,7 +93,7 @@ def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]
     return _gone(pump, standing, snapshot.ended.get(standing.id))
 
 
-def _by_marks(standing: "Standing") -> "Optional[Dict[str, Any]]":
+def told_by_flags(standing: "Standing") -> "Optional[Dict[str, Any]]":
     """How an attempt ended where its flags say so for certain, else None."""
     if standing.indices:
         return arrays.by_flags(standing)

@@ -21,7 +21,7 @@ EXIT_REFUSED = 97  # duplicate, closed, rerun not asked for, no folder, no space
 _OURS = "SNhvoejr"
 
 # What tells the scheduler's commands where their server is, on sites (and in accounts) that set it.
-SERVER = ("PBS_CONF_FILE", "PBS_EXEC", "PBS_DEFAULT", "PBS_SERVER")
+SERVER = ("PBS_CONF_FILE", "PBS_EXEC", "PBS_DEFAULT", "PBS_SERVER", "SLURM_CONF")
 
 _TEXT = r"""
 dir=@dir@
@@ -35,7 +35,8 @@ python=@python@
 agent=@agent@
 record=@record@
 wakes=@wakes@
-id=${PBS_JOBID:-none.$$}
+id=${PBS_JOBID:-${SLURM_JOB_ID:-none.$$}}
+[ -n "${PBS_JOBID:-}" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || id="${SLURM_ARRAY_JOB_ID:-}[$SLURM_ARRAY_TASK_ID]"
 host=$(uname -n)
 k=0
 term=
@@ -129,6 +130,7 @@ fi
 PBS_JOBNAME=@name@
 PBS_O_WORKDIR=${PBS_O_WORKDIR:-$dir}
 export PBS_JOBNAME PBS_O_WORKDIR
+[ -z "${SLURM_JOB_NAME:-}" ] || export SLURM_JOB_NAME="$PBS_JOBNAME"
 cd "$dir" || refuse nofolder
 # The head: a place was left empty while another job was still ending, and is free by now. The payload does not wait.
 head=
@@ -163,9 +165,10 @@ fi
 
 [ -z "$record" ] || [ -z "$wakes" ] || rm -f "$record"
 
-# 6. The tail. After TERM the session is about to be killed: only a detached wake lives long enough.
+# 6. The tail. After TERM the session is about to be killed: only a detached wake lives long enough. Slurm kills the
+# detached, too, as soon as we end; until then it waits (KillWait, 30 s).
 event tail
-if [ -n "$term" ] && command -v setsid >/dev/null 2>&1; then
+if [ -n "$term" ] && [ -z "${SLURM_JOB_ID:-}" ] && command -v setsid >/dev/null 2>&1; then
     wake term setsid &
 else
     wake tail || :
@@ -197,6 +200,15 @@ def carried_words() -> str:
     return " ".join(words + ['${%s:+"%s=$%s"}' % (name, name, name) for name in SERVER])
 
 
+def head(script: bytes) -> str:
+    """The first lines of a runner: the shell, and the #PBS lines of a script that are passed on."""
+    text = "#!%s\n" % shell_path()
+    for flag, value in directives.options(script) if directives.dialect(script) == "PBS" else ():
+        if flag and flag not in _OURS:
+            text += "#PBS -%s %s\n" % (flag, value)
+    return text
+
+
 def build(
     script: bytes,
     values: "Dict[str, str]",
@@ -204,17 +216,16 @@ def build(
     rerun: bool,
     record: bool = False,
     wakes: bool = True,
+    first: str = "",
 ) -> bytes:
     """The runner of one submission.
 
     script: the user's, for its #PBS lines; command: the words that run it; values: dir root job attempt token python
     agent path name, unquoted. `path` is the PATH a wake needs to find the scheduler. record: leave a note for hooks;
-    wakes: pump at its end, or where it refuses to run.
+    wakes: pump at its end, or where it refuses to run; first:
+    its first lines, "" for those of `head`.
     """
-    text = "#!%s\n" % shell_path()
-    for flag, value in directives.options(script):
-        if flag and flag not in _OURS:
-            text += "#PBS -%s %s\n" % (flag, value)
+    text = first or head(script)
     quoted = {key: shlex.quote(value) for key, value in values.items()}
     quoted["rerun"] = "1" if rerun else "0"
     quoted["command"] = " ".join(shlex.quote(word) for word in command)

@@ -3,6 +3,8 @@
     waiting/<name>.sh                                dropped in by hand; taken in once it is 5 s old
     waiting/<prio>/<shard>/<seq>.<job>.<attempt>.sh  ready, in order; prio 000 (first) to 999, at most 1,000 a shard
     waiting/<prio>/<shard>.new/...                   published whole by one rename, not yet journalled as accepted
+    waiting/1000/<shard>[.new]/...                   published by a session, to be taken in to after/ (dependents.py)
+    after/<parent>.<attempt>/<job>.<attempt>.sh      waits for another job's attempt to end
     held/<job>.<attempt>.sh
     submitting/<job>.<attempt>.<token>.sh            the call to the scheduler may be in flight
     submitted/<job>.<attempt>.<token>.sh             the scheduler's id stands in .chasqui/<token>.id
@@ -10,13 +12,14 @@
     completed/<job>.<attempt>.flag                   DONE|FAIL|LOST, then key=value lines
     rejected/<job>.<attempt>.sh and .err             refused for good, in the scheduler's words
     cancelled/<job>.<attempt>.sh
+    blocked/<job>.<attempt>.sh                       did not run, for how a job ended that it waited for
     work/<job>[.<attempt>]/                          where the job runs; attempt 1 has no suffix
     work/.retries/                                   work folders of next attempts, being built (retries.py)
     work/<job>[.<attempt>]/.chasqui/                 ours: job.json, script, runner, claims, marks, flags, output
     staging/<session>/<job>.<attempt>/               an upload in progress
 
-A name in completed/, rejected/ or cancelled/ outranks one in ending/ (which is removed a moment later), so an attempt
-always has exactly one state.
+A name in completed/, rejected/, cancelled/ or blocked/ outranks one in ending/ (which is removed a moment later), so an
+attempt always has exactly one state.
 """
 
 import os
@@ -30,11 +33,12 @@ if MYPY:
     from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 ON_THEIR_WAY = ("submitting", "submitted", "ending")
-STATES = ("held",) + ON_THEIR_WAY + ("completed", "rejected", "cancelled")
-FOLDERS = STATES + ("agent", "staging", "waiting", "work", "log", "lock", "wake")
+STATES = ("held",) + ON_THEIR_WAY + ("completed", "rejected", "cancelled", "blocked")
+FOLDERS = STATES + ("after", "agent", "staging", "waiting", "work", "log", "lock", "wake")
 SHARD_SIZE = 1000
 MIDDLE_PRIORITY = 500
 RETRIES = ".retries"
+AFTER = 1000  # the rank of scripts that wait for other jobs: behind all others, and nobody submits from there
 JOB = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 TOKEN = re.compile(r"[a-z][a-z2-7]{7}\Z")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -92,8 +96,8 @@ class Spool:
             setattr(self, name, os.path.join(self.root, name))
 
     if MYPY:
-        held = submitting = submitted = ending = completed = rejected = cancelled = ""
-        agent = staging = waiting = work = log = lock = wake = ""
+        held = submitting = submitted = ending = completed = rejected = cancelled = blocked = ""
+        after = agent = staging = waiting = work = log = lock = wake = ""
 
     def create(self, work_root: str = "") -> None:
         """Make every folder (0700). Raises SpoolError where others can write to the root, OSError where it can't be
@@ -193,12 +197,12 @@ class Spool:
         return shards + len(self.dropped())
 
     def has_waiting(self) -> bool:
-        """Whether anything waits, without counting."""
+        """Whether anything waits, without counting; not what waits for other jobs, once that is taken in."""
         for new in (False, True):
             for shard in self.shards(new):
                 if files.names(shard):
                     return True
-        return bool(self.dropped())
+        return bool(self.dropped() or self.dependent_shards())
 
     def dropped(self) -> "List[str]":
         """Paths of the scripts put into waiting/ by hand."""
@@ -219,8 +223,8 @@ class Spool:
         return any(self.entries(state) for state in ON_THEIR_WAY)
 
     def settled_state(self, job: str, attempt: int) -> str:
-        """ "completed", "rejected" or "cancelled", or "" while the attempt is still on its way."""
-        for state, suffix in (("completed", "flag"), ("rejected", "sh"), ("cancelled", "sh")):
+        """ "completed", "rejected", "cancelled" or "blocked", or "" while the attempt is still on its way."""
+        for state, suffix in (("completed", "flag"), ("rejected", "sh"), ("cancelled", "sh"), ("blocked", "sh")):
             if os.path.lexists(self.entry_path(state, job, attempt, suffix=suffix)):
                 return state
         return ""
@@ -260,18 +264,66 @@ class Spool:
         for _ in range(2):
             if (job, attempt) in self.find_waiting():
                 return "waiting"
+            if self.find_dependent(job, attempt):
+                return "after"
             for state in ("held",) + ON_THEIR_WAY:
                 if any(e.job == job and e.attempt == attempt for e in self.entries(state)):
                     return state
         return self.settled_state(job, attempt)
+
+    # -- what waits for other jobs ---------------------------------------------------------------------------------
+
+    def after_dir(self, job: str, attempt: int) -> str:
+        """Where the scripts stand that wait for this attempt."""
+        return os.path.join(self.after, "%s.%d" % (job, attempt))
+
+    def has_dependents(self) -> bool:
+        """Whether anything stands in after/; reads no more than its first names."""
+        try:
+            with os.scandir(self.after) as names:
+                return any(True for _ in names)
+        except FileNotFoundError:
+            return False
+
+    def dependent_shards(self) -> "List[str]":
+        """Paths of what sessions published of jobs that wait for others, and no pump has taken in."""
+        folder = os.path.join(self.waiting, "%d" % AFTER)
+        return [os.path.join(folder, name) for name in files.names(folder)]
+
+    def find_dependent(self, job: str, attempt: int) -> "Optional[Entry]":
+        """The script of an attempt that waits for others; None where it does not. Looks at its parents alone, in their
+        order, as a script moves on from one to the next."""
+        try:
+            after = self.job_record(job, attempt).get("after") or ()
+        except ValueError:
+            return None  # damaged; what can't be found by its parents is nowhere
+        for shard in self.dependent_shards() if after else ():
+            for entry in self.shard_entries(shard):
+                if (entry.job, entry.attempt) == (job, attempt):
+                    return entry
+        for parent in after:
+            path = os.path.join(self.after_dir(parent[0], parent[1]), "%s.%d.sh" % (job, attempt))
+            if os.path.lexists(path):
+                return Entry(path, job, attempt, "")
+        return None
+
+    def dependents(self) -> "Iterator[Entry]":
+        """Everything that waits for other jobs. Reads all names: not for pumps."""
+        for shard in self.dependent_shards():
+            for entry in self.shard_entries(shard):
+                yield entry
+        for folder in files.names(self.after):
+            for entry in self.entries(os.path.join("after", folder)):
+                yield entry
 
     # -- publishing ------------------------------------------------------------------------------------------------
 
     def publish(self, building: str, rank: int, shard: str) -> None:
         """Put a folder of scripts, each durable under its `shard_name`, into waiting/ by one rename, without the lock.
 
-        rank: the priority's place, 0 to 999. shard: a name that sorts where the batch belongs and that nobody else
-        uses; it gets ".new". Afterwards every job of the batch is in waiting, durably; after an error all or none is.
+        rank: the priority's place, 0 to 999, or AFTER. shard: a name that sorts where the batch belongs and that nobody
+        else uses; it gets ".new". Afterwards every job of the batch is in waiting, durably; after an error all or none
+        is.
         """
         files.fsync_folder(building)
         folder = os.path.join(self.waiting, "%03d" % rank)

@@ -30,6 +30,7 @@ def gather(spool: "Spool", ask: bool = False) -> "Dict[str, Any]":
     still = waiting and not counts["submitting"] and age > 2 * chosen.query_interval and not _alive(spool, chosen)
     return dict(
         counts,
+        after=sum(1 for _ in spool.dependents()),
         relay=outlook.gather(spool),
         waiting=waiting,
         root=spool.root,
@@ -95,6 +96,7 @@ def busy_jobs(spool: "Spool") -> "List[str]":
     """The jobs that wait or run: what keeps a root from being removed."""
     names = {entry.job for state in ("held",) + ON_THEIR_WAY for entry in spool.entries(state)}
     names.update(job for job, _ in spool.find_waiting())
+    names.update(entry.job for entry in spool.dependents())
     names.update(os.path.basename(path) for path in spool.dropped())
     return sorted(name for name in names if JOB.match(name) or name)
 
@@ -105,6 +107,8 @@ def text(status: "Dict[str, Any]") -> str:
     lines.append(
         "waiting %(waiting)d, held %(held)d, in flight %(submitting)d, in the scheduler %(submitted)d" % status
     )
+    if status["after"]:
+        lines.append("wait for other jobs: %d" % status["after"])
     caps = status["caps"]
     lines.append("caps: %(max_running)d running, %(max_queued)d queued" % caps)
     lines.extend(["room: " + text for text in status["room"]])

@@ -10,6 +10,7 @@ token, never by trying again.
 
 import os
 import pwd
+import re
 
 from . import directives, ending, fault, files, heartbeat, launch, marks, runner, way
 from .schedulers.base import NotQueued, Request, Sought, Submission
@@ -59,7 +60,7 @@ def submit(pump: "Round", entry: Entry, hold: bool, following: "Optional[Entry]"
     try:
         _check_lock(pump)
         fault.point("submit.call.before")
-        answer = _no_array(pump, request) or pump.scheduler.submit(request, CALL_SECONDS, meanwhile)
+        answer = _not_for(pump, request) or pump.scheduler.submit(request, CALL_SECONDS, meanwhile)
     except NotQueued:
         # A full disk, and nobody has the job: not an outcome to wait for.
         files.move(in_flight.path, entry.path)
@@ -90,8 +91,13 @@ def _check_lock(pump: "Round") -> None:
         raise NotQueued(error.errno, error.strerror, error.filename) from None
 
 
-def _no_array(pump: "Round", request: Request) -> "Optional[Submission]":
-    """The refusal of a job array where the scheduler has none."""
+def _not_for(pump: "Round", request: Request) -> "Optional[Submission]":
+    """The refusal of a script whose directives this scheduler would ignore: what it asks for is not what it would
+    get."""
+    meant = request.dialect
+    if meant and pump.scheduler.reads not in ("", meant):
+        words = (meant, pump.scheduler.called, pump.scheduler.reads)
+        return Submission("permanent", "", "the script has #%s lines; for %s it needs #%s lines, and no others" % words)
     if pump.scheduler.has_arrays or "J" not in request.directives:
         return None
     return Submission("permanent", "", "the %s scheduler has no job arrays (#PBS -J)" % pump.scheduler.name)
@@ -155,7 +161,8 @@ def prepare(pump: "Round", entry: Entry) -> Request:
     command = directives.interpreter(script, login_shell()) + [os.path.join(meta, "script")]
     path = os.path.join(meta, "runner." + token)
     wakes = pump.settings.wake_via not in ("hook", "sync")
-    text = runner.build(script, values, command, rerun, pump.scheduler.asks_a_server, wakes)
+    first = pump.scheduler.head(script)
+    text = runner.build(script, values, command, rerun, pump.scheduler.asks_a_server, wakes, first)
     files.write_file(path, text, 0o700, durable=False)
     output, error, join = output_paths(asked, folder, os.path.join(meta, token), name, token)
     return Request(
@@ -168,9 +175,9 @@ def prepare(pump: "Round", entry: Entry) -> Request:
         error=error,
         join=join,
         hold=False,
-        # PBS refuses an array that must not be rerun ("cannot submit non-rerunable Array Job"): its runner sees to it.
-        rerun=rerun or bool(directives.elements(asked)),
+        rerun=rerun,
         directives=asked,
+        dialect=directives.dialect(script),
     )
 
 
@@ -231,8 +238,16 @@ def final_outputs(spool: "Spool", entry: Entry) -> "Tuple[str, str]":
     except FileNotFoundError:
         return "", ""
     output, error, _ = output_paths(asked, folder, os.path.join(meta, entry.token), entry.job, entry.token)
+    output, error = [_with_id(path, meta, entry.token) for path in (output, error)]
     inside = [path[len(folder) + 1 :] if path.startswith(folder + "/") else "" for path in (output, error)]
     return inside[0], "" if error == output else inside[1]
+
+
+def _with_id(path: str, meta: str, token: str) -> str:
+    """A path with the job's number filled in; "" where the scheduler fills in something that nobody told us."""
+    if directives.OWN_ID in path:
+        path = path.replace(directives.OWN_ID, re.sub(r"[\[.].*", "", marks.read_id(meta, token).get("id", "")))
+    return "" if "^%" in path else path
 
 
 def _output_path(value: str, folder: str, default: str) -> str:

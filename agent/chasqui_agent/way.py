@@ -70,6 +70,8 @@ def wake(spool: "Spool", reason: str, budget: float) -> None:
     """Pump, or see to it that somebody does who can. Where nobody can, the request waits for the next contact."""
     from . import pump
 
+    if reason == "cron":
+        os.environ.update(login_environment(read_state(spool)))  # cron gives next to none, and no qsub on PATH
     way = taken(settings.load(spool), read_state(spool)) if on_compute_node() else "direct"
     if way == "direct" or (way == "hook" and reason in NOT_BY_A_TAIL):
         pump.pump(spool, reason, budget, attended=False)
@@ -79,6 +81,14 @@ def wake(spool: "Spool", reason: str, budget: float) -> None:
         forward(spool, way)
 
 
+def login_environment(state: "Dict[str, Any]") -> "Dict[str, str]":
+    """What the last submission from outside a job needed of its environment; {} before there was one."""
+    login = state.get("login")
+    given = login.get("environment") if isinstance(login, dict) else None
+    names = runner.SERVER + ("PATH",)
+    return {name: str(given[name]) for name in names if given.get(name)} if isinstance(given, dict) else {}
+
+
 def forward(spool: "Spool", way: str) -> None:
     """Wake the relay on another host, in at most SSH_SECONDS. That this works is noted there, by the pump it starts;
     where it does not, the request here waits."""
@@ -86,7 +96,7 @@ def forward(spool: "Spool", way: str) -> None:
 
     from .schedulers import pbs_commands
 
-    given = read_state(spool).get("login", {}).get("environment", {})
+    given = login_environment(read_state(spool))
     words = ["env"] + ["%s=%s" % item for item in sorted(given.items())] + launch.command(spool.root)
     words += ["wake", "--reason", "ssh", "--budget", str(SSH_BUDGET)]
     line = " ".join(shlex.quote(word) for word in words)

@@ -142,12 +142,13 @@ def _remote_status(ledger: Ledger, remote: str) -> dict[str, Any]:
     known = ledger.remote_state(remote)
     due, incomplete = ledger.results_due(remote)
     return {"remote": remote, "counts": ledger.counts(remote), "synced": known.synced, "agent": known.report,
+            "waiting_for_others": ledger.waiting_for_others(remote),
             "to_upload": len(ledger.to_upload(remote)), "operations": len(ledger.pending_ops(remote)),
             "results_wanted": due, "results_incomplete": incomplete}
 
 
 def show(home: Home, word: str) -> dict[str, Any]:
-    """Everything about one job: itself, attempts, events, inputs, results."""
+    """Everything about one job: itself, what it waits for, attempts, events, inputs, results."""
     with open_ledger(home) as ledger:
         found = select.find(ledger, Selection((word,)))
         if len(found) > 1:
@@ -157,14 +158,18 @@ def show(home: Home, word: str) -> dict[str, Any]:
                   for f in ledger.files(job.id, job.attempt)]
         results = [{"path": wire.path_text(f.path), "size": f.size, "state": f.state, "why": f.why, "kind": f.kind}
                    for f in ledger.result_files(job.id, job.attempt)]
-        return {**as_dict(job), "attempts": ledger.attempts(job.id), "events": ledger.events(job.id),
+        waits = ledger.parents([job.id]).get(job.id, [])
+        after = [{"id": one.id, "name": one.name, "state": one.state} for one in waits]
+        return {**as_dict(job), "after": after, "if": waits[0].condition if waits else "",
+                "attempts": ledger.attempts(job.id), "events": ledger.events(job.id),
                 "inputs": inputs, "result_files": results}
 
 
 def retry(home: Home, selection: Selection, resources: "Mapping[str, str] | None" = None) -> list[Job]:
-    """A new attempt of each selected job, with its inputs as they are now; all or none.
+    """A new attempt of each selected job, with its inputs as they are now, and of those that are BLOCKED because of
+    these alone; all or none.
 
-    resources: what their scripts are to ask for instead: walltime, mem and the like, queue.
+    resources: what the scripts of the selected are to ask for instead: walltime, mem and the like, queue.
     """
     from . import jobs
     with open_ledger(home) as ledger:

@@ -21,6 +21,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         ("status", "cli_jobs", "how many jobs are where"),
         ("list", "cli_jobs", "jobs, one a line"),
         ("show", "cli_jobs", "everything about one job"),
+        ("why", "why.verbs", "why a job does not run, or how it ended"),
         ("logs", "cli_jobs", "a job's output"),
         ("results", "cli_remote", "where results are, what was left out, and getting it"),
     )),
@@ -40,7 +41,7 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         ("login", "cli_remote", "open the connection (asks for password and code once)"),
         ("logout", "cli_remote", "close it"),
         ("doctor", "cli_remote", "find out what does not work, step by step"),
-        ("agent", "cli_remote", "the relay on the cluster: deploy, status, pump, log, remove"),
+        ("agent", "cli_remote", "the relay on the cluster: deploy, status, pump, log, cron, remove"),
     )),
 )
 _MODULES = {verb: module for _, verbs in _GROUPS for verb, module, _ in verbs}

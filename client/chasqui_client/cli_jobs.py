@@ -10,8 +10,9 @@ from chasqui_agent import wire
 
 from . import api, errors, select, states
 from .command import Command, add_selection, as_of, count, fetch_line, number, place, reason, size
+from .config import ANY, Remote
 from .jobs import Asked, read_list
-from .ledger import Job
+from .ledger import Job, Ledger
 from .tables import BYTES, are_bytes
 from .verbs import Verb
 
@@ -45,6 +46,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-max", action="append", metavar="KEY=VALUE", help="and at most: walltime=48:00:00")
     parser.add_argument("--resume", action="store_true", default=None,
                         help="a retry by the relay finds the files of the attempt before")
+    parser.add_argument("--after", action="append", metavar="JOB[,JOB]",
+                        help="run it when these have ended: id, its beginning, name or folder, of the same cluster")
+    parser.add_argument("--if", dest="condition", default="", choices=("ok", "any", "fail"),
+                        help="how each of them has to end: ok (the default), any, fail; else this one is BLOCKED")
     parser.add_argument("--again", action="store_true", help="a new job also where the folder has one")
 
 
@@ -62,8 +67,8 @@ def _add(command: Command) -> int:
         raise errors.BadInput("No folders were given.", hint="chasqui add DIR ...")
     asked = Asked(args.script, args.template, _settings(args.set), _patterns(args.inputs), _patterns(args.exclude),
                   _patterns(args.outputs), args.name, args.priority, args.max_file, args.follow, args.rerun,
-                  _patterns(args.expect), args.max_job, _retry_said(args))
-    added = api.add(command.home, folders, asked, command.remote, args.again)
+                  _patterns(args.expect), args.max_job, _patterns(args.after), args.condition, _retry_said(args))
+    added = api.add(command.home, folders, asked, _target(command), args.again)
     command.data = {"jobs": [{"id": job.id, "name": job.name, "folder": wire.path_text(job.folder)}
                              for job in added.jobs],
                     "skipped": len(added.skipped), "files": added.files, "bytes": added.bytes}
@@ -71,7 +76,7 @@ def _add(command: Command) -> int:
     if added.skipped:
         command.say("%s skipped: they have a job already (--again adds another)" % count(len(added.skipped), "folder"))
     if added.jobs:
-        command.say("next: chasqui sync")
+        command.say("next: chasqui sync" + (" --all" if args.remote == ANY else ""))
     return 0
 
 
@@ -83,6 +88,14 @@ def _retry_said(args: argparse.Namespace) -> dict[str, Any]:
         return {}
     from . import retry_policy
     return retry_policy.of_words(words)
+
+
+def _target(command: Command) -> Remote:
+    """The remote that jobs are added for."""
+    if command.args.remote != ANY:
+        return command.remote
+    from .several import place
+    return place.anywhere(command.config)
 
 
 def _listed(name: str) -> list[bytes]:
@@ -125,6 +138,8 @@ def _status(command: Command) -> int:
         command.say("%s: %s" % (remote["remote"], as_of(remote["synced"])))
         command.table([("  " + state.lower(), number(amount)) for state, amount in remote["counts"].items()]
                       or [("  no jobs", "")])
+        if remote["waiting_for_others"]:
+            command.say("  of these, %s waiting for others" % count(remote["waiting_for_others"], "job"))
         _status_notes(command, remote)
     return 0
 
@@ -138,7 +153,7 @@ def _status_notes(command: Command, remote: dict[str, Any]) -> None:
             command.say("  %s %s" % (text, pump[key]))
     if remote["silent"]:
         command.say("  no answer now: %s" % remote["silent"])
-    stalled = _status_now(command, remote["now"]) if remote["now"] else _status_then(command, known)
+    stalled = _status_now(command, remote) if remote["now"] else _status_then(command, known)
     news = [count(remote[key], noun) + after for key, noun, after in (
         ("to_upload", "job", " to upload"), ("operations", "request", " to send"),
         ("results_wanted", "job", "'s results to fetch")) if remote[key]]
@@ -146,7 +161,8 @@ def _status_notes(command: Command, remote: dict[str, Any]) -> None:
         command.say("  %s without all the results expected: chasqui list --state COMPLETED"
                     % count(remote["results_incomplete"], "completed job"))
     if news or stalled:
-        command.say("  next: chasqui sync  (%s)" % ", ".join(news + stalled))
+        every = " --all" if remote["remote"] == ANY else ""
+        command.say("  next: chasqui sync%s  (%s)" % (every, ", ".join(news + stalled)))
 
 
 def _status_then(command: Command, known: dict[str, Any]) -> list[str]:
@@ -159,10 +175,17 @@ def _status_then(command: Command, known: dict[str, Any]) -> list[str]:
     return []
 
 
-def _status_now(command: Command, now: dict[str, Any]) -> list[str]:
+def _status_now(command: Command, remote: dict[str, Any]) -> list[str]:
     """What it says itself, over the open connection; what a sync has to do about it."""
-    waiting, inside = (value if isinstance(value := now.get(key), int) else 0 for key in ("waiting", "submitted"))
+    now = remote["now"]
+    waiting, inside, *others = (value if isinstance(value := now.get(key), int) else 0
+                                for key in ("waiting", "submitted", "held", "submitting"))
     command.say("  there now: %s waiting, %s in the scheduler" % (number(waiting), number(inside)))
+    # At least: of ours, some may have ended since the last sync.
+    foreign = waiting + inside + sum(others) - sum(remote["counts"].get(state, 0) for state in states.OPEN)
+    if foreign > 0:
+        command.say("  at least %s there not of this ledger: from another computer, or put there by hand"
+                    % count(foreign, "job"))
     notes = now.get("notes")
     for text in notes if isinstance(notes, list) else ():
         command.say("  %s" % text)
@@ -186,13 +209,29 @@ def _list(command: Command) -> int:
     with api.open_ledger(command.home) as ledger:
         short = select.short_ids(ledger)
         synced = {job.remote: ledger.remote_state(job.remote).synced for job in found}
+        waits = _waiting_for(ledger, found)
+    for one in command.data["jobs"]:
+        one["waiting_for"] = waits.get(one["id"], [])
     if not found:
         command.say("no jobs")
         return 0
     for remote, stamp in synced.items():
         command.say("# %s: %s" % (remote, as_of(stamp)))
-    command.table([(short[job.id], job.name, job.state, reason(job), place(job.folder)) for job in found])
+    command.table([(short[job.id], job.name, job.state, _waits(waits.get(job.id, [])) or reason(job),
+                    place(job.folder)) for job in found])
     return 0
+
+
+def _waiting_for(ledger: Ledger, jobs: list[Job]) -> dict[str, list[str]]:
+    """Of those of these jobs that wait for others: for whom, by name."""
+    parents = ledger.parents(job.id for job in jobs if job.state in (states.QUEUED_LOCAL, states.UPLOADED))
+    open_ones = {job: [parent.name for parent in found if not parent.ended] for job, found in parents.items()}
+    return {job: names for job, names in open_ones.items() if names}
+
+
+def _waits(names: list[str]) -> str:
+    more = " and %s more" % number(len(names) - 3) if len(names) > 3 else ""
+    return "waiting for %s%s" % (", ".join(names[:3]), more) if names else ""
 
 
 _SHOWN = ("id", "name", "remote", "folder", "state", "why", "exit", "signal", "attempt", "pbs", "results",
@@ -209,6 +248,9 @@ def _show(command: Command) -> int:
     command.table([(key, str(found[key])) for key in _SHOWN if found[key] not in (None, "")])
     if found["missing"]:
         command.say("missing       %s" % ", ".join(found["missing"]))
+    if found["after"]:
+        after = ", ".join("%s (%s)" % (one["name"], one["state"]) for one in found["after"])
+        command.say("after         %s; if %s" % (after, found["if"]))
     command.say("inputs        %s, %s" % (count(len(found["inputs"]), "file"),
                                           size(sum(item["size"] for item in found["inputs"]))))
     for item in found["result_files"]:
@@ -305,7 +347,8 @@ _STATES = "States: %s." % ", ".join(states.STATES)
 
 VERBS = {
     "add": Verb("Make jobs of folders: all of them, or none. Nothing is sent before `chasqui sync`.\n"
-                "A job.toml in the folder can say the same as the options here.",
+                "A job.toml in the folder can say the same as the options here. --remote any: for the first cluster\n"
+                "that has a slot free at a `sync --all`.",
                 "  chasqui add runs/* --script job.pbs\n"
                 "  chasqui add runs/* --template vasp --set cpus=32 --set walltime=12:00:00", _add_arguments, _add),
     "status": Verb("How many jobs are in which state, as of the last sync; and what the relay there says now, where a"
@@ -316,7 +359,8 @@ VERBS = {
                  "  chasqui show kx3f", _show_arguments, _show),
     "logs": Verb("A job's standard output and error.", "  chasqui logs kx3f\n  chasqui logs -f kx3f",
                  _logs_arguments, _logs),
-    "retry": Verb("A new attempt of ended jobs, in a fresh folder, with their inputs as they are on disk now.",
+    "retry": Verb("A new attempt of ended jobs, in a fresh folder, with their inputs as they are on disk now; and of\n"
+                  "those that are BLOCKED because of these.",
                   "  chasqui retry --state FAILED,LOST && chasqui sync\n"
                   "  chasqui retry kx3f --set walltime=48:00:00 --set queue=long", _retry_arguments, _retry),
     "cancel": Verb("Take jobs back. What the cluster already has is cancelled by the next sync.",

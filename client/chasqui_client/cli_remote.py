@@ -13,7 +13,7 @@ from .select import Selection, parse_states
 from .verbs import Verb
 
 _ON_CLUSTER = (states.UPLOADED, states.SUBMITTED, states.RUNNING)
-_AGENT_VERBS = ("deploy", "status", "pump", "log", "remove")
+_AGENT_VERBS = ("deploy", "status", "pump", "log", "cron", "remove")
 
 
 # -- init, login, logout, doctor ---------------------------------------------------------------------------------------
@@ -77,6 +77,7 @@ def _doctor(command: Command) -> int:
 
 
 def _sync_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="every remote of config.toml, at the same time")
     parser.add_argument("--dry-run", action="store_true", help="contact nothing, list what would go")
     parser.add_argument("--watch", type=_seconds, metavar="SECONDS",
                         help="again and again until nothing is left to do; a lost network is waited for")
@@ -95,6 +96,9 @@ def _seconds(text: str) -> float:
 
 def _sync(command: Command) -> int:
     args = command.args
+    if args.all:
+        from .several import together
+        return together.sync_all(command, _tell)
     options = SyncOptions(dry_run=args.dry_run, download=not args.no_results, deploy=not args.no_deploy,
                           take_caps=args.take_caps, interactive=command.interactive, progress=not args.json)
     if args.watch and not args.dry_run:
@@ -128,6 +132,15 @@ def _without_room(report: SyncReport) -> list[dict[str, str]]:
     return [item for item in report.refused if item["why"].startswith(space.NO_ROOM)]
 
 
+def _stays(report: SyncReport) -> int:
+    """How many jobs stayed here that are offered again: for want of room, or of a job that they wait for."""
+    if not report.refused:
+        return 0
+    from chasqui_agent import dependents
+    orphans = [item for item in report.refused if item["why"].startswith(dependents.NOT_HERE)]
+    return len(_without_room(report)) + len(orphans)
+
+
 def _check_room(report: SyncReport) -> None:
     """Raises RemoteDiskFull where the pump could not go on, NoRoomThere: one line for all jobs that do not fit, which
     names the file systems."""
@@ -141,9 +154,9 @@ def _check_room(report: SyncReport) -> None:
 
 def _left(command: Command, report: SyncReport, options: SyncOptions) -> bool:
     """Whether another sync may bring news: a job that is neither held nor ended, or results not here yet."""
-    waiting = set(states.OPEN) - {states.HELD, states.BLOCKED, states.PREPARED}
+    waiting = set(states.OPEN) - {states.HELD, states.PREPARED}
     # What finds no room is offered again while anything else goes on; alone it would wait for ever.
-    if sum(amount for state, amount in report.counts.items() if state in waiting) > len(_without_room(report)):
+    if sum(amount for state, amount in report.counts.items() if state in waiting) > _stays(report):
         return True
     with api.open_ledger(command.home) as ledger:
         return options.download and bool(ledger.results_due(report.remote)[0])
@@ -161,9 +174,7 @@ def _tell(command: Command, report: SyncReport) -> None:
     if report.deployed:
         command.say("agent installed in %s" % report.deployed)
     command.say(_numbers(report))
-    without_room = {item["job"] for item in _without_room(report)}
-    for item in [item for item in report.refused if item["job"] not in without_room]:
-        command.say("not taken: %s: %s" % (item["job"], item["why"]))
+    _tell_refused(command, report)
     if report.stalled_since:
         command.say("the relay had stalled since %s; this sync started it again" % report.stalled_since)
     _tell_results(command, report)
@@ -171,12 +182,24 @@ def _tell(command: Command, report: SyncReport) -> None:
     sys.stdout.flush()  # --watch into a pipe is read as it goes
 
 
+def _tell_refused(command: Command, report: SyncReport) -> None:
+    without_room = {item["job"] for item in _without_room(report)}
+    refused = [item for item in report.refused if item["job"] not in without_room]
+    for item in refused:
+        command.say("not taken: %s: %s" % (item["job"], item["why"]))
+    if refused:
+        them = " ".join(item["job"][:8] for item in refused[:20])
+        command.say("  put it right, then: chasqui cancel %s && chasqui sync && chasqui retry %s && chasqui sync"
+                    % (them, them))
+
+
 def _numbers(report: SyncReport) -> str:
     counts = report.counts
     live = counts.get(states.SUBMITTED, 0) + counts.get(states.RUNNING, 0)
     amounts = {
         "submitted": report.submitted, "completed": report.completed, "failed": report.failed, "lost": report.lost,
-        "rejected": report.rejected, "cancelled": report.cancelled, "waiting": counts.get(states.UPLOADED, 0),
+        "rejected": report.rejected, "cancelled": report.cancelled, "blocked": report.blocked,
+        "waiting": counts.get(states.UPLOADED, 0),
         "in the scheduler": live, "held": counts.get(states.HELD, 0)}
     said = ["uploaded " + count(report.uploaded, "job")] if report.uploaded else []
     said += ["%s %s" % (word, number(amount)) for word, amount in amounts.items() if amount]
@@ -296,13 +319,16 @@ def _fetch(command: Command) -> int:
 
 def _agent_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=_AGENT_VERBS, metavar="|".join(_AGENT_VERBS))
+    parser.add_argument("name", nargs="?", metavar="NAME", help="which cluster (default: --remote, else the only one)")
     parser.add_argument("-f", "--follow", action="store_true", help="log: go on as it grows")
+    parser.add_argument("--slurm", action="store_true", help="cron: for Slurm's scrontab")
+    parser.add_argument("--every", type=int, metavar="MINUTES", help="cron: how often (default 10)")
     parser.add_argument("--purge", action="store_true", help="remove: the work folders too, with every result in them")
 
 
 def _agent(command: Command) -> int:
     from . import deploy
-    args, remote = command.args, command.remote
+    args, remote = command.args, _named(command)
     if args.what == "deploy":
         where = deploy.deploy(command.home.create(), remote, interactive=command.interactive)
         command.data = {"remote": remote.name, "agent": where}
@@ -310,6 +336,7 @@ def _agent(command: Command) -> int:
         return 0
     words = {"status": ["status", "--json"] if args.json else ["status"], "pump": ["pump"],
              "log": ["log", "-f"] if args.follow else ["log"],
+             "cron": ["cron", *(["--slurm"] if args.slurm else []), "--every", str(args.every or 10)],
              "remove": ["remove", "--purge"] if args.purge else ["remove"]}[args.what]
     return _agent_says(command, remote, words)
 
@@ -345,10 +372,11 @@ VERBS = {
                    "\nstops at the first that fails and says what to type.", "  chasqui doctor hpc",
                    _named_arguments, _doctor),
     "sync": Verb("Hand over what is new, bring home what is finished. One ssh command.",
-                 "  chasqui sync\n  chasqui sync --watch 60 --fail", _sync_arguments, _sync),
+                 "  chasqui sync\n  chasqui sync --watch 60 --fail\n  chasqui sync --all", _sync_arguments, _sync),
     "results": Verb("Where results are and what was left on the cluster; `results fetch` gets that.",
                     "  chasqui results kx3f\n  chasqui results fetch kx3f --glob WAVECAR --glob 'run/**'\n"
                     "  chasqui results fetch kx3f --all", _results_arguments, _results),
-    "agent": Verb("The relay on the cluster. `remove` refuses while anything waits or runs; work/ goes with --purge.",
-                  "  chasqui agent status\n  chasqui agent remove", _agent_arguments, _agent),
+    "agent": Verb("The relay on the cluster. `cron` prints a line that wakes it now and then, for a crontab there.\n"
+                  "`remove` refuses while anything waits or runs; work/ goes with --purge.",
+                  "  chasqui agent status\n  chasqui agent cron hpc\n  chasqui agent remove", _agent_arguments, _agent),
 }

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .pace import Bandwidth
 
 LOCAL = "local"
+ANY = "any"  # no remote: what a job is for that goes to the first with a slot free
 MAX_FILE = 100 * 10 ** 6  # bytes; bigger results stay on the cluster until asked for
 CACHE_SIZE = 2 << 30  # bytes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
@@ -122,6 +123,8 @@ class Config:
             raise errors.NoConfig(path=self.path)
         if not wanted:
             raise errors.SeveralRemotes(known=", ".join(self.remotes))
+        if wanted == ANY:
+            raise errors.AnyRemote()
         if wanted not in self.remotes:
             raise errors.UnknownRemote(name=wire.printable(wanted), known=", ".join(self.remotes) or "none")
         return self.remotes[wanted]
@@ -194,6 +197,8 @@ def check_root(root: str) -> str:
 def _check_name(name: str) -> str:
     if not _NAME.match(name):
         raise errors.BadInput("the name of a remote has letters, digits, - and _, at most 64 characters")
+    if name == ANY:
+        raise errors.BadInput('no remote can be called "any": jobs added for it go to whichever has a slot free')
     return name
 
 
@@ -263,8 +268,8 @@ def _root(table: Table, key: str, default: str) -> str:
 
 def _scheduler(table: Table) -> str:
     scheduler = table.text("scheduler", "auto")
-    if scheduler not in ("auto", "openpbs", "shell"):
-        raise table.bad("scheduler", 'must be "auto", "openpbs" or "shell"')
+    if scheduler not in ("auto", "openpbs", "slurm", "shell"):
+        raise table.bad("scheduler", 'must be "auto", "openpbs", "slurm" or "shell"')
     return scheduler
 
 
@@ -374,8 +379,8 @@ host = "{host}"
 #python = "auto"          # or the path of a Python 3.6 or newer on the cluster
 #ssh_config = ""          # another ssh config file than ~/.ssh/config
 #ssh_options = []         # such as ["Port=2222", "ProxyJump=gate"]
-#scheduler = "auto"       # or "openpbs" (PBS Pro, too), or "shell": plain processes, no batch system
-#pbs_bin = ""             # where qsub is, if not on PATH, in /etc/pbs.conf or in its usual places
+#scheduler = "auto"       # or "openpbs" (PBS Pro, too), "slurm", or "shell": plain processes, no batch system
+#pbs_bin = ""             # where qsub or sbatch is, if not on PATH, in /etc/pbs.conf or in its usual places
 #wake_via = "auto"        # who goes on when a job ends: "direct", "ssh:LOGINHOST", "hook" or "sync"; see agent/README
 #bandwidth = "unlimited"  # in each direction; "20MiB/s", "100Mbit/s"
 #windows = []             # rates by the clock: [{{days = "mon-fri", from = "08:00", to = "18:00", rate = "2MiB/s"}}]

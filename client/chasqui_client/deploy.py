@@ -167,12 +167,16 @@ def too_old(remote: Remote, said: str) -> errors.NoPython:
 
 
 def relay_now(home: Home, remote: Remote) -> dict[str, Any] | None:
-    """What the relay there says of itself (the agent's `status --json`); None where no connection is open or no agent
-    there. One exec, never a login. Raises ConnectionLost and its like, within 30 s of silence."""
+    """What the relay there says of itself (the agent's `status --json`), as `ask_agent` does."""
+    return ask_agent(home, remote, ["status", "--json"])
+
+
+def ask_agent(home: Home, remote: Remote, words: Sequence[str]) -> dict[str, Any] | None:
+    """What a verb of the agent answers, one JSON object; None where no connection is open or no agent there. One exec,
+    never a login. Raises AgentRefused, ConnectionLost and its like, within 30 s of silence."""
     try:
         transport = transport_to(home, remote, sure=True)
-        status, output, said = run_line(transport, remote, launcher.agent(remote.root, ["status", "--json"]),
-                                        silence=_RELAY_SILENCE)
+        status, output, said = run_line(transport, remote, launcher.agent(remote.root, words), silence=_RELAY_SILENCE)
         check_status(remote, status, said)
     except (errors.NotConnected, errors.AgentMissing):
         return None

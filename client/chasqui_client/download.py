@@ -66,8 +66,8 @@ class Download:
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
-        """A phase in which we send nothing but signs of life: the agent may have written all that was asked for, and
-        wait for us while it is still on a slow line, or while the disk here works, for minutes perhaps."""
+        """A phase in which we send nothing but signs of life: on our turn, or while the agent, which may have written
+        all that was asked for, waits for a slow line or for the disk here, for minutes perhaps."""
         over, every = threading.Event(), float(os.environ.get("CHASQUI_NOP", _ALIVE))
 
         def show() -> None:
@@ -90,7 +90,9 @@ class Download:
     def _want(self, more: bool) -> Asked:
         self._at_hand, self._next = self._next, {}
         asked: Asked = {}
-        for key, chosen in self.handler.choose(more):
+        with self._alive():
+            wanted = list(self.handler.choose(more))
+        for key, chosen in wanted:
             self.session._send(wire.message("want", job=key[0], attempt=key[1], files=chosen))
             asked.update({(key, index): (self._at_hand[key].files[index], have) for index, have in chosen})
         self.session._end()

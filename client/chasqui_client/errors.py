@@ -96,6 +96,12 @@ class UnknownRemote(BadInput):
     hint = "chasqui init {name} --host HOST"
 
 
+class AnyRemote(BadInput):
+    """any is no remote: it is for `add`, and `sync --all` gives such jobs to the first remote with free slots."""
+
+    hint = "chasqui sync --all"
+
+
 class SeveralRemotes(BadInput):
     """Several remotes are configured ({known}) and none is the default."""
 

@@ -38,6 +38,7 @@ class SyncReport:
     lost: int = 0
     rejected: int = 0
     cancelled: int = 0
+    blocked: int = 0
     results_jobs: int = 0
     results_files: int = 0
     results_bytes: int = 0
@@ -51,6 +52,7 @@ class SyncReport:
     incomplete: list[dict[str, Any]] = field(default_factory=list)  # completed jobs: job, name, missing (patterns)
     refused: list[dict[str, Any]] = field(default_factory=list)  # jobs the agent did not take: job, why
     disk_full: str = ""  # which limit stopped the pump there: nothing is lost, and nothing goes on before there is room
+    uploads_stopped: str = ""  # why nothing more was handed over, though the rest was done
     notes: list[str] = field(default_factory=list)  # anything else the user should read, one line each
 
     def as_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import os
 from .child import Child
 
 NONCE = "@nonce@"  # stands in a note where each session has its own
-_OTHER = ("-h", "--help", "--dry-run")
+_OTHER = ("-h", "--help", "--dry-run", "--all")
 _FORMAT = "chasqui start 1"
 
 

@@ -137,7 +137,7 @@ def _facts(event: str, record: Record, why: str) -> dict[str, Any]:
 def _times(event: str, record: Record, at: str) -> dict[str, str]:
     if event == "started":
         return {"started": _when(record) or at}
-    if event in ("ended", "repaired", "lost", "cancelled", "rejected"):
+    if event in ("ended", "repaired", "lost", "cancelled", "rejected", "blocked"):
         return {"ended": _when(record) or at}
     return {}
 

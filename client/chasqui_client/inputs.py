@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from chasqui_agent import globs, wire
@@ -22,6 +22,7 @@ _BLOCK = 1 << 20
 _RESULTS = re.compile(rb"results(-[a-z2-7]{8})?(\.attempt-[0-9]+)?\Z")
 
 Hashes = dict[tuple[int, int, int, int], str]
+_REMEMBERED = 4_000  # files, those asked for last: all of a library; a job's own are not asked for again
 
 
 @dataclass
@@ -83,28 +84,35 @@ class Scan:
         return True
 
 
-def read_input(source: bytes, path: bytes, hashes: Hashes | None = None) -> InputFile:
-    """The regular file `source`, or what it links to, as input `path`. Raises BadJob for anything else."""
+def read_input(source: bytes, path: bytes, hashes: Hashes | None = None,
+               tick: Callable[[], None] = lambda: None) -> InputFile:
+    """The regular file `source`, or what it links to, as input `path`. Raises BadJob for anything else.
+
+    tick: called after each MB that is read.
+    """
     hashes = {} if hashes is None else hashes
     try:
         status = os.stat(source)
         if not stat.S_ISREG(status.st_mode):
             raise errors.BadJob("%s is not a regular file; --exclude leaves it out" % _shown(path))
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        if key not in hashes:
-            hashes[key] = _sha256(source, path, status)
+        sha256 = hashes.pop(key, "") or _sha256(source, path, status, tick)
+        if len(hashes) >= _REMEMBERED:
+            del hashes[next(iter(hashes))]
+        hashes[key] = sha256  # the newest last
     except FileNotFoundError:
         raise _missing(source, path) from None
     except OSError as error:
         raise _unreadable(path, error) from error
-    return InputFile(path, status.st_size, status.st_mode & 0o777, hashes[key], status.st_mtime_ns, source)
+    return InputFile(path, status.st_size, status.st_mode & 0o777, sha256, status.st_mtime_ns, source)
 
 
-def _sha256(source: bytes, path: bytes, before: os.stat_result) -> str:
+def _sha256(source: bytes, path: bytes, before: os.stat_result, tick: Callable[[], None]) -> str:
     digest = hashlib.sha256()
     with open(source, "rb", buffering=0) as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
+            tick()
         after = os.fstat(stream.fileno())
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise errors.BadJob("%s changed while it was read" % _shown(path))

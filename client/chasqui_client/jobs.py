@@ -9,18 +9,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from chasqui_agent import caps, directives, globs, spool, wire
 
-from . import errors, inputs, retry_policy, tables, templates
-from .config import Config, Home, JobDefaults, Remote
+from . import errors, inputs, retry_policy, states, tables, templates
+from .config import ANY, Config, Home, JobDefaults, Remote
+from .drafts import Drafts
 from .ledger import InputFile, Job, Ledger
 
 _SCRIPTS = (b"job.sh", b"run.sh", b"submit.sh")
 _SUFFIXES = (b".pbs", b".qsub")
 _MAX_SCRIPT = 1 << 20
 _SHOWN_PROBLEMS = 20
+CONDITIONS = ("ok", "any", "fail")
 
 Patterns = tuple[str, ...]
 T = TypeVar("T")
@@ -43,14 +45,18 @@ class Asked:
     rerun: bool | None = None
     expect: Patterns | None = None
     max_job: int | None = None
+    after: Patterns | None = None  # jobs to wait for: ids, names, folders
+    condition: str = ""  # how each of them has to end: ok, any, fail
     retry: Mapping[str, Any] = field(default_factory=dict)  # what is said of retries, by the keys of a policy
     resources: Mapping[str, str] = field(default_factory=dict)  # said at a retry: what the script is to ask for
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> "Asked":
-        """From a job's options["asked"]."""
+        """From a job's options["asked"]. A limit that is none counts as not said: an earlier version took such, no
+        cluster does, and a retry must not ask for it again."""
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                                  for key, value in stored.items()}
+                                  for key, value in stored.items()
+                                  if key not in ("max_file", "max_job") or tables.are_bytes(value)}
         return cls(**values)
 
     def over(self, other: "Asked") -> "Asked":
@@ -72,13 +78,33 @@ class Plan:
     script: bytes
     options: dict[str, Any]
     files: list[InputFile]
+    after: Patterns = ()
+    after_in_folder: bool = False  # said in its job.toml: names and paths as seen from there
+    condition: str = "ok"
+
+
+class NewJob(NamedTuple):
+    """What `add` says of a job, and no more: there may be tens of thousands."""
+
+    id: str
+    name: str
+    folder: bytes
+
+
+class Tie(NamedTuple):
+    """What of a plan decides what it waits for."""
+
+    folder: bytes
+    name: str
+    after: Patterns
+    after_in_folder: bool
 
 
 @dataclass
 class Added:
     """What `add` did: the new jobs, the folders that already had one, and the size of what will go."""
 
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[NewJob] = field(default_factory=list)
     skipped: list[bytes] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
@@ -107,6 +133,10 @@ class Planner:
             raise errors.BadJob("none of %s is here" % " ".join(template.patterns["inputs"]))
         script = self._generated(template, said) if template else self._script(folder, said.script)
         files = _with_script(files, script)
+        if said.condition and not said.after:
+            raise errors.BadJob("--if says how another job has to end, and none is named (--after)")
+        if said.condition not in ("", *CONDITIONS):
+            raise errors.BadJob("if must be one of %s" % ", ".join(CONDITIONS))
         content = _content(folder, script)
         if said.resources:
             files, script = retry_policy.with_resources(files, script, content, said.resources)
@@ -114,7 +144,8 @@ class Planner:
         self._check_array(content)
         options = self._options(asked, said, template)
         options["retry"] = self._policy(said, template, content, files)
-        return Plan(folder, _name(folder, said.name), self._priority(said), script.path, options, files)
+        return Plan(folder, _name(folder, said.name), self._priority(said), script.path, options, files,
+                    said.after or (), asked.after is None, said.condition or "ok")
 
     def _policy(self, said: Asked, template: templates.Template | None, script: bytes,
                 files: Sequence[InputFile]) -> dict[str, Any] | None:
@@ -127,7 +158,7 @@ class Planner:
         size, beats = len(directives.elements(directives.asked(content))), int(self.remote.settings.heartbeat > 0)
         most = self.remote.caps
         why = caps.too_large(size, beats, caps.Caps(most.max_running, most.max_queued, most.max_total or 0))
-        if why and self.remote.scheduler == "openpbs":
+        if why and self.remote.scheduler in ("openpbs", "slurm"):
             raise errors.BadJob(why)
 
     def _scan(self, said: Asked, template: templates.Template | None) -> inputs.Scan:
@@ -162,6 +193,7 @@ class Planner:
             "max_job": self._limit("max_job", said),
             "rerun": bool(said.rerun),
             "template": said.template,
+            **({"any": True} if self.remote.name == ANY else {}),
         }
 
     def _expected(self, said: Asked, template: templates.Template | None) -> list[str]:
@@ -258,9 +290,9 @@ def _job_toml(folder: bytes) -> Asked:
         max_file=_given(table, "max_file", lambda key: table.bytes(key, 0)),
         max_job=_given(table, "max_job", lambda key: table.bytes(key, 0)),
         follow=_given(table, "follow", table.flag), rerun=_given(table, "rerun", table.flag),
-        retry=retry_policy.read(table))
+        after=_given(table, "after", table.texts), condition=table.text("if", ""), retry=retry_policy.read(table))
     table.done("script, template, set, inputs, exclude, outputs, expect, name, priority, max_file, max_job, follow, "
-               "rerun, " + ", ".join(retry_policy.KEYS))
+               "rerun, after, if, " + ", ".join(retry_policy.KEYS))
     return asked
 
 
@@ -280,42 +312,64 @@ def add(home: Home, ledger: Ledger, config: Config, remote: Remote, folders: Seq
     """
     if asked.name and len(folders) > 1:
         raise errors.BadInput("--name names one job, and there are %d folders" % len(folders))
-    added, plans = Added(), []
+    added, problems = Added(), Problems()
     planner = Planner(home, config.jobs, remote)
-    problems = _Problems()
-    for folder in dict.fromkeys(os.path.realpath(folder) for folder in folders):
-        if not again and ledger.folder_jobs(folder):
-            added.skipped.append(folder)
-            continue
-        with problems.of(folder):
-            plans.append(planner.plan(folder, asked))
-    problems.done()
-    with ledger.transaction():
-        for plan in plans:
-            _insert(ledger, remote, plan, again, added)
+    with Drafts(ledger) as plans:
+        ties: list[Tie] = []
+        for folder in dict.fromkeys(os.path.realpath(folder) for folder in folders):
+            if not again and ledger.folder_jobs(folder):
+                added.skipped.append(folder)
+                continue
+            with problems.of(folder):
+                plan = planner.plan(folder, asked)
+                plans.add(plan)
+                ties.append(Tie(plan.folder, plan.name, plan.after, plan.after_in_folder))
+        problems.done()
+        order = _in_order(ledger, remote.name, ties, problems)
+        ids: dict[int | str, str] = {}
+        with ledger.transaction():
+            for number, parents in order:
+                plan = plans[number]
+                ids[number] = _insert(ledger, remote, plan, again, added)
+                if added.jobs and added.jobs[-1].id == ids[number]:  # not one that another `add` made
+                    ledger.add_parents(ids[number], [ids.get(one, str(one)) for one in parents], plan.condition)
     return added
 
 
-def _insert(ledger: Ledger, remote: Remote, plan: Plan, again: bool, added: Added) -> None:
+def _in_order(ledger: Ledger, remote: str, ties: Sequence[Tie],
+              problems: "Problems") -> "list[tuple[int, list[int | str]]]":
+    """As `after.in_order`; the folders' problems are said."""
+    if remote == ANY and any(tie.after for tie in ties):
+        raise errors.BadInput("A job that waits for others goes to the cluster that they are on.",
+                              hint="name it: chasqui add --remote NAME --after JOB ...")
+    from . import after  # it needs this module
+    order = after.in_order(ledger, remote, ties, problems)
+    problems.done()
+    return order
+
+
+def _insert(ledger: Ledger, remote: Remote, plan: Plan, again: bool, added: Added) -> str:
     others = ledger.folder_jobs(plan.folder)
     if others and not again:  # another `add` was faster
         added.skipped.append(plan.folder)
-        return
+        return others[-1].id
     job_id = spool.new_job_id()
     results = "results-" + job_id[:8] if others else "results"
     job = Job(job_id, remote.name, plan.name, plan.folder, "", 1, plan.priority, plan.script, plan.options, results,
               "NONE", None, None, "", "", 0, 0, "", "")
     ledger.add_job(job, plan.files)
-    added.jobs.append(job)
+    added.jobs.append(NewJob(job_id, plan.name, plan.folder))
     added.files += len(plan.files)
     added.bytes += sum(item.size for item in plan.files)
+    return job_id
 
 
 def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job],
           resources: Mapping[str, str] | None = None) -> list[Job]:
-    """A new attempt of each ended job, with its inputs as they are now; all or none. Returns the jobs as they are then.
+    """A new attempt of each ended job, with its inputs as they are now, and of those that are BLOCKED because of these
+    alone; all or none. Returns the jobs as they are then.
 
-    resources: what their scripts are to ask for instead, in this attempt and later ones: walltime, mem, .., queue.
+    resources: what the scripts of those named are to ask for instead, now and later: walltime, mem and the like, queue.
     Raises WrongState for a job that has not ended, BadFolders as `add` does.
     """
     running = [job for job in jobs if not job.ended]
@@ -323,30 +377,58 @@ def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job],
         raise errors.WrongState("%s (%s) is %s: only ended jobs can be tried again"
                                 % (running[0].name, running[0].id, running[0].state),
                                 hint="chasqui cancel %s && chasqui sync" % running[0].id[:8])
-    plans, problems = [], _Problems()
+    named = {job.id for job in jobs} if resources else set()
+    jobs = _with_blocked(ledger, jobs)
+    problems = Problems()
     planners: dict[str, Planner] = {}
-    for job in jobs:
-        planner = planners.setdefault(job.remote, Planner(home, config.jobs, config.remote(job.remote)))
-        with problems.of(job.folder):
-            asked = Asked.load(job.options["asked"])
-            asked = replace(asked, resources={**asked.resources, **(resources or {})})
-            plans.append((job, planner.plan(job.folder, asked)))
-    problems.done()
-    with ledger.transaction():
-        for job, plan in plans:
-            ledger.add_attempt(replace(job, script=plan.script, options=plan.options), plan.files)
-    return [found for job in jobs if (found := ledger.job(job.id))]
+    with Drafts(ledger) as plans:
+        for job in jobs:
+            planner = planners.setdefault(job.remote, Planner(home, config.jobs, _target(config, job.remote)))
+            with problems.of(job.folder):
+                asked = Asked.load(job.options["asked"])
+                if job.id in named:
+                    asked = replace(asked, resources={**asked.resources, **(resources or {})})
+                plans.add(planner.plan(job.folder, asked))
+        problems.done()
+        with ledger.transaction():
+            for job, plan in zip(jobs, plans, strict=True):
+                ledger.add_attempt(replace(job, script=plan.script, options=plan.options), plan.files)
+    found: dict[str, Job] = {}
+    for at in range(0, len(jobs), 500):
+        found |= ledger.jobs_by_id(job.id for job in jobs[at:at + 500])
+    return [found[job.id] for job in jobs]
 
 
-class _Problems:
+def _target(config: Config, name: str) -> Remote:
+    if name == ANY:
+        from .several import place
+        return place.anywhere(config)
+    return config.remote(name)
+
+
+def _with_blocked(ledger: Ledger, jobs: Sequence[Job]) -> list[Job]:
+    """These jobs, and the BLOCKED ones that wait for no ended job but them: those, then, could run."""
+    chosen = {job.id: job for job in jobs}
+    last = list(chosen)
+    while last:
+        blocked = [job for job in ledger.children(last) if job.state == states.BLOCKED and job.id not in chosen]
+        parents = ledger.parents(job.id for job in blocked)
+        last = [job.id for job in blocked
+                if not any(parent.in_the_way and parent.id not in chosen for parent in parents[job.id])]
+        chosen.update((job.id, job) for job in blocked if job.id in last)
+    return list(chosen.values())
+
+
+class Problems:
     """Collects what is wrong with each folder, to say it all at once."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.more = 0
         self.missing = False
         self._folder = b""
 
-    def of(self, folder: bytes) -> "_Problems":
+    def of(self, folder: bytes) -> "Problems":
         self._folder = folder
         return self
 
@@ -358,17 +440,18 @@ class _Problems:
             return False
         self.missing = self.missing or isinstance(error, errors.MissingFolder)
         said = str(error) if isinstance(error, errors.BadInput) else errors.describe(error)
-        self.lines.append("%s: %s" % (_shown(os.path.relpath(self._folder)), said))
+        if len(self.lines) < _SHOWN_PROBLEMS:
+            self.lines.append("%s: %s" % (_shown(os.path.relpath(self._folder)), said))
+        else:
+            self.more += 1
         return True
 
     def done(self) -> None:
         """Raise what was collected, if anything."""
         if not self.lines:
             return
-        shown = self.lines[:_SHOWN_PROBLEMS]
-        if len(self.lines) > len(shown):
-            shown.append("... and %d more folders" % (len(self.lines) - len(shown)))
-        raise (errors.MissingFolders if self.missing else errors.BadFolders)("\n".join(shown))
+        more = ["... and %d more folders" % self.more] if self.more else []
+        raise (errors.MissingFolders if self.missing else errors.BadFolders)("\n".join(self.lines + more))
 
 
 def read_list(data: bytes) -> list[bytes]:

@@ -131,7 +131,9 @@ class Folder:
         if not self.used:
             with suppress(OSError):
                 os.rmdir(os.path.basename(self.path), dir_fd=self._above)
-        for fd in (self._parts, self.fd, self._above):
+        # Forgotten first: a Ctrl-C in here has us called again, and a closed descriptor may be somebody else's by then.
+        descriptors, self._parts, self.fd, self._above = (self._parts, self.fd, self._above), -1, -1, -1
+        for fd in descriptors:
             if fd >= 0:
                 os.close(fd)
 
@@ -190,15 +192,15 @@ class Landing:
         finally:
             folder.close()
 
-    def lacking(self, results: bytes, files: Sequence[Listed]) -> frozenset[bytes]:
-        """The paths of those files in whose place nothing stands. Raises OSError as `have` does."""
+    def lacking(self, results: bytes, paths: Sequence[bytes]) -> frozenset[bytes]:
+        """Those paths where nothing stands. Raises OSError as `have` does."""
         self.close()
         try:
             folder = Folder(results, make=False)
         except FileNotFoundError:
-            return frozenset(file.path for file in files)
+            return frozenset(paths)
         try:
-            return frozenset(file.path for file in files if folder.lacks(file.path))
+            return frozenset(path for path in paths if folder.lacks(path))
         finally:
             folder.close()
 
@@ -413,7 +415,7 @@ class _Large(Arriving):
         try:
             settle(self.part, self.file)
         finally:
-            os.close(self.part)
+            self.leave()
         self.landing.name(self.folder, self.file, *self.place)
         return True
 
@@ -422,7 +424,9 @@ class _Large(Arriving):
         remove(*self.place)
 
     def leave(self) -> None:
-        os.close(self.part)
+        part, self.part = self.part, -1  # forgotten first: a Ctrl-C in here has us called again
+        if part >= 0:
+            os.close(part)
 
 
 class _Here(Arriving):

@@ -20,6 +20,7 @@ from . import errors, schema, states
 from .rows import InputFile as InputFile
 from .rows import Job as Job
 from .rows import Operation as Operation
+from .rows import Parent as Parent
 from .rows import RemoteState as RemoteState
 from .rows import ResultFile as ResultFile
 from .rows import now as now
@@ -143,7 +144,9 @@ class Ledger:
 
     def jobs(self, where: str = "1", *values: Any) -> list[Job]:
         """Jobs in the order they were added. `where` is SQL of ours, never the user's text: that goes into `values`."""
-        return [_job(row) for row in self.rows("SELECT * FROM jobs WHERE %s ORDER BY rowid" % where, *values)]
+        options: dict[str, dict[str, Any]] = {"{}": {}}  # mostly the same for a batch: its jobs share one
+        return [_job(row, options)
+                for row in self.rows("SELECT * FROM jobs WHERE %s ORDER BY rowid" % where, *values)]
 
     def job(self, job: str) -> Job | None:
         found = self.jobs("id = ?", job)
@@ -160,7 +163,8 @@ class Ledger:
 
     def to_upload(self, remote: str) -> list[str]:
         """Ids of the jobs whose newest attempt the cluster has not acknowledged, highest priority first, else in the
-        order added. There may be very many: whoever wants more than ids reads them one by one.
+        order added; behind them those that wait for others, in the order added, parents first. There may be very many:
+        whoever wants more than ids reads them one by one.
 
         A job with a cancel or hold on its way is left out: what the user took back is not sent.
         """
@@ -168,7 +172,36 @@ class Ledger:
 
     _TO_UPLOAD = ("FROM jobs WHERE remote = ? AND state = 'QUEUED_LOCAL' AND acked < attempt AND NOT EXISTS"
                   " (SELECT 1 FROM ops WHERE ops.job = jobs.id AND ops.attempt = jobs.attempt AND ops.done = ''"
-                  " AND op IN ('cancel', 'hold')) ORDER BY priority DESC, rowid")
+                  " AND op IN ('cancel', 'hold')) ORDER BY CASE WHEN EXISTS (SELECT 1 FROM parents WHERE job = jobs.id)"
+                  " THEN 1000 ELSE -priority END, rowid")
+
+    def parents(self, jobs: Iterable[str]) -> dict[str, list[Parent]]:
+        """What each of these jobs waits for, in its order; those that wait for nothing are left out."""
+        ids, found = list(jobs), dict[str, list[Parent]]()
+        for at in range(0, len(ids), 500):
+            some = ids[at:at + 500]
+            marks = ", ".join("?" * len(some))
+            for row in self.rows("SELECT job, jobs.id, name, state, attempt, condition FROM parents JOIN jobs"
+                                 " ON jobs.id = parent WHERE job IN (%s) ORDER BY job, place" % marks, *some):
+                found.setdefault(row[0], []).append(Parent(*row[1:]))
+        return found
+
+    def children(self, jobs: Iterable[str]) -> list[Job]:
+        """The jobs that wait, or waited, for any of these, each once."""
+        ids, found = list(jobs), dict[str, Job]()
+        for at in range(0, len(ids), 500):
+            some = ids[at:at + 500]
+            where = "id IN (SELECT job FROM parents WHERE parent IN (%s))" % ", ".join("?" * len(some))
+            found.update((job.id, job) for job in self.jobs(where, *some))
+        return list(found.values())
+
+    def waiting_for_others(self, remote: str) -> int:
+        """How many jobs, here or there, wait for one that has not ended."""
+        marks = ", ".join("'%s'" % state for state in states.OPEN)
+        found = self.rows("SELECT COUNT(*) FROM jobs WHERE remote = ? AND state IN ('QUEUED_LOCAL', 'UPLOADED') AND"
+                          " EXISTS (SELECT 1 FROM parents JOIN jobs AS p ON p.id = parent"
+                          " WHERE job = jobs.id AND p.state IN (%s))" % marks, remote)
+        return int(found[0][0])
 
     def bytes_to_upload(self, remote: str, most: int) -> int:
         """Of the first `most` of those jobs, the bytes of all contents, each counted once."""
@@ -231,6 +264,12 @@ class Ledger:
             self.move(job.id, states.PREPARED, "added")
             self.move(job.id, QUEUED_LOCAL, "added")
 
+    def add_parents(self, job: str, parents: Iterable[str], condition: str) -> None:
+        """Record what a new job waits for: jobs that were added before it. condition: how each has to end."""
+        with self.transaction():
+            self.db.executemany("INSERT INTO parents VALUES (?, ?, ?, ?)",
+                                [(job, parent, place, condition) for place, parent in enumerate(parents)])
+
     def add_attempt(self, job: Job, inputs: Iterable[InputFile], why: str = "retry") -> int:
         """A new attempt of an ended job, as `job` now describes it (script, options); returns its number."""
         attempt = job.attempt + 1
@@ -281,10 +320,22 @@ class Ledger:
         self.db.execute("INSERT INTO events(job, attempt, at, event, old, new, why, record) VALUES (?,?,?,?,?,?,?,?)",
                         (job, attempt, at or now(), event, old, new, why, record or None))
 
-    def mark_offered(self, jobs: Iterable[Job]) -> None:
-        """Record it before the first of these jobs is sent: from now on only the cluster can cancel or hold them."""
+    def mark_offered(self, jobs: Sequence[Job]) -> set[str]:
+        """Record it before the first of these jobs is sent: from now on only the cluster can cancel or hold them.
+
+        Returns the ids of those that are still to be sent: not what was held, cancelled or given to another remote
+        since `jobs` were read.
+        """
         with self.transaction():
-            self.db.executemany("UPDATE jobs SET offered = ? WHERE id = ?", [(job.attempt, job.id) for job in jobs])
+            before = self.db.total_changes
+            self.db.executemany("UPDATE jobs SET offered = attempt " + self._STILL_OURS,
+                                [(job.id, job.attempt, job.remote) for job in jobs])
+            if self.db.total_changes - before == len(jobs):
+                return {job.id for job in jobs}
+            return {job.id for job in jobs
+                    if self.rows("SELECT 1 FROM jobs " + self._STILL_OURS, job.id, job.attempt, job.remote)}
+
+    _STILL_OURS = "WHERE id = ? AND attempt = ? AND remote = ? AND state = 'QUEUED_LOCAL'"
 
     def withdraw(self, job: str) -> None:
         """The agent has said that it does not have this job, and was not sent it: it is ours alone again."""
@@ -346,7 +397,7 @@ class Ledger:
     def allows(self, job: Job, op: str) -> bool:
         """Whether a cancel, hold or release means anything for a job now. A hold on its way can be released too."""
         if op == "hold":
-            return job.state in (QUEUED_LOCAL, states.BLOCKED, states.UPLOADED, states.SUBMITTED)
+            return job.state in (QUEUED_LOCAL, states.UPLOADED, states.SUBMITTED)
         if op == "release":
             return job.state == HELD or bool(self.rows("SELECT 1 FROM ops WHERE job = ? AND attempt = ? AND done = ''"
                                                        " AND op = 'hold'", job.id, job.attempt))
@@ -357,9 +408,10 @@ class Ledger:
 
         Returns True where it is already done. A job in a state the operation makes no sense in: WrongState.
         """
-        if not self.allows(job, op):
-            raise errors.WrongState("%s (%s) is %s: nothing to %s" % (job.name, job.id, job.state, op))
         with self.transaction():
+            job = self.job(job.id) or job  # a sync may have begun to offer it since it was read
+            if not self.allows(job, op):
+                raise errors.WrongState("%s (%s) is %s: nothing to %s" % (job.name, job.id, job.state, op))
             if job.offered < job.attempt:
                 self.move(job.id, {"cancel": CANCELLED, "hold": HELD, "release": QUEUED_LOCAL}[op], op + " here")
                 return True
@@ -443,9 +495,12 @@ class Ledger:
 _RESULT = "path, size, mode, mtime_ns, sha256, kind, state, why"
 
 
-def _job(row: sqlite3.Row) -> Job:
+def _job(row: sqlite3.Row, options: dict[str, dict[str, Any]]) -> Job:
     values = {column: row[column] for column in Job.__annotations__}
-    values["options"] = json.loads(row["options"]) if row["options"] != "{}" else {}
+    stored = row["options"]
+    if stored not in options:
+        options[stored] = json.loads(stored)
+    values["options"] = options[stored]
     values["missing"] = tuple(json.loads(row["missing"])) if row["missing"] != "[]" else ()
     return Job(*values.values())
 

@@ -1,6 +1,6 @@
 """What a session carries, and the checks between what an agent says and that; its users implement `Handler`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeGuard
 
 from chasqui_agent import wire
@@ -108,6 +108,9 @@ class Target(Protocol):
 
 class Handler:
     """What happens in a session; a subclass does something about it. An exception from any of them ends the session."""
+
+    def begun(self, alive: Callable[[], None]) -> None:
+        """The agent has been heard. Whoever works for long on our turn calls `alive` now and then."""
 
     def noise(self, text: str) -> None: ...
     def welcome(self, fields: dict[str, Any]) -> None: ...

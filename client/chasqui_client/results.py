@@ -14,6 +14,7 @@ from chasqui_agent import wire
 from . import errors, states
 from .config import Home, Remote
 from .exchange import SyncReport
+from .fields import replace
 from .landing import PARTS, SMALL, Arriving, Folder, Landing
 from .ledger import Job, Ledger, ResultFile
 from .messages import Arrived, Key, Listed, Listing, Target
@@ -149,24 +150,38 @@ class Receiver:
         if job.attempt > 1 and not offered.rows:
             self._move_earlier(job)
         candidates = []
-        # Only who asks for it gets again what is gone here: a sync must not undo what the user has tidied away.
-        lacking = self._landing.lacking(job.results_path, listing.files) if listing.fetched else frozenset()
+        lacking = self._lacking(offered)
         for index, file in enumerate(listing.files):
             if offered.is_here(file) and file.path not in lacking:
                 continue
             # A fetch is asked for again by the user alone; and the job is as whole without it. What was here stays HERE
             # in the ledger: `verify` misses it until it has come, and `clean` deletes nothing there that is only there.
             state, why = ("LEFT", "asked for, not here yet") if listing.fetched else ("WANTED", "")
-            if not offered.is_here(file):
+            if not (listing.fetched and offered.is_here(file)):
                 offered.row(file, state, "", why)
             if self._allowed(offered, file):
                 candidates.append(index)
         files = [listing.files[index] for index in candidates]
         have = self._landing.have(job.results_path, files, remove=not listing.fetched)
         offered.wanted = dict(zip(candidates, have, strict=True))
-        self._leave_out(offered)
+        self._leave_out(offered, lacking)
         if listing.fetched and not listing.files:
             self._note("%s has no such result" % wire.printable(job.name, 80))
+
+    def _lacking(self, offered: _Offered) -> frozenset[bytes]:
+        """What is gone here and comes again. Only who asks for it gets it: a sync must not undo what the user has
+        tidied away. But it does not say either that results are all here where some have gone before the last came.
+        """
+        job, listing = offered.job, offered.listing
+        if listing.fetched:
+            return self._landing.lacking(job.results_path, [file.path for file in listing.files])
+        if offered.missing or job.results_state not in (states.NONE, states.PARTIAL):
+            return frozenset()
+        known = [file.path for file in offered.known.values() if file.state == "HERE"]
+        lacking = self._landing.lacking(job.results_path, known) if known else frozenset()
+        for path in lacking.difference(file.path for file in listing.files):
+            offered.rows[path] = replace(offered.known[path], state="GONE", why="deleted here, and not offered there")
+        return lacking
 
     def _allowed(self, offered: _Offered, file: Listed) -> bool:
         """The agent was told the same limits; one that does not keep to them must not fill this disk."""
@@ -178,10 +193,10 @@ class Receiver:
             wire.printable(offered.job.name, 80), wire.printable(wire.path_text(file.path))))
         return False
 
-    def _leave_out(self, offered: _Offered) -> None:
+    def _leave_out(self, offered: _Offered, lacking: frozenset[bytes]) -> None:
         for item in offered.listing.left_out:
             path, before = item["path"], offered.known.get(item["path"])
-            if before and before.state == "HERE" and before.size == item["size"]:
+            if before and before.state == "HERE" and before.size == item["size"] and path not in lacking:
                 continue
             offered.rows[path] = ResultFile(path, item["size"], 0, 0, "", "output", "LEFT", item["why"])
             if before is None or before.state != "LEFT":
@@ -193,7 +208,7 @@ class Receiver:
     def _move_earlier(self, job: Job) -> None:
         """An earlier attempt's results make place for this one's."""
         earlier = next((n for n in range(job.attempt - 1, 0, -1) if self._has_some(job, n)), 0)
-        aside = b"%s.attempt-%d" % (job.results_path, earlier)
+        aside = os.path.join(job.folder, os.fsencode(job.aside(earlier)))
         if earlier and os.path.isdir(job.results_path) and not os.path.lexists(aside):
             os.rename(job.results_path, aside)
 

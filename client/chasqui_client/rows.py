@@ -48,6 +48,30 @@ class Job:
         """Where its results land on this computer."""
         return os.path.join(self.folder, os.fsencode(self.results_dir))
 
+    def aside(self, attempt: int) -> str:
+        """What the folder of an earlier attempt's results is called since a later one's have come."""
+        return "%s.attempt-%d" % (self.results_dir, attempt)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A job that another one waits for. condition: how it has to end: ok, any, fail."""
+
+    id: str
+    name: str
+    state: str
+    attempt: int
+    condition: str
+
+    @property
+    def ended(self) -> bool:
+        return self.state in states.ENDED
+
+    @property
+    def in_the_way(self) -> bool:
+        """It has ended, and not as it had to."""
+        return self.ended and self.condition != "any" and (self.state == states.COMPLETED) != (self.condition == "ok")
+
 
 @dataclass(frozen=True)
 class InputFile:

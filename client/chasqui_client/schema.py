@@ -107,7 +107,17 @@ CREATE TABLE clearances (                   -- the last refusal to clean a job
 CREATE INDEX jobs_cleanup ON jobs(remote) WHERE results_state IN ('VERIFIED', 'CLEANUP_ELIGIBLE');
 """
 
-MIGRATIONS = (_V1, _V2, _V3)  # the script at n leads from format n to n + 1
+_V4 = """
+CREATE TABLE parents (                      -- the jobs a job waits for
+    job TEXT NOT NULL, parent TEXT NOT NULL,
+    place INTEGER NOT NULL,                 -- in its list
+    condition TEXT NOT NULL,                -- how each has to end: ok, any, fail
+    PRIMARY KEY (job, parent)
+) WITHOUT ROWID;
+CREATE INDEX parents_parent ON parents(parent);
+"""
+
+MIGRATIONS = (_V1, _V2, _V3, _V4)  # the script at n leads from format n to n + 1
 
 
 def prepare(db: sqlite3.Connection) -> str:

@@ -46,7 +46,7 @@ def find(ledger: Ledger, selection: Selection, nothing_is_all: bool = False) -> 
         raise errors.NothingSelected()
     jobs = ledger.jobs("remote = ?", selection.remote) if selection.remote else _candidates(ledger, selection)
     if selection.words:
-        index = _Index(jobs)
+        index = Index(jobs)
         chosen = {job.id for word in selection.words for job in index.named(word)}
         jobs = [job for job in jobs if job.id in chosen]
     if selection.states:
@@ -63,7 +63,7 @@ def _candidates(ledger: Ledger, selection: Selection) -> list[Job]:
     return ledger.jobs()
 
 
-class _Index:
+class Index:
     """Jobs by what a word can mean."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:

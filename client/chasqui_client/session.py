@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_PIECE = 16 << 20  # journal text in one log message, bytes
 MAX_LOG = 1 << 30  # in one session
+SIGN_OF_LIFE = 10.0  # seconds between two of ours, while we work on our turn; the agent gives up after 60 without any
 WORKING_FOR = 3600.0  # seconds the agent may say nothing but NOPs
 
 
@@ -40,6 +41,7 @@ class Session:
         self.pipe, self.nonce, self.handler, self.compress = pipe, nonce, handler, compress
         self.greeted = False
         self._nops, self._last = 0, time.monotonic()
+        self._shown = self._last
         self._packer = packing.Packer(self._write, compress)
         self._unpacker = packing.Unpacker(self._read)
         self._rest = b""
@@ -50,6 +52,7 @@ class Session:
         """All turns up to the agent's bye. Raises NotGreeted, AgentError, WireError, and what the handler raises."""
         try:
             self._greeting()
+            self.handler.begun(self._alive)
             welcome, offered = self._hand_over(offer)
             self._news(offer, offered, welcome)
         except wire.Closed:
@@ -156,6 +159,12 @@ class Session:
             else:
                 raise wire.WireError("a message out of turn: %s" % self._parsed(kind, payload)["m"][:40])
 
+    def _alive(self) -> None:
+        """A sign of life, if it is time for one: past the packer, which would keep it until there is more to send."""
+        if time.monotonic() - self._shown > SIGN_OF_LIFE:
+            self.pipe.sign_of_life()
+            self._shown = time.monotonic()
+
     def _write(self, data: bytes) -> None:
         fault.point("session.send.before")
         self.pipe.write(data)
@@ -171,13 +180,15 @@ class Session:
     def _hand_over(self, offer: Offer) -> tuple[dict[str, Any] | None, set[Key]]:
         """Say what we have to say, and hand jobs over, a slice at a time; the welcome, if it was said by then, and the
         jobs that were offered."""
-        upload = Upload(self._send, self._end, self._messages, self.handler)
+        upload = Upload(self._send, self._end, self._messages, self._alive, self.handler)
         hello = {"proto": chasqui_agent.PROTOCOL, "pack": self._packer.packing, **offer.hello}
         self._send(wire.message("hello", **hello))
         for operation in offer.operations:
             self._send(wire.message("op", **operation))
         welcome, more = None, False
         for jobs, more in offer.slices:
+            if not (jobs or more or welcome):
+                break  # none of the jobs can go: to the agent that is a session without any, whose next turn is the 4th
             if upload.is_new(jobs):
                 upload.hand_over_new(jobs, more)
             else:

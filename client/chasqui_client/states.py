@@ -3,16 +3,17 @@
     PREPARED -> QUEUED_LOCAL -> UPLOADED -> SUBMITTED -> RUNNING -> COMPLETED | FAILED | LOST | REJECTED | CANCELLED
 
 (UPLOADED leads from FAILED and LOST, too, where the relay itself makes the next attempt: that is no move of this one.)
-HELD is what the user put aside (here or on the cluster), BLOCKED what a check before sync keeps back. From an end only
-a new attempt (QUEUED_LOCAL) leads on; LOST alone can be repaired, by a flag that shows up late.
+HELD is what the user put aside (here or on the cluster). BLOCKED is an end, too: the job did not run, for how one ended
+that it waited for. From an end only a new attempt (QUEUED_LOCAL) leads on; LOST alone can be repaired, by a flag that
+shows up late.
 """
 
 PREPARED, QUEUED_LOCAL, UPLOADED, SUBMITTED, RUNNING = "PREPARED", "QUEUED_LOCAL", "UPLOADED", "SUBMITTED", "RUNNING"
 COMPLETED, FAILED, LOST, REJECTED, CANCELLED = "COMPLETED", "FAILED", "LOST", "REJECTED", "CANCELLED"
 HELD, BLOCKED = "HELD", "BLOCKED"
 
-ENDED = (COMPLETED, FAILED, LOST, REJECTED, CANCELLED)
-OPEN = (PREPARED, BLOCKED, QUEUED_LOCAL, UPLOADED, SUBMITTED, RUNNING, HELD)
+ENDED = (COMPLETED, FAILED, LOST, REJECTED, CANCELLED, BLOCKED)
+OPEN = (PREPARED, QUEUED_LOCAL, UPLOADED, SUBMITTED, RUNNING, HELD)
 STATES = OPEN + ENDED
 
 _LIVE = frozenset((UPLOADED, SUBMITTED, RUNNING, HELD) + ENDED)
@@ -21,9 +22,8 @@ _AGAIN = frozenset((QUEUED_LOCAL,))
 # QUEUED_LOCAL leads anywhere: an acknowledgement can be lost, and the journal then tells the whole story at once.
 JOB_MOVES: dict[str, frozenset[str]] = {
     "": frozenset((PREPARED,)),
-    PREPARED: frozenset((QUEUED_LOCAL, BLOCKED, HELD, CANCELLED)),
-    BLOCKED: frozenset((QUEUED_LOCAL, HELD, CANCELLED)),
-    QUEUED_LOCAL: _LIVE | {BLOCKED},
+    PREPARED: frozenset((QUEUED_LOCAL, HELD, CANCELLED)),
+    QUEUED_LOCAL: _LIVE,
     UPLOADED: _LIVE - {UPLOADED} | _AGAIN,
     SUBMITTED: _LIVE - {SUBMITTED},
     RUNNING: _LIVE - {RUNNING},
@@ -33,6 +33,7 @@ JOB_MOVES: dict[str, frozenset[str]] = {
     LOST: _AGAIN | {COMPLETED, FAILED},
     REJECTED: _AGAIN,
     CANCELLED: _AGAIN,
+    BLOCKED: _AGAIN,
 }
 
 NONE, PARTIAL, VERIFIED, CLEANUP_ELIGIBLE, CLEANED = "NONE", "PARTIAL", "VERIFIED", "CLEANUP_ELIGIBLE", "CLEANED"
@@ -51,7 +52,7 @@ _ENDS = {"DONE": COMPLETED, "FAIL": FAILED, "LOST": LOST}
 _EVENTS = {
     "accepted": UPLOADED, "submitted": SUBMITTED, "adopted": SUBMITTED, "started": RUNNING, "held": HELD,
     "released": UPLOADED, "closed": UPLOADED, "requeued": SUBMITTED, "lost": LOST, "rejected": REJECTED,
-    "cancelled": CANCELLED,
+    "cancelled": CANCELLED, "blocked": BLOCKED,
 }
 
 
@@ -63,7 +64,7 @@ def state_after(event: str, outcome: str, state: str, in_scheduler: bool) -> str
     Late and repeated records change nothing: from an end only LOST moves, to the end that was found after all.
     """
     after = _ENDS.get(outcome, "") if event in ("ended", "repaired") else _EVENTS.get(event, "")
-    if event == "accepted" and state not in (QUEUED_LOCAL, PREPARED, BLOCKED):
+    if event == "accepted" and state not in (QUEUED_LOCAL, PREPARED):
         return state
     if event == "released":
         after = state if state != HELD else SUBMITTED if in_scheduler else UPLOADED

@@ -7,7 +7,7 @@ acknowledged, records of the journal go in together with the cursor behind them,
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import chasqui_agent
@@ -19,7 +19,7 @@ from .converse import converse
 from .exchange import SyncOptions, SyncReport
 from .fields import replace
 from .holder import sync_lock, sync_lock_path
-from .ledger import InputFile, Job, Ledger, now
+from .ledger import InputFile, Job, Ledger, Parent, now
 from .messages import Arrived, Changed, Handler, JobOffer, Key, Listed, Listing, Offer, Target
 from .progress import Progress
 
@@ -34,7 +34,7 @@ FIRST, FRESH = 50, 200  # jobs that were never offered, in one slice: most go un
 _STEP = 1000  # journal records that are applied between two bundles of results
 MAX_RESULTS = 100_000  # jobs whose results are asked for in one session; the agent takes no more
 _COUNTED = {states.SUBMITTED: "submitted", states.COMPLETED: "completed", states.FAILED: "failed", states.LOST: "lost",
-            states.REJECTED: "rejected", states.CANCELLED: "cancelled"}
+            states.REJECTED: "rejected", states.CANCELLED: "cancelled", states.BLOCKED: "blocked"}
 
 
 class _OlderAgent(Exception):
@@ -100,6 +100,7 @@ def _sync(home: Home, ledger: Ledger, remote: Remote, options: SyncOptions, repo
                 raise
             # Nothing more goes there, but journal and results come home in a session that brings nothing.
             full, options = error, replace(options, upload=False)
+            report.uploads_stopped = str(error)
         finally:
             progress.end()
             exchange.close()
@@ -148,6 +149,7 @@ class Exchange(Handler):
         self.report_of_agent: dict[str, Any] = {}
         self._offered: dict[Key, tuple[str, int, int]] = {}  # name, files, bytes
         self._hashes: inputs.Hashes = {}
+        self._alive: Callable[[], None] = lambda: None
         self._piece: list[dict[str, Any]] = []  # of the journal, not applied yet
         self._cursor = -1  # behind it
         self._listed: list[Listing] | None = None  # a slice that nobody has looked at
@@ -183,6 +185,7 @@ class Exchange(Handler):
     def _slices(self, ids: list[str]) -> Iterator[tuple[list[JobOffer], bool]]:
         """What there is to hand over, in pieces: 20,000 jobs with their files are more than memory is for."""
         start, read, fresh = 0, dict[str, Job](), FIRST
+        parents = dict[str, list[Parent]]()
         while start < len(ids):
             jobs: list[Job] = []
             offers: list[JobOffer] = []
@@ -191,15 +194,21 @@ class Exchange(Handler):
             while start < len(ids) and len(jobs) < most and size < wire.SLICE_BYTES:
                 if start % READ == 0:
                     read = self.ledger.jobs_by_id(ids[start:start + READ])
+                    parents = self.ledger.parents(read)
+                self._alive()
                 job = read.get(ids[start])
                 start += 1
-                offer = self._job_offer(job) if job else None
+                offer = self._job_offer(job, parents.get(job.id, [])) if job else None
                 if job and offer:
                     jobs.append(job)
                     offers.append(offer)
                     size += offer.message_size
                     most = min(most, fresh) if offers[0].fresh else most
-            self.ledger.mark_offered(jobs)
+            marked = self.ledger.mark_offered(jobs)
+            if len(marked) < len(jobs):
+                offers = [offer for offer in offers if offer.job in marked]
+                if not offers and start < len(ids):
+                    continue  # only the last slice may be empty
             self._size_up(offers, start < len(ids))
             fresh = FRESH
             yield offers, start < len(ids)
@@ -230,7 +239,7 @@ class Exchange(Handler):
                 wanted.append([job.id, job.attempt, list(patterns)])
         return wanted
 
-    def _job_offer(self, job: Job) -> JobOffer | None:
+    def _job_offer(self, job: Job, parents: list[Parent]) -> JobOffer | None:
         files = self.ledger.files(job.id, job.attempt)
         # Once offered the cluster may have it, and a manifest must not change any more.
         if job.offered < job.attempt:
@@ -246,6 +255,9 @@ class Exchange(Handler):
                   "previous": job.attempt - 1}
         if options.get("retry"):
             fields["retry"] = options["retry"]
+        if parents:
+            fields["after"] = [[parent.id, parent.attempt, parent.state if parent.ended else ""] for parent in parents]
+            fields["if"] = parents[0].condition
         offer = JobOffer(job.id, job.attempt, files, fields, fresh=job.attempt == 1 and not job.offered)
         self._offered[offer.key] = job.name, len(files), sum(f.size for f in files)
         return offer
@@ -262,7 +274,8 @@ class Exchange(Handler):
                 fresh.append(file)
                 continue
             try:
-                found = replace(inputs.read_input(file.source, file.path, self._hashes), mode=file.mode)
+                found = replace(inputs.read_input(file.source, file.path, self._hashes, self._alive),
+                                mode=file.mode)
             except errors.BadJob as error:
                 differing.append((file.path, "%s: not uploaded" % error))
                 missing = True
@@ -287,6 +300,9 @@ class Exchange(Handler):
 
     # -- what the agent says ---------------------------------------------------------------------------------------
 
+    def begun(self, alive: Callable[[], None]) -> None:
+        self._alive = alive
+
     def noise(self, text: str) -> None:
         self.note("the login shell printed: %s" % text)
 
@@ -299,6 +315,11 @@ class Exchange(Handler):
                                        hint="upgrade the older side")
         if serial < chasqui_agent.SERIAL and self.options.deploy:
             raise _OlderAgent
+        can = fields.get("capabilities")
+        if not (isinstance(can, list) and "after" in can) and self._offers_dependents():
+            # It would run them at once.
+            raise errors.VersionsApart(remote=self.remote.name, theirs=serial, ours=chasqui_agent.SERIAL,
+                                       hint="chasqui agent deploy    (it knows nothing of --after)")
         if uuid != self.ledger.remote_state(self.remote.name).uuid:  # each commit is several fsyncs
             self.ledger.set_remote(self.remote.name, uuid=uuid)
         for note in fields.get("notes") or []:
@@ -315,9 +336,16 @@ class Exchange(Handler):
             self.report.uploaded_files += files
             self.report.uploaded_bytes += size
 
+    def _offers_dependents(self) -> bool:
+        ids = self.ledger.to_upload(self.remote.name)[:MAX_JOBS] if self.options.upload else []
+        return bool(ids and self.ledger.parents(ids[-1:]))  # they are the last
+
     def refused(self, key: Key, why: str) -> None:
-        from chasqui_agent import space
-        if why.startswith(space.NO_ROOM):
+        from chasqui_agent import dependents, space
+        if why.startswith(dependents.NOT_HERE):
+            parent = self.ledger.job(why[len(dependents.NOT_HERE):])
+            why = dependents.NOT_HERE + parent.name if parent else why
+        if why.startswith((space.NO_ROOM, dependents.NOT_HERE)):
             # Nothing of it was sent: it may be changed or cancelled here again, and is offered next time.
             self.ledger.withdraw(key[0])
         self.report.refused.append({"job": key[0], "name": self._offered[key][0], "why": why})
@@ -446,7 +474,16 @@ class Exchange(Handler):
     def finished(self) -> None:
         """Record that all was said, while the agent's process and ssh's are still ending."""
         self._settle()
+        self.report_of_agent.update(self._kept_here())
         self.ledger.set_remote(self.remote.name, synced=self.report.timestamp, report=self.report_of_agent)
+
+    def _kept_here(self) -> dict[str, Any]:
+        """Why jobs were not handed over, for who asks later: of each of the first thousand, and of the rest."""
+        left = [(item["job"], item["why"]) for item in self.report.refused]
+        left += [(item["job"], "%s: %s" % (item["path"], item["why"])) for item in self.report.changed_inputs
+                 if item["why"].endswith("not uploaded")]
+        found = {"kept": dict(left[:_STEP]), "stopped": self.report.uploads_stopped}
+        return {key: value for key, value in found.items() if value}
 
     def close(self) -> None:
         """Record the news and results that arrived, however the session ended."""

@@ -8,7 +8,6 @@ Nothing here grows with the number of jobs but the sets of those that were offer
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,16 +20,17 @@ if TYPE_CHECKING:
     from .ledger import InputFile
 
 _COMMITS = 100  # jobs at most in one message
-_SIGN_OF_LIFE = 10.0  # seconds of reading without sending after which we say that we are here
 
 
 class Upload:
     """The jobs of one session on their way."""
 
     def __init__(self, send: Callable[[bytes], None], end: Callable[..., None],
-                 messages_of: Callable[[Iterable[str]], Iterator[dict[str, Any]]], handler: Handler) -> None:
-        """send takes frames, end ends our turn, messages_of(names) gives the messages of the agent's."""
-        self._send, self._end, self._messages, self.handler = send, end, messages_of, handler
+                 messages_of: Callable[[Iterable[str]], Iterator[dict[str, Any]]], alive: Callable[[], None],
+                 handler: Handler) -> None:
+        """send takes frames, end ends our turn, messages_of(names) gives the messages of the agent's, alive shows
+        between two steps that we work."""
+        self._send, self._end, self._messages, self._alive, self.handler = send, end, messages_of, alive, handler
         self.offered: set[Key] = set()
         self._there: set[bytes] = set()  # hashes of what was sent, or found there, in this session
         self._room = 0, 0  # bytes and files that may go unasked
@@ -117,6 +117,7 @@ class Upload:
         for file in job.files:
             if file.sha256 not in needed:
                 continue
+            self._alive()
             try:
                 self._content(job, file, needed[file.sha256], bundle)
             except (OSError, Changed) as error:
@@ -153,12 +154,10 @@ class Upload:
 
     def _beginning(self, stream: BinaryIO, length: int) -> Any:
         """The hash of what is not sent again: the proof is always over the whole."""
-        digest, said = hashlib.sha256(), time.monotonic()
+        digest = hashlib.sha256()
         for chunk in _exactly(stream, length):
             digest.update(chunk)
-            if time.monotonic() - said > _SIGN_OF_LIFE:
-                self._send(wire.frame(wire.NOTHING))
-                said = time.monotonic()
+            self._alive()
         return digest
 
 

@@ -211,6 +211,19 @@ def test_one_word_and_nothing_goes(job, rule):
     assert {os.path.join(top, name) for top, _, files in os.walk(where, followlinks=True) for name in files} == before
 
 
+@pytest.mark.parametrize("flag, word", [(b"DONE", ""), (b"FAIL", ""), (b"LOST", "newer"), (b"", "newer")])
+@pytest.mark.parametrize("later", [2, 4])
+def test_an_attempt_that_is_superseded_goes_when_later_ones_are_at_rest(job, flag, word, later):
+    job.make(job.job, later)
+    if flag:
+        with open(job.spool.entry_path("completed", job.job, later, suffix="flag"), "wb") as stream:
+            stream.write(flag + b"\n1.vm\n")
+    before = job.left()
+    assert job.clean(superseded=1)["why"] == "newer" and job.left() == before, "only true is true"
+    assert job.clean(superseded=True)["why"] == word
+    assert (job.left() == before) == bool(word)
+
+
 def test_what_cannot_be_opened_is_not_proved(job):
     os.unlink(os.path.join(job.folder, "out"))
     os.mkdir(os.path.join(job.folder, "out"))

@@ -125,13 +125,14 @@ def finish(desk: Desk, folders: list[Path], results: Callable[[Path], dict[str, 
     added = api.add(desk.home, [os.fsencode(folder) for folder in folders], remote=desk.remote)
     spool, records = Spool(str(desk.root)), []
     with Ledger(desk.home.ledger_path) as ledger:
-        ledger.mark_offered(added.jobs)
-        ledger.acknowledge("bench", [(job.id, job.attempt) for job in added.jobs])
-        for number, job in enumerate(added.jobs):
+        jobs = [job for new in added.jobs if (job := ledger.job(new.id))]
+        ledger.mark_offered(jobs)
+        ledger.acknowledge("bench", [(job.id, job.attempt) for job in jobs])
+        for number, job in enumerate(jobs):
             records += _run_on_the_cluster(spool, job, ledger, number, results(Path(os.fsdecode(job.folder))))
     _write_journal(spool, records)
     give(desk.root, desk.user.name)
-    return added.jobs
+    return jobs
 
 
 def _run_on_the_cluster(

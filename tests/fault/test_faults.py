@@ -14,6 +14,7 @@ import time
 import pytest
 
 from agent.agentroot import publish
+from agent.test_dependents import publish_dependents
 from chasqui_agent import cli, fault, install, intake, operations, pump, selftest  # noqa: F401  register their points
 from chasqui_agent.schedulers import shell  # noqa: F401
 from chasqui_agent.spool import Spool
@@ -23,12 +24,13 @@ GRACE = 1.0
 LEASE = 30.0
 # The modules of the relay. The heartbeat is killed in tests/pbs, a session in tests/session/test_kills, the client in
 # test_client_faults, a clean on both sides in test_clean_faults, a retry in test_retry_faults.
-RELAY = ("ending", "files", "fill", "intake", "journal", "lock", "marks", "operations", "pump", "shell", "submit")
+RELAY = ("dependents", "ending", "files", "fill", "intake", "journal", "lock", "marks", "operations", "pump", "shell",
+         "submit")
 ELSEWHERE = ("heartbeat", "channel", "deliver", "receive", "serve", "ledger", "landing", "session", "clean", "cleanup",
              "retries")
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in RELAY)
 LATER = (2, 3, 5, 7, 11) if os.environ.get("CHASQUI_TEST_SIZE") == "long" else (3,)
-REPEATED = ("files", "journal", "lock", "submit", "shell")  # modules whose points one process passes several times
+REPEATED = ("dependents", "files", "journal", "lock", "submit", "shell")  # one process passes these several times
 PASSES = [(name, 1) for name in POINTS]
 PASSES += [(name, nth) for name in POINTS for nth in LATER if name.split(".")[0] in REPEATED]
 AGENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "agent")
@@ -165,8 +167,21 @@ def refuse(run):
     return ["one", "two", "bad"]
 
 
+def depend(run):
+    """A parent with children that its end frees, one that its end blocks, and one that waits for two others."""
+    after = [("child1", ["one"]), ("child2", ["one"]), ("last", ["child1", "child2"])]
+    publish_dependents(run.spool, "good", [(name, parents, run.text(name)) for name, parents in after])
+    after = [("bad1", ["one"]), ("bad2", ["bad1"])]
+    publish_dependents(run.spool, "bad", [(name, parents, run.text(name)) for name, parents in after], "fail")
+    run.publish("one")
+    run.agent(run.environment, "pump")
+    return ["one", "child1", "child2", "last", "bad1", "bad2"]
+
+
 def scenario_of(point):
     """What comes by a point."""
+    if point.startswith("dependents."):
+        return depend
     return operate if point.startswith(("operations.", "marks.", "pump.delete.")) else relay
 
 
@@ -191,7 +206,7 @@ def all_once(run, what_happens):
     assert run.nth > 1 or run.killed(), "no run comes by " + run.point
     for name, state in states.items():
         # What is cancelled may have been running, or not have started.
-        never = state == ("rejected" if name == "bad" else "cancelled")
+        never = state == ("rejected" if name == "bad" else "blocked" if name == "bad1" else "cancelled")
         assert run.starts(name) == 1 or (never and run.starts(name) == 0), (name, state)
     assert list(states.values()).count("cancelled") <= 1
     code = subprocess.run(

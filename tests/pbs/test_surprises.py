@@ -338,7 +338,6 @@ def test_a_quota_that_is_full_at_the_end(small_disk: Path, cluster: Cluster) -> 
     """The flag's room is taken at the start. Nothing else can be written: she makes room, and it is told whole."""
     root = ground(small_disk, cluster)
     root.drop("it", "head -c 100000000 /dev/zero >filler 2>/dev/null")
-    root.drop("next")
     root.pump()
     meta = root.spool.meta_dir("it", 1)
     until(lambda: [name for name in os.listdir(meta) if name.startswith("flag.") and name.endswith(".1")], "its flag")
@@ -348,5 +347,6 @@ def test_a_quota_that_is_full_at_the_end(small_disk: Path, cluster: Cluster) -> 
     assert found_marks(root, "it").flag["exit"] == "0"
     os.unlink(os.path.join(root.spool.work_dir("it", 1), "filler"))
     (small_disk / "more").unlink(missing_ok=True)
+    root.drop("next")
     root.finish(2)
     assert root.told("it") == root.told("next") == RAN_WELL and root.starts("it") == 1

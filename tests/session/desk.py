@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ class Desk:
         self.home.config_path.write_text(CONFIG % self.root)
         self.remote = Remote("here", "local", str(self.root), caps=Caps(), settings=Settings(query_interval=1))
         self.ran = path / "ran"
+
+    def impatient(self) -> "Desk":
+        """For agents that are killed while they submit: the outcome is decided after a second, not after minutes."""
+        self.remote = replace(self.remote, settings=replace(self.remote.settings, grace=1))
+        return self
 
     def deploy(self) -> "Desk":
         deploy.deploy(self.home, self.remote)

@@ -360,6 +360,144 @@ def test_kept_at_the_last_moment(desk, monkeypatch):
     assert desk.why() == "kept" and desk.files() == ALL
 
 
+# -- earlier attempts --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def again(desk):
+    """The first job was tried again, and the results of both attempts are here; each was proved a day ago."""
+    with desk.ledger() as ledger:
+        retry(desk.home, ledger, desk.home.config(), desk.jobs())
+    desk.finish()
+    desk.later(25)
+    assert desk.job(desk.one).attempt == 2 and desk.files() == ALL
+    return desk
+
+
+def whys(desk, **options):
+    """(attempt, word) of everything a clean looked at."""
+    return [(cleared.job.attempt, cleared.why) for cleared in desk.clean(**options).jobs]
+
+
+def test_an_earlier_attempt_goes_with_the_newest(again, execs):
+    newest = again.work.with_name(again.work.name + ".2")
+    assert whys(again, dry_run=True) == [(2, ""), (1, "")] and again.files() == ALL
+    del execs[:]
+    assert whys(again) == [(2, ""), (1, "")] and len(execs) == 1
+    assert again.files() == set() and os.listdir(newest) == [".chasqui"]
+    assert again.results_state() == "CLEANED"
+    for results in ("results", "results.attempt-1"):
+        assert (again.path / "jobs/one" / results / "out").read_bytes() == b"input"
+    with again.ledger() as ledger:
+        assert [event["attempt"] for event in ledger.events(again.one.id) if event["event"] == "cleaned"] == [1]
+    assert whys(again) == [(2, "cleaned")], "of the earlier one nothing is asked any more"
+
+
+def attempt_kept(desk):
+    with desk.ledger() as ledger:
+        book.keep(ledger, desk.jobs())
+    return "kept"
+
+
+def attempt_young(desk):
+    desk.later(-24)
+    return "young"
+
+
+def attempt_grew(desk):
+    (desk.work / "late").write_text("x")
+    return "appeared"
+
+
+def attempt_changed(desk):
+    (desk.work / "out").write_bytes(b"INPUT")
+    return "changed"
+
+
+def attempt_deleted_here(desk):
+    shutil.rmtree(desk.path / "jobs/one/results.attempt-1")
+    return "damaged"
+
+
+def attempt_changed_here(desk):
+    (desk.path / "jobs/one/results.attempt-1/out").write_bytes(b"INPUT")
+    return "damaged"
+
+
+def attempt_never_proved(desk):
+    with desk.ledger() as ledger, ledger.transaction():
+        ledger.db.execute("DELETE FROM proofs WHERE attempt = 1")
+    return "unverified"
+
+
+def attempt_lost(desk):
+    with desk.ledger() as ledger, ledger.transaction():
+        ledger.db.execute("UPDATE attempts SET state = 'LOST' WHERE attempt = 1")
+    return "lost"
+
+
+def newest_not_at_rest_there(desk):
+    (desk.root / "completed" / ("%s.2.flag" % desk.one.id)).unlink()
+    return "newer"
+
+
+@pytest.mark.parametrize("interlock", [
+    attempt_kept, attempt_young, attempt_grew, attempt_changed, attempt_deleted_here, attempt_changed_here,
+    attempt_never_proved, attempt_lost, newest_not_at_rest_there])
+def test_interlocks_of_an_earlier_attempt(again, interlock):
+    word = interlock(again)
+    there = {path: path.read_bytes() for path in again.work.glob("**/*") if path.is_file()}
+    assert whys(again, dry_run=True)[1:] == [(1, word)]
+    assert whys(again)[1:] == [(1, word)]
+    assert {path: path.read_bytes() for path in again.work.glob("**/*") if path.is_file()} == there
+
+
+@pytest.mark.parametrize("state", ["NONE", "PARTIAL"])
+def test_an_earlier_attempt_waits_for_the_results_of_the_newest(again, state):
+    with again.ledger() as ledger, ledger.transaction():
+        ledger.db.execute("UPDATE jobs SET results_state = ?", (state,))
+    assert whys(again) == [(2, "unverified")] and again.files() == ALL
+
+
+def test_an_earlier_attempt_of_a_job_that_is_tried_again_at_the_last_moment(again, monkeypatch):
+    eligible = clean._Cleaning._eligible
+
+    def tried_again(self, drawn):
+        retry(again.home, self.ledger, again.home.config(), again.jobs())
+        return eligible(self, drawn)
+
+    monkeypatch.setattr(clean._Cleaning, "_eligible", tried_again)
+    assert whys(again) == [(2, "running"), (1, "running")] and again.files() == ALL
+
+
+def test_an_earlier_attempt_that_stayed_goes_when_its_job_is_clean(again, monkeypatch, capsys):
+    monkeypatch.setenv("CHASQUI_HOME", str(again.home.path))
+    attempt_grew(again)
+    assert whys(again) == [(2, ""), (1, "appeared")]
+    assert cli.main(["clean", "--dry-run"]) == 0 and "one, attempt 1" in capsys.readouterr().out
+    (again.work / "late").unlink()
+    assert cli.main(["clean", "--yes", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["data"]["jobs"]
+    assert [(job["attempt"], job["why"]) for job in found] == [(2, "cleaned"), (1, "")] and again.files() == set()
+    assert cli.main(["clean", "--dry-run"]) == 0 and "attempt" not in capsys.readouterr().out
+
+
+def test_an_earlier_attempt_is_cleaned_again_where_that_was_not_recorded(again, monkeypatch):
+    monkeypatch.setattr(clean._Cleaning, "_settle", lambda self, answered: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        again.clean()
+    monkeypatch.undo()
+    assert again.files() == set()
+    assert whys(again) == [(2, ""), (1, "")] and whys(again) == [(2, "cleaned")]
+
+
+def test_a_sync_cleans_earlier_attempts_with_the_newest(again):
+    again.remote = replace(again.remote, cleanup="verified")
+    report = again.sync()
+    assert any("of 1 job" in note and "cleaned: 8 files" in note for note in report.notes), report.notes
+    assert again.files() == set()
+
+
 # -- no answer is no pass ----------------------------------------------------------------------------------------------
 
 

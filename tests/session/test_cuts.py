@@ -18,7 +18,7 @@ from session.desk import CutLocal, Desk, unbundled
 
 @pytest.mark.parametrize("direction", ["sent", "received"])
 def test_cut_at_every_message(tmp_path, monkeypatch, direction):
-    desk = Desk(tmp_path)
+    desk = Desk(tmp_path).impatient()
     first, = desk.add(desk.folder("first", "echo result >out"))
     desk.finish()
     for number in range(60):

@@ -17,7 +17,6 @@ import needs
 from agent.agentroot import until
 from chasqui_agent import journal
 from chasqui_client import api, cli, deploy, download, errors, landing, results, states
-from chasqui_client.fields import replace
 from chasqui_client.select import Selection
 from session.desk import Desk
 from session.ended import CHUNK, Campaign, CountingLocal
@@ -317,6 +316,30 @@ def test_a_slow_disk_here_does_not_look_like_silence(campaign, monkeypatch):
     whole(campaign, job)
 
 
+def test_a_slow_disk_that_is_looked_at_does_not_look_like_silence(campaign, monkeypatch):
+    """Which files are wanted is found out on our turn, in which we send nothing."""
+    jobs = campaign.make({"out": b"out"}, count=8)
+    real = landing.Landing.have
+    monkeypatch.setattr(landing.Landing, "have", lambda *given, **named: time.sleep(0.5) or real(*given, **named))
+    monkeypatch.setattr(download, "_ALIVE", 0.1)
+    monkeypatch.setenv("CHASQUI_IDLE", "1.5")
+    sync(campaign)
+    assert all(campaign.completed(job) for job in jobs)
+
+
+def test_a_slow_disk_here_does_not_look_as_if_nobody_read(campaign, monkeypatch):
+    """While a slice is made durable the agent sends the next one, and soon nothing more of it goes into the pipe."""
+    campaign.make({"out": b"out"}, count=1000)
+    job, = campaign.make({"large": 4 * LARGE})
+    real = landing.Landing.durable
+    monkeypatch.setattr(landing.Landing, "durable", lambda self: time.sleep(2) or real(self))
+    monkeypatch.setattr(download, "_ALIVE", 0.1)
+    monkeypatch.setenv("CHASQUI_STALL", "1")
+    _, report = sync(campaign)
+    assert report is not None and report.results_jobs == 1001
+    assert campaign.completed(job) and campaign.here(job) == {"large": 4 * LARGE}
+
+
 # -- slices, order, memory ---------------------------------------------------------------------------------------------
 
 
@@ -516,6 +539,64 @@ def test_a_deleted_result_stays_away_until_it_is_asked_for(campaign, types, dele
     assert "missing in" not in types("verify")[1]
 
 
+@pytest.mark.parametrize("deleted", ["small", "sub/even", "sub", "."])
+def test_what_went_before_the_last_result_came_comes_again_with_it(campaign, deleted):
+    """Before a job's results are said to be here, all of them are looked for; nothing that is here comes twice."""
+    job, = campaign.make(FILES, expect=["last"])
+    campaign.sync()
+    assert campaign.job(job).results_state == states.PARTIAL
+    place = Path(os.fsdecode(job.results_path)) / deleted
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    lost = set(FILES) - set(campaign.here(job))
+    (campaign.work(job) / "last").write_bytes(b"last")
+    line, report = sync(campaign)
+    assert line.brought == len(b"last") + sum(len(FILES[name]) for name in lost)
+    assert campaign.here(job) == {**FILES, "last": b"last"}
+    assert campaign.completed(job) and (report.results_files, report.results_jobs) == (len(lost) + 1, 1)
+
+
+def test_what_went_after_a_cut_comes_again(campaign):
+    job, = campaign.make(FILES)
+    for number in range(60):
+        _, report = sync(campaign, received=number)
+        if campaign.here(job).get("small"):
+            break
+    assert report is None and campaign.job(job).results_state == states.PARTIAL
+    (Path(os.fsdecode(job.results_path)) / "small").unlink()
+    sync(campaign)
+    whole(campaign, job)
+
+
+def test_what_is_gone_on_both_sides_is_not_said_to_be_here(campaign, types):
+    job, = campaign.make({**FILES, "big": 3000, "both": b"both"}, expect=["last"], exclude=["big"])
+    campaign.sync()
+    assert types("results", "fetch", job.id, "--glob", "big")[0] == 0
+    results = Path(os.fsdecode(job.results_path))
+    for gone in (results / "both", campaign.work(job) / "both", results / "big"):
+        gone.unlink()
+    (campaign.work(job) / "last").write_bytes(b"last")
+    campaign.sync()
+    assert campaign.completed(job)
+    with campaign.ledger() as ledger:
+        found = {row.path: row.state for row in ledger.result_files(job.id, 1)}
+    assert found.pop(b"both") == "GONE" and found.pop(b"big") == "GONE" and set(found.values()) == {"HERE"}
+    assert types("verify")[0] == 0 and types("show", job.id)[0] == 0
+
+
+def test_what_was_fetched_beyond_a_limit_and_deleted_is_left_there(campaign, types):
+    job, = campaign.make({**FILES, "big": 3 << 20}, expect=["last"], max_file=2 << 20)
+    campaign.sync()
+    assert types("results", "fetch", job.id, "--glob", "big")[0] == 0
+    (Path(os.fsdecode(job.results_path)) / "big").unlink()
+    (campaign.work(job) / "last").write_bytes(b"last")
+    campaign.sync()
+    assert campaign.completed(job)
+    with campaign.ledger() as ledger:
+        found = {row.path: row.state for row in ledger.result_files(job.id, 1)}
+    assert found.pop(b"big") == "LEFT" and set(found.values()) == {"HERE"}
+    assert types("verify")[0] == 0
+
+
 def test_what_the_user_has_changed_is_not_written_over(campaign, types):
     job, = campaign.make(FILES)
     campaign.sync()
@@ -596,8 +677,7 @@ def lose(desk):
 
 @pytest.mark.parametrize("kind", ["FAILED", "CANCELLED", "LOST"])
 def test_jobs_that_ended_badly_bring_their_files_and_logs(tmp_path, kind):
-    desk = Desk(tmp_path)
-    desk.remote = replace(desk.remote, settings=replace(desk.remote.settings, grace=1))
+    desk = Desk(tmp_path).impatient()
     wait = "" if kind == "FAILED" else "while [ ! -e %s/go ]; do sleep 0.05; done" % tmp_path
     job, = desk.add(desk.folder("bad", "echo partial >out; echo said; echo warned >&2; %s\nexit 3" % wait))
     desk.sync()
@@ -618,3 +698,14 @@ def test_jobs_that_ended_badly_bring_their_files_and_logs(tmp_path, kind):
     assert desk.job(job).state == kind
     found = {name.rstrip("0123456789"): content for name, content in Campaign.here(job).items()}
     assert found["out"] == b"partial\n" and found["bad.o"] == b"said\n" and b"warned\n" in found["bad.e"]
+
+
+def test_a_results_folder_that_is_closed_twice_closes_nobody_elses_files(tmp_path):
+    """As where Ctrl-C comes while it is being closed."""
+    folder = landing.Folder(os.fsencode(tmp_path / "results"))
+    folder.parts()
+    folder.close()
+    others = [os.open(tmp_path, os.O_RDONLY) for _ in range(5)]
+    folder.close()
+    for fd in others:
+        os.close(fd)  # EBADF where it was closed

@@ -1,6 +1,8 @@
 """Whole syncs over a child process: jobs there, records and results back, operations, retries, changed inputs."""
 
+import json
 import os
+import re
 import shutil
 import threading
 
@@ -9,7 +11,8 @@ import pytest
 import chasqui_agent
 from agent.agentroot import until
 from chasqui_agent import wire
-from chasqui_client import api, errors, jobs, results, states, upload
+from chasqui_client import api, cli, errors, jobs, results, states, upload
+from chasqui_client.config import MAX_FILE
 from chasqui_client.exchange import SyncOptions
 from chasqui_client.holder import sync_lock
 from chasqui_client.ledger import Ledger
@@ -137,6 +140,29 @@ def test_a_missing_input_keeps_its_job_here_and_the_others_go(desk):
     (broken / "in.dat").write_bytes(b"back")
     desk.finish()
     assert desk.lines() == ["broken", "fine"]
+
+
+def test_the_line_behind_what_was_not_taken_brings_it_there(desk, monkeypatch, capsys):
+    """An earlier version recorded limits that no agent takes, and a retry asked for them again."""
+    monkeypatch.setenv("CHASQUI_HOME", str(desk.home.path))
+    old = desk.add(*(desk.folder("old%d" % n, "echo out >out") for n in range(2)), max_file=1000)
+    limits = ("-1", "true")
+    with desk.ledger() as ledger, ledger.transaction():
+        for job, limit in zip(old, limits, strict=True):
+            options = json.dumps(job.options).replace('"max_file": 1000', '"max_file": %s' % limit)
+            assert options.count(limit) >= 2
+            ledger.db.execute("UPDATE jobs SET options = ? WHERE id = ?", (options, job.id))
+    good, = desk.add(desk.folder("good"))
+    assert cli.main(["sync"]) == 0
+    out = capsys.readouterr().out
+    assert "uploaded 1 job" in out and out.count("not taken: ") == 2 and "max_file or max_job out of bounds" in out
+    line, = re.findall(r"put it right, then: (.*)$", out, re.M)
+    for words in line.split(" && "):
+        assert cli.main(words.split()[1:]) == 0
+    assert "not taken" not in capsys.readouterr().out
+    desk.finish()
+    assert desk.completed(good) and all(desk.completed(job).options["max_file"] == MAX_FILE for job in old)
+    assert desk.lines() == ["good", "old0", "old1"]
 
 
 def test_operations_are_carried_over(desk):
@@ -326,3 +352,16 @@ def test_only_several_slices_and_someone_who_looks_cost_a_query(desk, shown, mon
         desk.add(*_seven(desk, "a", b"lib")[:jobs])
     desk.sync(progress=progress)
     assert len(calls) == asked
+
+
+def test_a_sync_whose_only_job_misses_an_input_does_all_the_rest(desk):
+    """Its one slice is empty, and the agent's answer to that is its fourth turn, not its second."""
+    folder = desk.folder("j", **{"in.dat": b"1"})
+    job, = desk.add(folder)
+    (folder / "in.dat").unlink()
+    report = desk.sync()
+    assert [item["path"] for item in report.changed_inputs] == ["in.dat"]
+    assert (report.uploaded, desk.job(job).state) == (0, states.QUEUED_LOCAL)
+    (folder / "in.dat").write_bytes(b"1")
+    desk.finish()
+    desk.completed(job)

@@ -229,3 +229,19 @@ def test_the_ledgers_disk_fills_up_in_a_session(tmp_path, monkeypatch, types, di
     assert types(desk, "sync")[0] == 1, "it is still full"
     home.clear()
     finishes(desk, jobs + more)
+
+
+@pytest.mark.parametrize("left", [0, 4, 12])
+def test_the_ledgers_disk_fills_up_while_jobs_are_added(tmp_path, types, disks, left):
+    """What an `add` sets aside is on that disk, too."""
+    home = disks.enter_context(disk(tmp_path / "home", "3m"))
+    desk = Desk(tmp_path)
+    first = desk.add(desk.folder("first"))
+    folders = [str(desk.folder("j%d" % n)) for n in range(300)]
+    home.fill(left)
+    code, said = types(desk, "add", *folders)
+    assert code == 1 and "No space left for the ledger" in said, said
+    home.clear()
+    assert [job.id for job in desk.jobs()] == [job.id for job in first]
+    assert types(desk, "add", *folders)[0] == 0
+    assert len(desk.jobs()) == 301

@@ -43,16 +43,22 @@ def desk(tmp_path):
     until(lambda: Spool(str(desk.root)).settled_state(job.id, 1), "the end of the job that runs")
 
 
-def handed_over(desk):
-    """Sync by a client of its own; kilobytes of client and agent."""
+def typed(desk, *words):
+    """A command, by a client of its own: its answer, and kilobytes of client and agent."""
     environment = {**os.environ, "CHASQUI_HOME": str(desk.home.path), "PYTHONPATH": f"{TOP}/client:{TOP}/agent"}
-    done = subprocess.run([sys.executable, "-c", CLIENT, "sync", "--json"], env=environment, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", CLIENT, *words, "--json"], env=environment, capture_output=True,
                           stdin=subprocess.DEVNULL, text=True, timeout=3000)
     report, sizes = map(json.loads, done.stdout.splitlines()[-2:])
-    return report["data"]["uploaded"], sizes
+    return report["data"], sizes
 
 
-def small_jobs(desk, first, count):
+def handed_over(desk):
+    """Sync; how many jobs went, kilobytes of client and agent."""
+    report, sizes = typed(desk, "sync")
+    return report["uploaded"], sizes
+
+
+def small_folders(desk, first, count):
     folders = []
     for number in range(first, first + count):
         folder = desk.path / "jobs" / ("%06d" % number)
@@ -61,14 +67,28 @@ def small_jobs(desk, first, count):
         for name in ("a", "b", "c"):
             (folder / name).write_bytes(b"%d %s\n" % (number, name.encode()) * 20)
         folders.append(os.fsencode(folder))
-    api.add(desk.home, folders, Asked())
+    return folders
+
+
+def test_adding_many_jobs_takes_little_more_than_adding_some(tmp_path, size):
+    desk = Desk(tmp_path)
+    sizes, counts = [], (2_000, 20_000) if size.long else (1_000, 3_000)
+    for first, count in zip((1, 1 + counts[0]), counts, strict=True):
+        listed = desk.path / "listed"
+        listed.write_bytes(b"".join(folder + b"\n" for folder in small_folders(desk, first, count)))
+        added, (most, _) = typed(desk, "add", "--from", str(listed))
+        assert len(added["jobs"]) == count and added["files"] == 4 * count
+        sizes.append(most)
+    print("add of %d jobs: %d kB, of %d: %d kB" % (counts[0], sizes[0], counts[1], sizes[1]))
+    assert max(sizes) < MOST
+    assert sizes[1] - sizes[0] < 1.5 * (counts[1] - counts[0])  # kB: of each the folder's name and the answer's line
 
 
 def test_many_jobs_take_what_one_takes_and_little_more(desk, size):
     uploaded, one = handed_over(desk)
     assert uploaded == 1
     count = 20_000 if size.long else 2_000
-    small_jobs(desk, 1, count)
+    api.add(desk.home, small_folders(desk, 1, count), Asked())
     uploaded, many = handed_over(desk)
     print("1 job: client %d kB, agent %d kB; %d jobs: client %d kB, agent %d kB" % (*one, count, *many))
     assert uploaded == count

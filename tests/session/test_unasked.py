@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import sys
 
@@ -34,7 +35,7 @@ def asked(monkeypatch):
     offer, new, add = upload.Upload.offer, upload.Upload.hand_over_new, upload.Bundle.add
     monkeypatch.setattr(upload.Upload, "offer", lambda self, *given: (slices.append(True), offer(self, *given)))
     monkeypatch.setattr(upload.Upload, "hand_over_new", lambda self, *given: (slices.append(False), new(self, *given)))
-    monkeypatch.setattr(upload.Bundle, "add", lambda self, sha, data: (contents.append(len(data)), add(self, sha, data)))
+    monkeypatch.setattr(upload.Bundle, "add", lambda self, *given: (contents.append(len(given[1])), add(self, *given)))
     return slices, contents
 
 
@@ -98,7 +99,7 @@ def test_a_cut_at_any_frame(tmp_path, monkeypatch, size):
         jobs = _jobs(desk, 5)
         line = CutLocal(sent=number)
         with monkeypatch.context() as patch, contextlib.suppress(errors.ConnectionLost):
-            patch.setattr(deploy, "transport_to", lambda *_, **__: line)
+            patch.setattr(deploy, "transport_to", lambda *_, line=line, **__: line)
             desk.sync()
         _all_ran_once(desk, jobs)
         if not line.was_cut:
@@ -118,7 +119,7 @@ def test_without_room_in_plenty_everything_is_asked_for(tmp_path, monkeypatch, a
         _all_ran_once(desk, jobs)
 
 
-# -- the agent's side ----------------------------------------------------------------------------------------------------
+# -- the agent's side --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -195,3 +196,27 @@ def test_what_no_client_of_ours_sends_ends_the_session(receiver, fields):
         receiver.blob({"sha": job["files"][0]["sha256"], "size": len(SCRIPT)}, lambda: SCRIPT)
     with pytest.raises(wire.WireError):
         receiver.consider_unasked([job])
+
+
+def test_a_slow_disk_is_not_asked_at_every_pause_of_the_line(receiver, monkeypatch):
+    """A hundred jobs are made real while nothing comes, but that may take only a tenth of the time."""
+    clock, batches = [1000.0], []
+    monkeypatch.setattr(receive.time, "monotonic", lambda: clock[0])
+
+    def settle(folders):
+        batches.append(clock[0])
+        clock[0] += 0.3
+
+    monkeypatch.setattr(receive.durable, "settle", settle)
+    receiver._flushed = clock[0]
+    for number in range(1, 401):
+        job, key = _offer(number)
+        receiver.consider_unasked([job])
+        _bring(receiver, SCRIPT)
+        receiver.commit(key)
+        receiver.end_slice(True)
+        clock[0] += 0.01
+        receiver.idle()
+    assert batches[0] == pytest.approx(1001.0)
+    assert [later - earlier >= 3.0 for earlier, later in itertools.pairwise(batches)] == [True] * (len(batches) - 1)
+    assert len(batches) == 2 and len(receiver.acked) > 300

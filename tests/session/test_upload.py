@@ -6,13 +6,14 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from agent.agentroot import until
 from chasqui_agent import objects, settings, wire
 from chasqui_agent.spool import Spool
-from chasqui_client import deploy, errors, launcher, states, upload
+from chasqui_client import deploy, errors, inputs, launcher, session, states, upload
 from chasqui_client.child import Child
 from chasqui_client.messages import Handler, JobOffer, Offer
 from chasqui_client.session import Session, new_nonce
@@ -197,6 +198,55 @@ def test_a_beginning_that_was_damaged_is_noticed_and_sent_again(desk, monkeypatc
     desk.finish()
     desk.completed(job)
     assert (desk.path / "jobs/damaged/results/out").read_bytes() == large
+
+
+def test_a_slow_disk_under_a_large_file_does_not_look_like_silence(desk, monkeypatch, sent):
+    """What arrived before a cut is read again, and nothing sent meanwhile."""
+    job, = desk.add(desk.folder("slow", "cp large out", large=os.urandom(12 * CHUNK)))
+    for number in range(12, 30):
+        assert cut_sync(desk, monkeypatch, sent=number)
+        partial = next((path for path in staged(desk) if path.parent.name == "partial"), None)
+        if partial and partial.stat().st_size >= 6 * CHUNK:
+            break
+    del sent[:]
+    real = upload._exactly
+    monkeypatch.setattr(upload, "_exactly", lambda *given: (time.sleep(0.4) or chunk for chunk in real(*given)))
+    monkeypatch.setattr(session, "SIGN_OF_LIFE", 0.1)
+    monkeypatch.setenv("CHASQUI_IDLE", "1.5")
+    assert desk.sync().uploaded == 1
+    assert [start for size, start in sent if size > CHUNK] >= [6 * CHUNK]
+    monkeypatch.undo()
+    desk.finish()
+    desk.completed(job)
+
+
+class SlowHash:
+    """SHA-256 on a slow disk."""
+
+    def __init__(self):
+        self.real = hashlib.sha256()
+
+    def update(self, data):
+        time.sleep(0.4)
+        self.real.update(data)
+
+    def hexdigest(self):
+        return self.real.hexdigest()
+
+
+def test_a_slow_disk_under_what_changed_since_add_does_not_look_like_silence(desk, monkeypatch):
+    jobs = desk.add(*(desk.folder("changed%d" % n, "cmp in now", now=b"%d" % n * 3_000_000) for n in range(3)))
+    for job in jobs:
+        folder = Path(os.fsdecode(job.folder))
+        shutil.copyfile(folder / "now", folder / "in")
+        (folder / "now").write_bytes((folder / "now").read_bytes()[:-1] + b"!")
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "hashlib", SimpleNamespace(sha256=SlowHash))
+        patch.setattr(session, "SIGN_OF_LIFE", 0.1)
+        patch.setenv("CHASQUI_IDLE", "1.5")
+        report = desk.sync()
+    assert report.uploaded == 3 and len(report.changed_inputs) == 3
+    desk.finish()
 
 
 @pytest.mark.parametrize("kept", [True, False])

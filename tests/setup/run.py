@@ -21,7 +21,7 @@ from pathlib import Path
 from environments import BUILD, TOP, SetupError, main_python, python36
 
 STUCK = 300  # seconds in one test, after which pytest prints where every thread stands
-BESIDE = {"pbs": ["tests/pbs"], "cluster": ["tests/mock_pbs", "tests/docker"]}
+BESIDE = {"pbs": ["tests/pbs"], "cluster": ["tests/mock_pbs", "tests/docker", "tests/slurm"]}
 LIMITS = {"short": 2400, "long": 6 * 3600}  # seconds a suite may take: one that hangs must still end in a report
 IN_CI = os.environ.get("CI") == "true"
 

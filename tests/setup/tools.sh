@@ -13,6 +13,8 @@ command -v debootstrap >/dev/null || [ -x /usr/sbin/debootstrap ] || lacks deboo
 for tool in oathtool tcsh fish zsh rsync; do
     command -v "$tool" >/dev/null || lacks "$tool"
 done
+# A real Slurm: controller, nodes and commands on loopback.
+command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || lacks slurm-wlm
 # The Docker cluster. An engine that runs elsewhere needs no dockerd here.
 if [ -z "${DOCKER_HOST:-}" ] && ! command -v dockerd >/dev/null; then
     docker info >/dev/null 2>&1 || lacks docker.io

@@ -15,18 +15,25 @@ class Unknown(Exception):
 
 
 def detect() -> str:
-    """The name of the scheduler of this host: "openpbs" where its commands are, "shell" where there is no qsub at all.
-    Raises Unknown for a batch system that we can't drive."""
+    """The name of the scheduler of this host: "openpbs" or "slurm" where its commands are, "shell" where there is
+    neither qsub nor sbatch. Raises Unknown for a batch system that we can't drive."""
     from .openpbs import pbs_version
     from .pbs_commands import Commands, NotStarted
 
-    commands = Commands()
+    commands, path = Commands(), ""
     try:
         path = commands.find("qsub")[0]
+        if pbs_version(commands, DETECT_SECONDS):
+            return "openpbs"
     except NotStarted:
+        pass
+    # A qsub may also be Slurm's own imitation of one.
+    from . import slurm
+
+    if slurm.is_here():
+        return "slurm"
+    if not path:
         return "shell"
-    if pbs_version(commands, DETECT_SECONDS):
-        return "openpbs"
     raise Unknown(
         "%s is not OpenPBS's or PBS Pro's: this batch system is not supported yet; for plain processes on this very"
         ' host instead: scheduler = "shell" (by hand: install --scheduler shell)' % path
@@ -43,4 +50,8 @@ def choose(spool: "Spool", settings: "Settings") -> "Scheduler":
         from .openpbs import OpenPBS
 
         return OpenPBS(spool, settings)
-    raise Unknown("no scheduler named %r; known: openpbs, shell" % settings.scheduler)
+    if settings.scheduler == "slurm":
+        from .slurm import Slurm
+
+        return Slurm(spool, settings)
+    raise Unknown("no scheduler named %r; known: openpbs, slurm, shell" % settings.scheduler)

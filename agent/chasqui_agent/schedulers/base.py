@@ -7,9 +7,11 @@ ask" is never "the job is gone".
 import time
 from collections import namedtuple
 
+from .. import runner
+
 MYPY = False
 if MYPY:
-    from typing import Any, Callable, Dict, Iterable, Optional, Set
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 
 class Unreachable(Exception):
@@ -22,17 +24,18 @@ class NotNow(Unreachable):
 
 
 class Request(
-    namedtuple("Request", "script folder name token variables output error join hold rerun directives start")
+    namedtuple("Request", "script folder name token variables output error join hold rerun directives start dialect")
 ):
     """One submission. script: the runner's path; folder: the work folder, the cwd of the call; name: as it shall stand
     in the queue; variables: the -v list, (name, value or None for "from the environment"); output/error: paths; hold:
     with a user hold; rerun: whether the batch system may start it a second time by itself; directives: letter -> value
-    of the script's own #PBS lines; start: seconds since 1970 before which it must not start, None for at once."""
+    of the script's own directives; start: seconds since 1970 before which it must not start, None for at once; dialect:
+    whose directives those are, "PBS" or "SBATCH", "" where it has none."""
 
     __slots__ = ()
 
-    def __new__(cls, start: "Optional[float]" = None, **rest: "Any") -> "Request":
-        return super().__new__(cls, start=start, **rest)
+    def __new__(cls, start: "Optional[float]" = None, dialect: str = "", **rest: "Any") -> "Request":
+        return super().__new__(cls, start=start, dialect=dialect, **rest)
 
 
 EVERYWHERE = "*"  # Submission.learn of a limit that is the whole server's
@@ -140,6 +143,7 @@ class Scheduler:
     name_limit = 15  # longest job name it takes
     stages_output = True  # output files appear only some time after the payload ended
     has_arrays = False  # takes #PBS -J
+    reads = "PBS"  # whose directives it understands, as directives.dialect calls them; "" for any
     asks_a_server = True  # a query costs somebody else something: never more than one in query_interval
     query_seconds = 30.0  # how long one query may take
     deadline = float("inf")  # when every call has to be over, by time.monotonic(); set by the caller
@@ -184,9 +188,24 @@ class Scheduler:
         """Why queued jobs can never start, where the scheduler knows: of the first few of `ids`. Raises Unreachable."""
         return {}
 
+    def words_on(self, job_id: str) -> "Tuple[str, str]":
+        """(state as it writes it, "" where it does not say; its own words) on one live job, for a person who asks.
+        Raises Unreachable."""
+        return "", self.waiting_reasons([job_id]).get(job_id, "")
+
     def within(self, seconds: float) -> float:
         """`seconds`, or what is left of them."""
         return max(0.1, min(seconds, self.deadline - time.monotonic()))
+
+    def head(self, script: bytes) -> str:
+        """The first lines of a runner: which shell runs it, and what is passed on of the script's directives."""
+        return runner.head(script)
+
+    def beat_head(self, options: "Dict[str, str]") -> "List[str]":
+        """The first lines of the heartbeat's script: as small as a job can be, and what it copies of another's
+        directives, by their letters."""
+        lines = ["#!/bin/sh"] + ["#PBS -%s %s" % item for item in sorted(options.items())]
+        return lines + ["#PBS -l select=1:ncpus=1", "#PBS -l walltime=00:05:00"]
 
     def describe(self) -> str:
         """One line for `doctor`: which batch system, where, and whether it answers. Raises Unreachable."""

@@ -137,6 +137,10 @@ class OpenPBS(Scheduler):
         found = self.look_at(asked, False)[0] if asked else {}
         return {job_id: note(job) for job_id, job in found.items() if job.state in "QHW" and note(job)}
 
+    def words_on(self, job_id: str) -> "Tuple[str, str]":
+        job = self.look_at([job_id], False)[0].get(job_id)
+        return (job.state, note(job) or job.comment) if job else ("", "")
+
     # -- submitting ------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, timeout: float, meanwhile: "Callable[[], None]" = lambda: None) -> Submission:
@@ -453,7 +457,9 @@ def _words(command: str, result: "Result", seconds: float) -> str:
 def arguments(request: Request) -> "List[str]":
     """The words of the qsub call. -f: no background qsub that could submit minutes after we gave up. The script's own
     #PBS lines stand in the runner; what is said here beats them."""
-    words = ["qsub", "-f", "-N", request.name, "-S", shell_path(), "-r", "y" if request.rerun else "n"]
+    words = ["qsub", "-f", "-N", request.name, "-S", shell_path()]
+    # An array that must not be rerun is refused ("cannot submit non-rerunable Array Job"): its runner sees to it.
+    words += ["-r", "y" if request.rerun or "J" in request.directives else "n"]
     words += ["-j", "oe", "-o", request.output] if request.join else ["-o", request.output, "-e", request.error]
     if request.hold:
         words.append("-h")

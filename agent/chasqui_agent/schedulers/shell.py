@@ -129,6 +129,7 @@ class Shell(Scheduler):
     name = "shell"
     stages_output = False
     asks_a_server = False
+    reads = ""
 
     def __init__(self, spool: "Spool", settings: "Settings") -> None:
         self.root = spool.root

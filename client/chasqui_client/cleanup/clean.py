@@ -16,7 +16,7 @@ from ..fields import dataclass, field, replace
 from ..holder import sync_lock
 from ..ledger import Job, Ledger
 from ..messages import MAX_SIZE, is_int
-from . import book, local, rules
+from . import book, earlier, local, rules
 from .errand import Errand, slices
 
 fault.register(
@@ -39,16 +39,19 @@ class Cleared:
     """What became of one job. why: one word, "" where it went (dry run: would go); names: files behind the word.
 
     numbers: files and bytes that went, that a keep pattern kept, that were left because they never came home.
+    newest: 0, or where `job` is an earlier attempt of a job, which one of its attempts is the newest.
     """
 
     job: Job
     why: str = ""
     names: Sequence[str] = ()
     numbers: Mapping[str, int] = _NOTHING
+    newest: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"id": self.job.id, "name": self.job.name, "why": self.why, "names": list(self.names), **self.numbers}
+        return {"id": self.job.id, "name": self.job.name, "attempt": self.job.attempt, "why": self.why,
+                "names": list(self.names), **self.numbers}
 
 
 @dataclass
@@ -68,13 +71,15 @@ class Report:
         """For the report of a sync: what went, and what went wrong; a refusal is no news."""
         from ..command import count, size
         files, amount = (sum(job.numbers[key] for job in self.gone) for key in ("files", "bytes"))
-        said = ["cleaned: %s (%s) of %s" % (count(files, "file"), size(amount), count(len(self.gone), "job"))]
+        jobs = len({cleared.job.id for cleared in self.gone})
+        said = ["cleaned: %s (%s) of %s" % (count(files, "file"), size(amount), count(jobs, "job"))]
         return (said if self.gone else []) + (["the clean-up was cut short: %s" % self.failure] if self.failure else [])
 
 
 def clean(home: Home, ledger: Ledger, remote: Remote, jobs: Sequence[str], keep: Sequence[str], dry_run: bool = False,
           interactive: bool = False) -> Report:
-    """Clean what may be cleaned of these jobs (ids) of `remote`, by at most one exec; none where nothing may.
+    """Clean what may be cleaned of these jobs (ids) of `remote`, and of their earlier attempts, by at most one exec;
+    none where nothing may.
 
     Their results here are hashed first, which is a proof of this run. keep: patterns of files that never go. A dry run
     changes nothing, here or there. Whatever fails, what went is only what was proved.
@@ -111,7 +116,10 @@ class _Cleaning:
             raise errors.BadInput("[jobs] keep in config.toml is not a list of patterns inside a job's folder")
         end = time.monotonic() + budget
         known = (job for name in jobs if (job := self.ledger.job(name)))  # as they are since we have the lock
-        self.report.jobs = [Cleared(job, self._refusal(job, end)) for job in known]
+        for job in known:
+            self.report.jobs.append(Cleared(job, self._refusal(job, end)))
+            self.report.jobs += [Cleared(attempt, self._refusal(attempt, end), newest=job.attempt)
+                                 for attempt in earlier.attempts(self.ledger, job)]
         self._record_proofs()
         candidates = [cleared for cleared in self.report.jobs if not cleared.why]
         if candidates:
@@ -172,7 +180,8 @@ class _Cleaning:
             proved = [[wire.path_text(f.path), f.size, f.sha256] for f in found if f.state == "HERE"]
             inputs = [[wire.path_text(f.path), f.size, f.sha256] for f in self.ledger.files(job.id, job.attempt)]
             left = [wire.path_text(f.path) for f in found if f.state != "HERE"]
-            yield cleared, {"job": job.id, "attempt": job.attempt, "files": proved, "inputs": inputs, "left": left}
+            yield cleared, {"job": job.id, "attempt": job.attempt, "files": proved, "inputs": inputs, "left": left,
+                            "superseded": bool(cleared.newest)}
 
     def _eligible(self, drawn: list[tuple[Cleared, dict[str, Any]]]) -> list[tuple[Cleared, dict[str, Any]]]:
         """Those that nobody has retried or kept meanwhile (that takes no lock), recorded before the agent is told."""
@@ -180,10 +189,11 @@ class _Cleaning:
             return drawn
         with self.ledger.transaction():
             for cleared, _ in drawn:
-                kept = book.is_kept(self.ledger, cleared.job.id)
-                if kept or self.ledger.job(cleared.job.id) != cleared.job:
+                kept, now = book.is_kept(self.ledger, cleared.job.id), self.ledger.job(cleared.job.id)
+                same = now and now.attempt == cleared.newest if cleared.newest else now == cleared.job
+                if kept or not same:
                     cleared.why = "kept" if kept else "running"
-                else:
+                elif not cleared.newest:
                     self.ledger.set_results_state(cleared.job.id, states.CLEANUP_ELIGIBLE)
         fault.point("cleanup.eligible.after")
         return [item for item in drawn if item[0].why == "silent"]
@@ -193,6 +203,10 @@ class _Cleaning:
             return
         with self.ledger.transaction():
             for cleared in answered:
+                if cleared.newest:
+                    if not cleared.why:
+                        earlier.cleaned(self.ledger, cleared.job)
+                    continue
                 now = self.ledger.job(cleared.job.id)
                 if now and now.results_state == states.CLEANUP_ELIGIBLE:  # not one that was tried again meanwhile
                     self.ledger.set_results_state(now.id, states.VERIFIED if cleared.why else states.CLEANED)
@@ -203,7 +217,7 @@ class _Cleaning:
             return
         with self.ledger.transaction():
             for cleared in self.report.jobs:
-                if cleared.why not in ("", "later", "silent"):
+                if not cleared.newest and cleared.why not in ("", "later", "silent"):
                     book.refused(self.ledger, cleared.job, cleared.why)
 
 

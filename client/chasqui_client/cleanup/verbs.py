@@ -9,9 +9,10 @@ from chasqui_agent import wire
 
 from .. import api, errors, states
 from ..command import Command, add_selection, count, fetch_line, place, size
+from ..config import ANY
 from ..ledger import Ledger
 from ..verbs import Verb
-from . import book, rules
+from . import book, earlier, rules
 from .clean import Cleared, Report, clean
 from .local import Problem
 from .verify import Outcome, verify
@@ -108,15 +109,16 @@ def _clean_arguments(parser: argparse.ArgumentParser) -> None:
 def _clean(command: Command) -> int:
     selection, dry_run = command.selection(), command.args.dry_run
     jobs = api.find(command.home, selection)
-    if not selection.words:
-        jobs = [job for job in jobs if job.results_state != states.CLEANED]
-    chosen: dict[str, list[str]] = {}
-    for job in jobs:
-        chosen.setdefault(job.remote, []).append(job.id)
-    del jobs  # each is read again, under the lock
     if not dry_run and not command.args.yes and not command.interactive:
         raise errors.CleanNotConfirmed()
     with api.open_ledger(command.home) as ledger:
+        chosen: dict[str, list[str]] = {}
+        for job in jobs:
+            if job.remote == ANY:
+                continue  # no cluster has seen it yet
+            if selection.words or job.results_state != states.CLEANED or earlier.attempts(ledger, job):
+                chosen.setdefault(job.remote, []).append(job.id)
+        del jobs  # each is read again, under the lock
         if not dry_run and not command.args.yes:
             _ask(command, _each(command, ledger, chosen, dry_run=True))
         reports = _each(command, ledger, chosen, dry_run)
@@ -147,17 +149,22 @@ def _ask(command: Command, plans: list[Report]) -> None:
 
 def _tell(command: Command, report: Report) -> None:
     word = "would go" if report.dry_run else "gone"
-    rows = [(word, job.job.id[:8], job.job.name, _amount([job], "files", "bytes")) for job in report.gone]
+    rows = [(word, job.job.id[:8], _name(job), _amount([job], "files", "bytes")) for job in report.gone]
     if report.dry_run:
-        rows += [("stays", job.job.id[:8], job.job.name, _why(job)) for job in report.jobs if job.why]
+        rows += [("stays", job.job.id[:8], _name(job), _why(job)) for job in report.jobs if job.why]
     command.table(rows)
     gone, words = report.gone, Counter(job.why for job in report.jobs if job.why)
-    command.say("%s: %s %s of %s" % (report.remote, _amount(gone, "files", "bytes"), word, count(len(gone), "job")))
+    command.say("%s: %s %s of %s" % (report.remote, _amount(gone, "files", "bytes"), word,
+                                     count(len({job.job.id for job in gone}), "job")))
     for word, amount in sorted(words.items()):
         command.say("  %s: %s, %s" % (word, count(amount, "job"), rules.REASONS[word]))
     for kind, text in (("kept", "kept there by [jobs] keep"), ("left", "left there: never brought home")):
         if any(job.numbers[kind] for job in gone):
             command.say("  %s: %s" % (text, _amount(gone, kind, kind + "_bytes")))
+
+
+def _name(cleared: Cleared) -> str:
+    return "%s, attempt %d" % (cleared.job.name, cleared.job.attempt) if cleared.newest else cleared.job.name
 
 
 def _amount(jobs: list[Cleared], files: str, sizes: str) -> str:
@@ -176,6 +183,7 @@ VERBS = {
     "keep": Verb("Leave jobs' work folders on the cluster as they are, whatever clean would do, until it is revoked.",
                  "  chasqui keep kx3f\n  chasqui keep --revoke kx3f", _keep_arguments, _keep),
     "clean": Verb("Delete from jobs' work folders on the cluster what is proved to be here, and unchanged inputs.\n"
-                  "Only of jobs that ended, whose results were proved in two runs, cleanup_min_age hours apart.",
+                  "Only of jobs that ended, whose results were proved in two runs, cleanup_min_age hours apart;\n"
+                  "and of their earlier attempts, by the same rules.",
                   "  chasqui clean --dry-run\n  chasqui clean --yes", _clean_arguments, _clean),
 }

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -27,8 +28,17 @@ def _folder(path: Path, **files: str) -> Path:
     return path
 
 
-def _add(home: Home, *folders: Path, asked: Asked | None = None, again: bool = False) -> jobs.Added:
-    return api.add(home, [os.fsencode(folder) for folder in folders], asked, again=again)
+class _Added(NamedTuple):
+    jobs: list[Job]
+    skipped: list[bytes]
+    files: int
+    bytes: int
+
+
+def _add(home: Home, *folders: Path, asked: Asked | None = None, again: bool = False) -> _Added:
+    added = api.add(home, [os.fsencode(folder) for folder in folders], asked, again=again)
+    with api.open_ledger(home) as ledger:
+        return _Added([job for new in added.jobs if (job := ledger.job(new.id))], *list(vars(added).values())[1:])
 
 
 def _files(home: Home, job: Job) -> dict[bytes, InputFile]:
@@ -166,6 +176,39 @@ def test_one_bad_folder_and_nothing_is_added(home: Home, tmp_path: Path) -> None
         _add(home, *good, _folder(tmp_path / "bad", x="1"), tmp_path / "good0" / "job.sh")
     assert "bad: no job script" in str(caught.value) and "job.sh: not a folder" in str(caught.value)
     assert api.find(home, Selection()) == []
+
+
+def test_of_very_many_bad_folders_the_first_are_named(home: Home, tmp_path: Path) -> None:
+    with pytest.raises(errors.MissingFolders) as caught:
+        _add(home, *(_folder(tmp_path / str(number), x="1") for number in range(24)), tmp_path / "nope")
+    *named, last = str(caught.value).split("\n")
+    assert len(named) == 20 and all("no job script" in line for line in named)
+    assert last == "... and 5 more folders"
+
+
+def test_jobs_keep_the_order_in_which_their_folders_were_named(home: Home, tmp_path: Path) -> None:
+    folders = [_folder(tmp_path / str(number % 7) / str(number), **{"job.sh": "echo %d\n" % number})
+               for number in range(60)]
+    added = api.add(home, [os.fsencode(folder) for folder in folders])
+    found = api.find(home, Selection())
+    assert [job.folder for job in found] == [os.fsencode(folder) for folder in folders]
+    assert [(job.id, job.name, job.folder) for job in found] == added.jobs
+    assert sorted(os.listdir(home.path)) == ["config.toml", "jobs.db"]  # nothing of what was set aside
+
+
+def test_meanwhile_others_can_write_to_the_ledger(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing takes minutes, and a sync must not be told for so long that the ledger is busy."""
+    other = api.open_ledger(home)
+    plan = jobs.Planner.plan
+
+    def slowly(self: jobs.Planner, folder: bytes, asked: Asked) -> jobs.Plan:
+        other.set_remote("here", synced=os.fsdecode(folder))
+        return plan(self, folder, asked)
+
+    monkeypatch.setattr(jobs.Planner, "plan", slowly)
+    with other:
+        _add(home, *(_folder(tmp_path / name) for name in "abc"))
+        assert other.remote_state("here").synced == str(tmp_path / "c")
 
 
 def test_lists_of_folders() -> None:

@@ -95,7 +95,7 @@ def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
     ('[remotes.x]\nhost = "a"\n[remotes.x.caps]\nmax_running = 0\n', "whole number from 1"),
     ('[remotes.x]\nhost = "a"\n[remotes.x.caps]\nmax_running = true\n', "whole number"),
     ('[remotes.x]\nhost = "a"\nssh_options = ["a b"]\n', "line 3: .*Key=value"),
-    ('[remotes.x]\nhost = "a"\nscheduler = "pbs"\n', 'must be "auto", "openpbs" or "shell"'),
+    ('[remotes.x]\nhost = "a"\nscheduler = "pbs"\n', 'must be "auto", "openpbs", "slurm" or "shell"'),
     ('[remotes.x]\nhost = "a"\ncaps = { running_cap = "pbs" }\n', 'must be "hold" or "site"'),
     ('[remotes.x]\nhost = "a"\nwake_via = "SSH"\n', "wake_via: must be .auto., .direct., .ssh:HOST., .hook. or .sync."),
     ('[remotes.x]\nhost = "a"\nwake_via = "ssh:-oProxyCommand=id"\n', "wake_via: must be .auto."),
