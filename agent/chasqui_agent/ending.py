@@ -66,12 +66,19 @@ def resume(pump: "Round") -> None:
     for entry in pump.spool.entries("ending"):
         _finish(pump, entry)
     for name in files.names(pump.spool.ending):
-        if name.endswith((".json", ".next")):
+        # Not what a later holder of the lock has begun, if this one was frozen just here.
+        if name.endswith((".json", ".next")) and not later(pump, name.rpartition(".")[0]):
             files.remove(os.path.join(pump.spool.ending, name))
     if os.path.isdir(os.path.join(pump.spool.work, RETRIES)):
         from . import retries
 
-        retries.drop_unused(pump.spool)
+        retries.drop_unused(pump)
+
+
+def later(pump: "Round", name: str) -> bool:
+    """Whether a name that ends with a generation was made by a later holder of the lock than this one."""
+    generation = name.rpartition(".")[2]
+    return generation.isdigit() and int(generation) > pump.lock.generation
 
 
 def _finish(pump: "Round", entry: "Entry") -> None:

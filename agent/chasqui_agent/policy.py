@@ -22,12 +22,13 @@ CONDITIONS = ("walltime", "memory", "node", "lost")
 DEFAULT_ON = ("1-255", "walltime", "memory", "node")  # whatever failed for certain
 MOST = 100  # retries; more would be a loop
 MOST_COPIED = 4 << 30  # bytes of inputs that a pump can copy while it holds the lock
+NOT_AGAIN = "; not tried again: "  # in the words of an end, before why the policy's retry can't be made
 _CODES = re.compile(r"([0-9]{1,3})(?:-([0-9]{1,3}))?\Z")
 _ENDS = {"walltime": "walltime", "memory": "memory", "mem": "memory", "vmem": "memory", "pmem": "memory",
          "node lost": "node"}
 
-# What the next attempt is to run, and what is told of it; or script None, and `why` there is none.
-Try = namedtuple("Try", "script why")
+# What the next attempt is to run, and what it asks for that is new; or script None, and `why` there is none.
+Try = namedtuple("Try", "script changes why")
 
 
 def wrong(policy: "Any") -> str:
@@ -87,26 +88,29 @@ def _signal(code: int) -> int:
     return code - 256 if code >= 256 else code - 128 if code > 128 else 0
 
 
-def next_try(policy: "Dict[str, Any]", condition: str, made: int, script: bytes) -> Try:
-    """What follows an end that fulfils `condition`, after so many retries made. script: of the attempt that ended."""
+def next_try(policy: "Dict[str, Any]", condition: str, made: int, script: bytes, dialect: str = "PBS") -> Try:
+    """What follows an end that fulfils `condition`, after so many retries made. script: of the attempt that ended, and
+    dialect: what its directives are, or would be, written in."""
     if made >= policy["retries"]:
-        return Try(None, "the last of %d retries" % made)
+        return Try(None, (), "the last of %s" % ("%d retries" % made if made > 1 else "one retry"))
     most, told, stuck = policy.get("max", {}), [], []
     for key, value in sorted(policy.get("set", {}).items()):
         times = resources.factor(value)
         if times and not _concerns(condition, key):
             continue
-        before = resources.asked(script, key)
-        script = resources.change(script, key, _new(key, value, most.get(key, "")))
-        after = resources.asked(script, key)
+        why = resources.unfit(script, key, value, dialect)
+        if why:
+            return Try(None, (), why)
+        before = resources.asked(script, key, dialect)
+        script = resources.change(script, key, _new(key, value, most.get(key, "")), dialect)
+        after = resources.asked(script, key, dialect)
         if after != before:
-            told.append("%s=%s" % (key, "+".join(after)))
+            told.append("%s %s %s" % (key, "raised to" if times else "set to", "+".join(after)))
         elif times:
             stuck.append("%s is at its most, %s" % (key, "+".join(before)) if before else "no %s to raise" % key)
     if stuck and not told and condition in ("walltime", "memory") and not policy.get("resume"):
-        return Try(None, stuck[0])  # it would end as it did
-    why = "%s: retry %d of %d" % (condition, made + 1, policy["retries"])
-    return Try(script, ", ".join([why] + told))
+        return Try(None, (), stuck[0])  # it would end as it did
+    return Try(script, tuple(told), "")
 
 
 def _new(key: str, value: str, most: str) -> "resources.New":

@@ -1,7 +1,8 @@
-"""What a script asks of the scheduler, changed in its own #PBS lines: walltime, memory and the like, queue.
+"""What a script asks of the scheduler, changed in its own lines: walltime, memory and the like, queue.
 
 The lines are rewritten, not added to: qsub refuses `-l mem` beside a `-l select` that a script has, and what stands
-first or last of two `-l walltime` counts differs from one PBS to the other.
+first or last of two `-l walltime` counts differs from one PBS to the other. #SBATCH lines are for sbatch_changes.py;
+values are PBS's everywhere.
 """
 
 import math
@@ -65,7 +66,7 @@ def grown(key: str, old: str, times: float, most: str) -> str:
         return old
     if key in TIMES:
         seconds = int(math.ceil(before * times - 1e-9))
-        new = "%02d:%02d:%02d" % (seconds // 3600, seconds // 60 % 60, seconds % 60)
+        new = clock(seconds)
     else:
         number, unit = re.match(r"([0-9]+)(.*)", old).groups()  # type: ignore[union-attr]
         new = "%d%s" % (math.ceil(int(number) * times - 1e-9), unit)
@@ -74,7 +75,30 @@ def grown(key: str, old: str, times: float, most: str) -> str:
     return new if (amount(key, new) or 0) > before else old
 
 
-def asked(script: bytes, key: str) -> "List[str]":
+def clock(seconds: int) -> str:
+    """Seconds as hours:minutes:seconds."""
+    return "%02d:%02d:%02d" % (seconds // 3600, seconds // 60 % 60, seconds % 60)
+
+
+def unfit(script: bytes, key: str, value: str, dialect: str = "PBS", cap: bool = False) -> str:
+    """Why a value that is not `wrong` can't be asked for in this script, or be a cap there; "" where it can."""
+    if dialect != "SBATCH":
+        return ""
+    from . import sbatch_changes
+
+    return sbatch_changes.unfit(script, key, value, cap or factor(value) > 0)
+
+
+def example(key: str, dialect: str) -> str:
+    """The line that asks for a resource."""
+    if dialect != "SBATCH":
+        return "#PBS -l %s=..." % key
+    from . import sbatch_changes
+
+    return "#SBATCH --%s=..." % sbatch_changes.OPTIONS[key][0]
+
+
+def asked(script: bytes, key: str, dialect: str = "PBS") -> "List[str]":
     """Every value that a script's lines give `key`, in their order."""
     found: "List[str]" = []
 
@@ -82,13 +106,17 @@ def asked(script: bytes, key: str) -> "List[str]":
         found.append(old)
         return old
 
-    change(script, key, note)
+    change(script, key, note, dialect)
     return [old for old in found if old]
 
 
-def change(script: bytes, key: str, new: "New") -> bytes:
+def change(script: bytes, key: str, new: "New", dialect: str = "PBS") -> bytes:
     """The script with each value of `key` replaced by new(value). Where no line asks for it, new("") is added, unless
-    that is ""."""
+    that is "". dialect: "PBS" or "SBATCH", whose lines those are."""
+    if dialect == "SBATCH":
+        from . import sbatch_changes
+
+        return sbatch_changes.change(script, key, new)
     lines = script.split(b"\n")
     known: "List[str]" = []
 

@@ -18,7 +18,7 @@ import shutil
 import stat
 import time
 
-from . import beneath, copies, durable, fault, files, offers, policy, wire
+from . import beneath, copies, directives, durable, ending, fault, files, offers, policy, wire
 from .leftovers import hash_of
 from .lock import Lost
 from .spool import RETRIES, rank_of, shard_name
@@ -67,7 +67,9 @@ def following(pump: "Round", standing: "Standing", record: "Dict[str, Any]") -> 
         return None
     try:
         with open(entry.path, "rb") as stream:
-            chosen = policy.next_try(rule, condition, asked.get("tries", 0), stream.read())
+            script = stream.read()
+        dialect = directives.dialect(script) or pump.scheduler.reads or "PBS"
+        chosen = policy.next_try(rule, condition, asked.get("tries", 0), script, dialect)
         if chosen.script is None:
             raise Refused(chosen.why)
         return _built(pump, entry, record, asked, chosen, condition)
@@ -77,7 +79,7 @@ def following(pump: "Round", standing: "Standing", record: "Dict[str, Any]") -> 
         why = error.strerror or "its files can't be copied"
     except (ValueError, KeyError, TypeError, wire.WireError):  # jobs can write to their records, too
         why = "the record of its inputs is damaged"
-    record["why"] += "; not tried again: " + why
+    record["why"] += policy.NOT_AGAIN + why
     return None
 
 
@@ -94,7 +96,9 @@ def _built(
     pump: "Round", entry: "Entry", record: "Dict[str, Any]", asked: "Dict[str, Any]", chosen: "policy.Try",
     condition: str,
 ) -> "Dict[str, Any]":
-    attempt, resume = entry.attempt + 1, bool(asked["retry"].get("resume"))
+    attempt, resume, tries = entry.attempt + 1, bool(asked["retry"].get("resume")), asked.get("tries", 0)
+    most = entry.attempt + asked["retry"]["retries"] - tries
+    told = ", ".join(["attempt %d of %d after %s" % (attempt, most, record["why"][:200]), *chosen.changes])
     name = "%s.%d.%d" % (entry.job, attempt, pump.lock.generation)
     folder = os.path.join(pump.spool.work, RETRIES, name)
     # Behind a lost node the processes may live on, and write to what they have: the next attempt gets copies.
@@ -104,7 +108,9 @@ def _built(
         os.makedirs(os.path.join(folder, ".chasqui"), 0o700)
         copier = _Copier(pump, pump.spool.work_dir(entry.job, entry.attempt), folder)
         rows = copier.inputs() if not resume else copier.everything() if doubtful else copier.rows
-        after = dict(asked, attempt=attempt, tries=asked.get("tries", 0) + 1)
+        after = dict(asked, attempt=attempt, tries=tries + 1, again=told)
+        for key in ("after", "if"):  # whatever it waited for has ended as it had to
+            after.pop(key, None)
         for file, value in (("manifest.json", {"files": rows}), ("job.json", after)):
             data = json.dumps(value).encode("ascii")
             files.write_file(os.path.join(folder, ".chasqui", file), data, durable=False)
@@ -119,7 +125,7 @@ def _built(
     pump.lock.check()
     record["next"] = attempt
     priority = asked.get("priority", 0)
-    return {"attempt": attempt, "folder": name, "why": chosen.why, "carry": resume and not doubtful,
+    return {"attempt": attempt, "folder": name, "why": told, "carry": resume and not doubtful,
             "rank": rank_of(priority if isinstance(priority, int) else 0), "script": chosen.script}
 
 
@@ -255,8 +261,9 @@ def forget(meta: str) -> None:
     shutil.rmtree(os.path.join(meta, INPUTS), ignore_errors=True)
 
 
-def drop_unused(spool: "Spool") -> None:
+def drop_unused(pump: "Round") -> None:
     """Delete what was built for ends that were never begun. To be called when none stands in ending/."""
-    folder = os.path.join(spool.work, RETRIES)
+    folder = os.path.join(pump.spool.work, RETRIES)
     for name in files.names(folder):
-        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        if not ending.later(pump, name):
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)

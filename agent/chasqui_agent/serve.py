@@ -48,7 +48,7 @@ FIRST_JOBS = 200  # in the first: until it is listed, read and answered, nothing
 ACKED = 1000  # jobs acknowledged in one message
 PUMP_BUDGET = 120.0
 PATIENCE = 10.0  # seconds a query may take while the client waits for journal and results
-CAPABILITIES = ["log-pieces", "after"]
+CAPABILITIES = ["log-pieces", "after", "retry"]
 
 
 class Failed(Exception):

@@ -139,7 +139,8 @@ class Planner:
             raise errors.BadJob("if must be one of %s" % ", ".join(CONDITIONS))
         content = _content(folder, script)
         if said.resources:
-            files, script = retry_policy.with_resources(files, script, content, said.resources)
+            files, script = retry_policy.with_resources(files, script, content, said.resources,
+                                                        self.remote.scheduler)
             content = script.content or b""
         self._check_array(content)
         options = self._options(asked, said, template)
@@ -151,7 +152,8 @@ class Planner:
                 files: Sequence[InputFile]) -> dict[str, Any] | None:
         header = retry_policy.of_words(template.retry) if template else {}
         size = sum(item.size for item in files)
-        return retry_policy.together({**self.defaults.retry, **header, **said.retry}, script, size)
+        return retry_policy.together({**self.defaults.retry, **header, **said.retry}, script, size,
+                                     self.remote.scheduler)
 
     def _check_array(self, content: bytes) -> None:
         """Raises BadJob for a job array that the remote's agent would reject under its caps."""

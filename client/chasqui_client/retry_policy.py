@@ -76,30 +76,40 @@ def _check(said: Mapping[str, Any], failure: Any) -> None:
         raise failure(wire.printable(why))
 
 
-def together(said: Mapping[str, Any], script: bytes, size: int) -> dict[str, Any] | None:
+def dialect(script: bytes, scheduler: str) -> str:
+    """Whose lines a script's are, or would be: "PBS" or "SBATCH". scheduler: its remote's, as config.toml says."""
+    return directives.dialect(script) or ("SBATCH" if scheduler == "slurm" else "PBS")
+
+
+def together(said: Mapping[str, Any], script: bytes, size: int, scheduler: str = "auto") -> dict[str, Any] | None:
     """The policy of a job; None where it is not to be tried again. Raises BadJob.
 
-    said: what all places say of it. script: its content; size: bytes of all its inputs.
+    said: what all places say of it. script: its content; size: bytes of all its inputs. scheduler: of its remote.
     """
     if not said.get("retries"):
         return None
     found = {**DEFAULTS, **said}
-    why = policy.wrong(found) or _misfit(found, script, size)
+    why = policy.wrong(found) or _misfit(found, script, size, dialect(script, scheduler))
     if why:
         raise errors.BadJob(wire.printable(why))
     return found
 
 
-def _misfit(found: Mapping[str, Any], script: bytes, size: int) -> str:
+def _misfit(found: Mapping[str, Any], script: bytes, size: int, written: str) -> str:
     if directives.elements(directives.asked(script)):
         return "a job array can't be tried again as a whole: all its elements would run again (retries = 0)"
     if size > policy.MOST_COPIED and not found["resume"]:
         return "inputs of more than %d GiB are not kept for retries; resume = true needs no copies of them" % (
             policy.MOST_COPIED >> 30)
     for key, value in found["set"].items():
-        if resources.factor(value) and not resources.asked(script, key):
-            return "retry_set %s=%s: the script asks for no %s that could be multiplied (#PBS -l %s=...)" % (
-                key, value, key, key)
+        if why := resources.unfit(script, key, value, written):
+            return "retry_set: " + why
+        if resources.factor(value) and not resources.asked(script, key, written):
+            return "retry_set %s=%s: the script asks for no %s that could be multiplied (%s)" % (
+                key, value, key, resources.example(key, written))
+    for key, value in found["max"].items():
+        if why := resources.unfit(script, key, value, written, cap=True):
+            return "retry_max: " + why
     return ""
 
 
@@ -117,11 +127,13 @@ def _always(value: str) -> Callable[[str], str]:
     return lambda _: value
 
 
-def with_resources(
-    files: list[InputFile], script: InputFile, content: bytes, wanted: Mapping[str, str]
-) -> tuple[list[InputFile], InputFile]:
-    """A job's files and its script with other resources asked for in it."""
+def with_resources(files: list[InputFile], script: InputFile, content: bytes, wanted: Mapping[str, str],
+                   scheduler: str) -> tuple[list[InputFile], InputFile]:
+    """A job's files and its script with other resources asked for in it. Raises BadJob where it can't ask for them."""
+    written = dialect(content, scheduler)
     for key, value in wanted.items():
-        content = resources.change(content, key, _always(value))
+        if why := resources.unfit(content, key, value, written):
+            raise errors.BadJob("--set " + why)
+        content = resources.change(content, key, _always(value), written)
     changed = replace(inputs.generated(script.path, content), mode=script.mode)
     return [changed if item.path == script.path else item for item in files], changed

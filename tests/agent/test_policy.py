@@ -108,11 +108,12 @@ def test_what_a_value_grows_to(key, old, times, most, new):
 
 def test_only_what_helps_is_raised():
     rule = {"retries": 3, "set": {"walltime": "x1.5", "mem": "x2", "queue": "long"}, "max": {}}
-    assert policy.next_try(rule, "walltime", 0, SELECT).why == "walltime: retry 1 of 3, queue=long, walltime=18:00:00"
-    assert policy.next_try(rule, "memory", 1, SELECT).why == "memory: retry 2 of 3, mem=16gb+4gb, queue=long"
-    assert policy.next_try(rule, "node", 2, SELECT).why == "node: retry 3 of 3, queue=long"
-    assert policy.next_try(rule, "7", 0, SELECT).why == "7: retry 1 of 3, mem=16gb+4gb, queue=long, walltime=18:00:00"
-    assert policy.next_try(rule, "7", 3, SELECT) == policy.Try(None, "the last of 3 retries")
+    queue, walltime, mem = "queue set to long", "walltime raised to 18:00:00", "mem raised to 16gb+4gb"
+    assert policy.next_try(rule, "walltime", 0, SELECT).changes == (queue, walltime)
+    assert policy.next_try(rule, "memory", 1, SELECT).changes == (mem, queue)
+    assert policy.next_try(rule, "node", 2, SELECT).changes == (queue,)
+    assert policy.next_try(rule, "7", 0, SELECT).changes == (mem, queue, walltime)
+    assert policy.next_try(rule, "7", 3, SELECT) == policy.Try(None, (), "the last of 3 retries")
 
 
 def test_nobody_tries_in_vain():

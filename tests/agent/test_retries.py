@@ -115,7 +115,7 @@ def test_another_end_is_an_end(root, text, on):
 def test_a_signal_by_name(root):
     hand_over(root, "it", counting(root, "[ -e ../it.2 ] || kill -9 $$\n"), rule(1, "SIGKILL"), {"in.txt": b"x\n"})
     assert finish(root, "it", 2) == "DONE"
-    assert root.events("it", "retried")[0]["why"] == "SIGKILL: retry 1 of 1"
+    assert root.events("it", "retried")[0]["why"] == "attempt 2 of 2 after exit 137"
 
 
 @pytest.mark.parametrize("name, content, why", [("in.txt", b"other", "in.txt is not what was uploaded any more"),

@@ -46,10 +46,10 @@ def over(root: Ground, attempt: int) -> str:
 
 ENDS = {
     "walltime": ("sleep 300", "#PBS -l select=1:ncpus=1,walltime=1", nothing, "walltime",
-                 {"walltime": "x60", "mem": "x4"}, "walltime=00:01:00", "sleep 3; exit 0"),
+                 {"walltime": "x60", "mem": "x4"}, "walltime raised to 00:01:00", "sleep 3; exit 0"),
     "memory": (HUNGRY % 300, "#PBS -l select=1:ncpus=1:mem=40mb,walltime=1:00:00", nothing, "memory",
-               {"walltime": "x60", "mem": "x4"}, "mem=160mb", HUNGRY % 3),
-    "killed": ("sleep 300", "", whole_job_is_killed, "SIGKILL", {"queue": "workq"}, "queue=workq", "exit 0"),
+               {"walltime": "x60", "mem": "x4"}, "mem raised to 160mb", HUNGRY % 3),
+    "killed": ("sleep 300", "", whole_job_is_killed, "SIGKILL", {"queue": "workq"}, "queue set to workq", "exit 0"),
     "node lost": ("sleep 300", "#PBS -l walltime=1:00:00", mom_restarts, "node", {"walltime": "x2"}, "", "exit 0"),
 }
 
@@ -64,7 +64,8 @@ def test_the_next_attempt_has_what_the_first_one_lacked(tmp_path: Path, cluster:
     happens(root, root.events("it", "submitted")[0]["pbs"])
     assert over(root, 2) == "DONE" and ran(root) == ["it", "it.2"]
     told, = [record["why"] for record in root.events("it", "retried")]
-    assert told == "%s: retry 1 of 2%s" % (condition, ", " + changed if changed else "")
+    ended = root.events("it", "ended")[0]["why"]
+    assert told == "attempt 2 of 3 after %s%s" % (ended, ", " + changed if changed else "")
     assert [record["attempt"] for record in root.events("it", "started")] == [1, 2]
 
 

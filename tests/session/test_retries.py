@@ -43,7 +43,7 @@ def test_two_failures_and_a_success_over_a_weekend(desk):
         attempts = [(row["attempt"], row["state"], row["exit"]) for row in ledger.attempts(job.id)]
         assert attempts == [(1, "FAILED", 7), (2, "FAILED", 7), (3, "COMPLETED", 0)]
         told = [(row["attempt"], row["why"]) for row in ledger.events(job.id) if row["event"] == "retried"]
-        assert told == [(1, "7: retry 1 of 3"), (2, "7: retry 2 of 3")]
+        assert told == [(1, "attempt 2 of 4 after exit 7"), (2, "attempt 3 of 4 after exit 7")]
         assert [file.path for file in ledger.files(job.id, 3)] == [b"in", b"job.sh"]
     assert desk.sync().completed == 0 and sorted(os.listdir(desk.path / "jobs/it")) == ["in", "job.sh", "results"]
 
@@ -54,7 +54,7 @@ def test_a_job_that_is_about_to_be_tried_again_is_waiting_and_the_end_of_its_ret
     alone(desk, 2, job)
     report = desk.sync()
     assert (report.failed, desk.job(job).state, desk.job(job).attempt) == (1, states.FAILED, 2)
-    assert desk.job(job).why == "exit 7; not tried again: the last of 1 retries"
+    assert desk.job(job).why == "exit 7; not tried again: the last of one retry"
     api.retry(desk.home, Selection((job.id,)))
     desk.sync()
     alone(desk, 4, job)  # the user's own attempt 3 has a retry of its own
