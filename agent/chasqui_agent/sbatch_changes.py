@@ -22,13 +22,14 @@ def unfit(script: bytes, key: str, value: str, each: bool) -> str:
         return "%s=%s: of what, in a script for Slurm? Write it like %s" % (
             key, value, "36:00:00" if key == "walltime" else "64gb")
     if key == "mem" and not each and any(name in OPTIONS["mem"][1:] for name, _ in sbatch.options(script)):
-        return "mem=%s: the script asks for memory per CPU or GPU, of which a multiple (mem=x2) can be set alone" % value
+        return "mem=%s: the script asks for memory per CPU or GPU; only a multiple of that (mem=x2) can be set" % value
     return ""
 
 
 def change(script: bytes, key: str, new: "resources.New") -> bytes:
     """As `resources.change`; a key that it does not have is in no line, and added to none."""
-    lines, known = script.split(b"\n"), []  # type: List[bytes], List[str]
+    lines = script.split(b"\n")
+    known: "List[str]" = []
 
     def noted(old: str) -> str:
         known.append(old)

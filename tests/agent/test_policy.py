@@ -2,7 +2,7 @@
 
 import pytest
 
-from chasqui_agent import policy, resources
+from chasqui_agent import policy, resources, sbatch
 
 
 def ended(why, code, state="FAIL"):
@@ -104,6 +104,80 @@ def test_what_a_script_did_not_ask_for_is_added(script, key, value, after):
 ])
 def test_what_a_value_grows_to(key, old, times, most, new):
     assert resources.grown(key, old, times, most) == new
+
+
+SBATCH = b"""#!/bin/bash
+#SBATCH --job-name=name -t 12:00:00
+#SBATCH --mem 8G  # of each node
+#SBATCH --partition=short -n4 --comment='a b'
+srun work
+#SBATCH --time=1
+"""
+
+
+def changed(script, **wanted):
+    for key, value in sorted(wanted.items()):
+        script = resources.change(script, key, lambda old, value=value: value, "SBATCH")
+    return script
+
+
+def test_slurm_values_are_replaced_where_they_stand():
+    assert changed(SBATCH, walltime="36:00:00", mem="64gb", queue="long").split(b"\n") == [
+        b"#!/bin/bash", b"#SBATCH --job-name=name --time=36:00:00", b"#SBATCH --mem=64G",
+        b"#SBATCH --partition=long --ntasks=4 --comment=\"a b\"", b"srun work", b"#SBATCH --time=1", b""]
+    assert changed(SBATCH, walltime="12:00:00", mem="8gb", queue="short") == SBATCH, "nothing to change"
+    assert sbatch.options(changed(SBATCH, mem="64gb"))[-2:] == [("ntasks", "4"), ("comment", "a b")]
+
+
+@pytest.mark.parametrize("line, key, asked, times, after", [
+    ("--time=90", "walltime", "01:30:00", 2, "--time=03:00:00"),
+    ("-t1-12", "walltime", "36:00:00", 1.5, "--time=54:00:00"),
+    ("--time=10:30", "walltime", "00:10:30", 2, "--time=00:21:00"),
+    ("--time=UNLIMITED", "walltime", "UNLIMITED", 2, "--time=UNLIMITED"),
+    ("--mem=4000", "mem", "4000mb", 2, "--mem=8000M"), ("--mem=1500K", "mem", "1500kb", 1.5, "--mem=2250K"),
+    ("--mem=0", "mem", "all", 2, "--mem=0"), ("--mem-per-cpu=2G", "mem", "2gb", 2, "--mem-per-cpu=4G"),
+    ("--mem-per-gpu=2GB", "mem", "2gb", 2, "--mem-per-gpu=4G"), ("--mem=3T", "mem", "3tb", 2, "--mem=6T"),
+    ("-p a,b", "queue", "a,b", 0, "-p a,b"),
+])
+def test_what_slurm_is_asked_for_in_the_words_of_pbs(line, key, asked, times, after):
+    script = ("#!/bin/sh\n#SBATCH %s\ntrue\n" % line).encode("ascii")
+    assert resources.asked(script, key, "SBATCH") == [asked]
+    grown = resources.change(script, key, lambda old: resources.grown(key, old, times, "") if times else old, "SBATCH")
+    assert grown.split(b"\n")[1] == b"#SBATCH " + after.encode("ascii")
+
+
+@pytest.mark.parametrize("key, value, line", [
+    ("walltime", "1:00", b"--time=00:01:00"), ("mem", "8gb", b"--mem=8G"), ("mem", "2pb", b"--mem=2048T"),
+    ("mem", "1025b", b"--mem=2K"), ("queue", "long", b"--partition=long")])
+def test_what_slurm_was_not_asked_for_is_added(key, value, line):
+    for script in (b"#!/bin/sh\ntrue\n", b"#!/bin/sh\n#SBATCH -n4\ntrue\n"):
+        after = changed(script, **{key: value})
+        assert after == script.replace(b"#!/bin/sh\n", b"#!/bin/sh\n#SBATCH " + line + b"\n", 1)
+        assert resources.asked(after, key, "SBATCH")
+    assert changed(b"true\n", ncpus="8") == b"true\n", "it has no option for that"
+
+
+@pytest.mark.parametrize("key, value, about", [
+    ("walltime", "x2", ""), ("walltime", "36:00:00", ""), ("mem", "x2", ""), ("queue", "7", ""),
+    ("walltime", "90", "36:00"), ("mem", "4000", "64gb"), ("ncpus", "8", "walltime, mem and queue"),
+    ("cput", "x2", "walltime, mem and queue"),
+    ("mem", "8gb", "memory per CPU or GPU")])
+def test_what_a_script_for_slurm_can_not_be_changed_to(key, value, about):
+    script = b"#SBATCH --mem-per-cpu=2G --time=60\n"
+    found = resources.unfit(script, key, value, "SBATCH")
+    assert bool(found) == bool(about) and about in found
+    assert resources.unfit(script, key, value) == "", "PBS has its own words"
+    if about:
+        rule = {"retries": 3, "set": {key: value}}
+        assert policy.next_try(rule, "7", 0, script, "SBATCH") == policy.Try(None, (), found)
+
+
+def test_a_cap_of_memory_per_cpu():
+    rule = {"retries": 3, "set": {"mem": "x2", "walltime": "x2"}, "max": {"mem": "3gb"}}
+    assert resources.unfit(b"#SBATCH --mem-per-cpu=2G\n", "mem", "3gb", "SBATCH", cap=True) == ""
+    tried = policy.next_try(rule, "memory", 0, b"#SBATCH --mem-per-cpu=2G\n", "SBATCH")
+    assert tried == policy.Try(b"#SBATCH --mem-per-cpu=3G\n", ("mem raised to 3gb",), "")
+    assert policy.next_try(rule, "memory", 1, tried.script, "SBATCH").why == "mem is at its most, 3gb"
 
 
 def test_only_what_helps_is_raised():

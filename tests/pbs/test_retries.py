@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from agent.agentroot import until
+from agent.test_dependents import publish_dependents
 from agent.test_retries import hand_over, rule
 from chasqui_agent import fault, retries  # noqa: F401  register its points
 from pbs.cluster import Cluster
 from pbs.test_ends import INTERVAL, Ground, mom_restarts, nothing, one_cluster, qdel, whole_job_is_killed  # noqa: F401
+from pbs.test_relay import PbsRoot
 
 # Each start notes where it runs; the first attempt does what is to be seen, the next one ends well.
 FIRST = "#!/bin/sh\n%s\necho $(basename \"$PWD\") >> %s/it\ncase $PWD in *.2) %s;; esac\n%s\n"
@@ -28,16 +30,16 @@ def cluster(one_cluster: Cluster) -> Iterator[Cluster]:  # noqa: F811
     one_cluster.until(lambda: all(job["state"] == "F" for job in one_cluster.table()), "an empty queue")
 
 
-def script(root: Ground, text: str = "sleep 300", directives: str = "", second: str = "exit 0") -> str:
+def script(root: PbsRoot, text: str = "sleep 300", directives: str = "", second: str = "exit 0") -> str:
     return FIRST % (directives, root.ran, second, text)
 
 
-def ran(root: Ground) -> list[str]:
+def ran(root: PbsRoot) -> list[str]:
     path = Path(root.ran, "it")
     return path.read_text().split() if path.exists() else []
 
 
-def over(root: Ground, attempt: int) -> str:
+def over(root: PbsRoot, attempt: int) -> str:
     """Wait, without a pump by hand, until that attempt is the job's last and over; its end."""
     until(lambda: root.spool.settled_state("it", attempt), "its end, by the relay alone", 120)
     assert root.spool.final_attempt("it", 1) == attempt
@@ -138,3 +140,25 @@ def test_killed_at(tmp_path: Path, cluster: Cluster, point: str) -> None:
 
 def alive(root: Ground) -> bool:
     return any(job["state"] != "F" for job in root.cluster.table())
+
+
+def test_nobody_waits_for_the_next_beat(tmp_path: Path, cluster: Cluster) -> None:
+    """A failed job stays in PBS a while, and its own tail is the last to look: the heartbeat, a quarter of an hour
+    away, is moved forward. Who waits for it is not told of the failure that its flag says meanwhile."""
+    root = PbsRoot(tmp_path / "root", cluster)
+    hand_over(root, "it", script(root, "exit 7"), rule(1, "7"))
+    for name, condition in (("heir", "fail"), ("friend", "ok")):
+        text = "#!/bin/sh\necho start >> %s/%s\n" % (root.ran, name)
+        publish_dependents(root.spool, name, [(name, ["it"], text)], condition=condition)
+    root.pump()
+    until(lambda: root.starts("friend") and root.spool.settled_state("heir", 1), "their fate", 120)
+    assert ran(root) == ["it", "it.2"] and root.spool.settled_state("heir", 1) == "blocked"
+    assert root.starts("friend") == 1 and root.starts("heir") == 0
+    assert [r["why"] for r in root.events("heir", "blocked")] == ["blocked by it (completed)"]
+
+
+def test_alone_it_waits_for_no_beat_either(tmp_path: Path, cluster: Cluster) -> None:
+    root = PbsRoot(tmp_path / "root", cluster)
+    hand_over(root, "it", script(root, "exit 7"), rule(1, "7"))
+    root.pump()
+    until(lambda: ran(root) == ["it", "it.2"], "it is tried again, without another pump by hand", 120)

@@ -6,9 +6,10 @@ import os
 import pytest
 
 from agent.agentroot import until
-from chasqui_agent import wire
+from chasqui_agent import serve, wire
 from chasqui_client import api, errors, states
 from chasqui_client.select import Selection
+from chasqui_client.sync import Exchange
 from session.desk import Desk
 
 FAILS = "echo $(wc -l <%s) >out\ncat in >>seen\necho spoilt >in\n[ $(wc -l <%s) -ge %d ] || exit 7\n"
@@ -130,6 +131,60 @@ def test_the_agent_takes_no_policy_that_is_none(desk, change):
     report = desk.sync()
     assert [item["job"] for item in report.refused] == [job.id] and desk.lines() == []
     assert wire.printable(report.refused[0]["why"]) == report.refused[0]["why"]
+
+
+@pytest.mark.parametrize("times, states_then", [
+    (1, {"it": "COMPLETED", "ok": "COMPLETED", "fail": "BLOCKED", "any": "COMPLETED", "late": "COMPLETED"}),
+    (9, {"it": "FAILED", "ok": "BLOCKED", "fail": "COMPLETED", "any": "COMPLETED", "late": "BLOCKED"})])
+def test_jobs_that_wait_for_it_wait_for_its_last_attempt(desk, times, states_then):
+    """One is handed over when the relay has made attempts that the ledger does not know of."""
+    job, = desk.add(fails(desk, times), retry={"retries": 2, "on": ["7"]})
+    for condition in ("ok", "fail", "any"):
+        desk.add(desk.folder(condition), after=("it",), condition=condition)
+    desk.sync()
+    until(lambda: (desk.root / ("work/%s.2" % job.id)).exists(), "the relay has tried it again")
+    desk.add(desk.folder("late"), after=("it",))
+    assert desk.job(job).attempt == 1
+    until(lambda: (desk.sync(), all(one.ended for one in desk.jobs()))[1], "the end of all")
+    assert {one.name: one.state for one in desk.jobs()} == states_then
+    lines = desk.ran.read_text().split()
+    runs = [name for name, state in states_then.items() if state == "COMPLETED" and name != "it"]
+    made = min(times + 1, 3)
+    assert lines[:made] == ["it"] * made and sorted(lines[made:]) == sorted(runs)
+    by = "it (%s)" % ("completed" if times == 1 else "failed")
+    assert {one.why for one in desk.jobs() if one.state == "BLOCKED"} == {"blocked by " + by}
+
+
+def test_a_retry_by_hand_takes_along_what_the_last_attempt_had_blocked(desk):
+    """The new attempt has other resources; what waited for it keeps its own."""
+    script = "#!/bin/sh\n#PBS -l walltime=1:00:00\necho %%s >>%s\n%%s\n" % desk.ran
+    for name, text in (("it", "grep -q walltime=9:00:00 \"$0\" || exit 7"), ("child", "")):
+        (desk.path / "jobs" / name).mkdir(parents=True)
+        (desk.path / "jobs" / name / "job.sh").write_text(script % (name, text))
+    job, = desk.add(desk.path / "jobs/it", retry={"retries": 1, "on": ["7"]})
+    child, = desk.add(desk.path / "jobs/child", after=("it",))
+    until(lambda: (desk.sync(), all(one.ended for one in desk.jobs()))[1], "the end of both")
+    assert (desk.job(child).state, desk.job(job).attempt) == (states.BLOCKED, 2)
+    assert len(api.retry(desk.home, Selection((job.id,)), {"walltime": "9:00:00"})) == 2
+    until(lambda: (desk.sync(), all(one.ended for one in desk.jobs()))[1], "the end of both")
+    assert desk.job(child).state == desk.job(job).state == states.COMPLETED and desk.job(job).attempt == 3
+    assert "resources" not in {key for key, value in desk.job(child).options["asked"].items() if value}
+    assert desk.ran.read_text().split() == ["it", "it", "it", "child"]
+
+
+def test_an_agent_that_knows_nothing_of_retries_gets_none(desk, monkeypatch):
+    plain, = desk.add(fails(desk, 0, "plain"))
+    desk.sync()
+    job, = desk.add(fails(desk, 1), retry={"retries": 1, "on": ["7"]})
+    welcome = Exchange.welcome
+    with monkeypatch.context() as patch:
+        patch.setattr(Exchange, "welcome", lambda self, fields: welcome(self, {**fields, "capabilities": ["after"]}))
+        with pytest.raises(errors.VersionsApart) as caught:
+            desk.sync(deploy=False)
+    assert "--retries" in (caught.value.hint or "") and desk.job(job).acked == 0
+    assert "retry" in serve.CAPABILITIES
+    desk.finish()
+    assert (desk.completed(plain).attempt, desk.completed(job).attempt) == (1, 2)
 
 
 def test_arrays_are_not_tried_again(desk):

@@ -105,6 +105,39 @@ def test_a_file_that_makes_no_sense_is_named(home: Home, text: str) -> None:
         home.config()
 
 
+SBATCH = "#!/bin/sh\n#SBATCH --time=1:00:00 --mem-per-cpu=2G\ntrue\n"
+
+
+@pytest.mark.parametrize("words, said", [
+    (("--retry-set", "walltime=x2", "--retry-set", "mem=x2", "--retry-set", "queue=long"), ""),
+    (("--retry-set", "ncpus=8"), "retry_set: ncpus: of a script for Slurm walltime, mem and queue can be changed"),
+    (("--retry-set", "mem=64gb"), "the script asks for memory per CPU or GPU"),
+    (("--retry-set", "walltime=90"), "walltime=90: of what, in a script for Slurm? Write it like 36:00:00"),
+    (("--retry-max", "mem=4000"), "retry_max: mem=4000: of what, in a script for Slurm? Write it like 64gb"),
+])
+def test_what_a_script_for_slurm_can_not_ask_for_is_said(
+        home: Home, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str) -> None:
+    code = cli.main(["add", _folder("a", script=SBATCH), "--retries", "1", *words])
+    assert code == (2 if said else 0) and said in capsys.readouterr().err
+
+
+def test_a_script_without_directives_is_for_what_its_remote_has(
+        home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = "#!/bin/sh\ntrue\n"
+    assert _add(home, _folder("a", script=plain), "--retries", "1", "--retry-set", "ncpus=8")
+    home.config_path.write_text(home.config_path.read_text() + 'scheduler = "slurm"\n')
+    assert home.config().remote("here").scheduler == "slurm"
+    assert cli.main(["add", _folder("b", script=plain), "--retries", "1", "--retry-set", "ncpus=8"]) == 2
+    assert cli.main(["add", _folder("c", script=plain), "--retries", "1", "--retry-set", "mem=x2"]) == 2
+    assert "the script asks for no mem that could be multiplied (#SBATCH --mem=...)" in capsys.readouterr().err
+    assert cli.main(["add", "b"]) == cli.main(["cancel", "b"]) == 0
+    assert cli.main(["retry", "b", "--set", "ncpus=8"]) == 2 and "walltime, mem and queue" in capsys.readouterr().err
+    assert cli.main(["retry", "b", "--set", "walltime=24:00:00", "--set", "mem=9gb", "--set", "queue=long"]) == 0
+    with api.open_ledger(home) as ledger:
+        script, = ledger.files(_job(home, "b").id, 2)
+    assert script.content == b"#!/bin/sh\n#SBATCH --partition=long\n#SBATCH --mem=9G\n#SBATCH --time=24:00:00\ntrue\n"
+
+
 def test_inputs_too_large_to_be_kept_are_for_resume_alone(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "MOST_COPIED", 10)
     with pytest.raises(errors.BadJob, match="resume = true needs no copies"):
