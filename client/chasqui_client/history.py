@@ -96,8 +96,8 @@ class Piece:
         self.ledger.follow_attempt(job, at)
         self._facts[job.id] = {}
         self._jobs[job.id] = replace(
-            job, attempt=following, state=states.UPLOADED, changed=at, exit=None, signal=None, why="", pbs="",
-            acked=following, offered=following, results_state=states.NONE, missing=())
+            job, attempt=following, state=states.UPLOADED, changed=at, exit=None, signal=None, pbs="",
+            why=_text(record, "why"), acked=following, offered=following, results_state=states.NONE, missing=())
         return states.UPLOADED
 
     def write(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from agent.agentroot import until
 from chasqui_agent import serve, wire
-from chasqui_client import api, errors, states
+from chasqui_client import api, errors, results, states
 from chasqui_client.select import Selection
 from chasqui_client.sync import Exchange
 from session.desk import Desk
@@ -99,6 +99,7 @@ def test_an_agent_that_makes_more_attempts_than_the_policy_has_is_not_believed(d
         assert ledger.apply_record("here", {**record, "job": job.id, "next": 2}) == ""
         assert ledger.apply_record("elsewhere", {**record, "job": other.id, "next": 2}) == ""
     assert (desk.job(job).attempt, desk.job(other).attempt) == (2, 1)
+    assert (desk.job(job).why, desk.job(other).why) == ("7", "exit 7")
 
 
 def test_a_retry_by_hand_with_other_resources(desk):
@@ -153,6 +154,20 @@ def test_jobs_that_wait_for_it_wait_for_its_last_attempt(desk, times, states_the
     assert lines[:made] == ["it"] * made and sorted(lines[made:]) == sorted(runs)
     by = "it (%s)" % ("completed" if times == 1 else "failed")
     assert {one.why for one in desk.jobs() if one.state == "BLOCKED"} == {"blocked by " + by}
+
+
+def test_its_output_is_followed_from_attempt_to_attempt(desk, capsys):
+    """From the one that the ledger knows of to the last that the relay makes; and where one of them is cancelled."""
+    script = "echo said $(wc -l <%s); [ $(wc -l <%s) -ge 3 ] || exit 7" % (desk.ran, desk.ran)
+    job, = desk.add(desk.folder("it", script), retry={"retries": 5, "on": ["7"]})
+    desk.sync()
+    assert desk.job(job).attempt == 1
+    assert results.follow_logs(desk.home, desk.remote, desk.job(job)) == 0
+    assert capsys.readouterr().out.splitlines() == ["said 1", "said 2", "said 3"]
+    flag = desk.root / ("completed/%s.3.flag" % job.id)
+    flag.write_text(flag.read_text().replace("DONE", "FAIL") + "next=4\n")
+    (desk.root / ("cancelled/%s.4.sh" % job.id)).touch()
+    assert results.follow_logs(desk.home, desk.remote, desk.job(job)) == 0, "its folder was never made"
 
 
 def test_a_retry_by_hand_takes_along_what_the_last_attempt_had_blocked(desk):
