@@ -125,7 +125,8 @@ def test_a_script_without_directives_is_for_what_its_remote_has(
         home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     plain = "#!/bin/sh\ntrue\n"
     assert _add(home, _folder("a", script=plain), "--retries", "1", "--retry-set", "ncpus=8")
-    home.config_path.write_text(home.config_path.read_text() + 'scheduler = "slurm"\n')
+    config_text = home.config_path.read_text()
+    home.config_path.write_text(config_text.replace('host = "local"', 'host = "local"\nscheduler = "slurm"'))
     assert home.config().remote("here").scheduler == "slurm"
     assert cli.main(["add", _folder("b", script=plain), "--retries", "1", "--retry-set", "ncpus=8"]) == 2
     assert cli.main(["add", _folder("c", script=plain), "--retries", "1", "--retry-set", "mem=x2"]) == 2
