@@ -98,6 +98,8 @@ class Cleaner:
         # Numbers may be missing: an attempt that was taken back before it was sent has no folder.
         later = [(key[0], key[1] + more) for more in range(1, 10)]
         newer = [other for other in later if os.path.lexists(self.spool.work_dir(*other))]
+        made = {self.spool.next_attempt(*key), self.spool.final_attempt(*key)} - {0, key[1]}
+        newer += [(key[0], attempt) for attempt in made]  # by the relay: perhaps to be begun yet, with files from here
         if superseded:  # what may still run, or be sent from this attempt's files, is in the way all the same
             newer = [other for other in newer if clearance.unrest(*self._rest(other))]
         return clearance.Standing(*self._rest(key), mine=record.get("ledger") == self.ledger, newer=bool(newer))

@@ -101,14 +101,15 @@ def _time(status: "os.stat_result") -> int:
 
 
 def listing(spool: "Spool", key: "Key", ledger: str, fetch: "Optional[List[str]]" = None) -> "Optional[Listing]":
-    """What an ended attempt has to deliver; None where it has not ended, or belongs to another ledger.
+    """What an ended attempt has to deliver; None where it has not ended, was tried again by the relay, or belongs to
+    another ledger.
 
     fetch: patterns of files that are asked for whatever the job's own patterns and limits say; none of them: all that
     is new or changed, or named by its own outputs.
     """
     job, attempt = key
-    if not spool.settled_state(job, attempt):
-        return None
+    if not spool.settled_state(job, attempt) or spool.next_attempt(job, attempt):
+        return None  # of a job that is tried again the last attempt's results are the job's
     record = spool.job_record(job, attempt)
     found = Listing(key, spool.work_dir(job, attempt))
     try:

@@ -2,6 +2,7 @@
 
     ending/<job>.<attempt>.<token>.<generation>.json   what the end is to be, written first by that lock holder
     ending/<job>.<attempt>.<token>.<generation>.sh     the script: its rename to here begins the end the .json tells of
+    ending/<job>.<attempt>.<token>.<generation>.next   where the job is tried again: the next attempt's (retries.py)
 
 Who renames the script ends the attempt; a pump that was frozen past its lease finds nothing left to rename, and its
 record is never read. Whoever finds a script here finishes that end, as often as it takes.
@@ -10,10 +11,11 @@ record is never read. Whoever finds a script here finishes that end, as often as
 import os
 
 from . import fault, files
+from .spool import RETRIES
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict
+    from typing import Any, Dict, Optional
 
     from .pump import Round
     from .spool import Entry, Spool
@@ -28,15 +30,25 @@ fault.register(
 )
 
 
-def begin(pump: "Round", entry: "Entry", state: str, record: "Dict[str, Any]", final: "Dict[str, Any]") -> None:
+def begin(
+    pump: "Round",
+    entry: "Entry",
+    state: str,
+    record: "Dict[str, Any]",
+    final: "Dict[str, Any]",
+    following: "Optional[Dict[str, Any]]" = None,
+) -> None:
     """End an attempt whose script is in submitting/ or submitted/.
 
     state: the folder that tells of it: completed, cancelled or rejected; record: for the journal, and the source of
-    completed/<job>.<attempt>.flag or rejected/<job>.<attempt>.err; final: for final.json of the work folder. Raises
-    FileNotFoundError where somebody else has ended it, or given it back, meanwhile.
+    completed/<job>.<attempt>.flag or rejected/<job>.<attempt>.err; final: for final.json of the work folder; following:
+    the next attempt, as `retries.following` describes it. Raises FileNotFoundError where somebody else has ended it, or
+    given it back, meanwhile.
     """
     path = _path(pump, entry)
-    told = files.dump_json({"state": state, "record": record, "final": final})
+    if following:
+        files.write_file(path[: -len("sh")] + "next", following.pop("script"))
+    told = files.dump_json({"state": state, "record": record, "final": final, "following": following})
     files.write_file(path[: -len("sh")] + "json", told, durable=False)
     fault.point("ending.record.after")
     files.move(entry.path, path)
@@ -54,15 +66,26 @@ def resume(pump: "Round") -> None:
     for entry in pump.spool.entries("ending"):
         _finish(pump, entry)
     for name in files.names(pump.spool.ending):
-        if name.endswith(".json"):
+        # Not what a later holder of the lock has begun, if this one was frozen just here.
+        if name.endswith((".json", ".next")) and not later(pump, name.rpartition(".")[0]):
             files.remove(os.path.join(pump.spool.ending, name))
+    if os.path.isdir(os.path.join(pump.spool.work, RETRIES)):
+        from . import retries
+
+        retries.drop_unused(pump)
+
+
+def later(pump: "Round", name: str) -> bool:
+    """Whether a name that ends with a generation was made by a later holder of the lock than this one."""
+    generation = name.rpartition(".")[2]
+    return generation.isdigit() and int(generation) > pump.lock.generation
 
 
 def _finish(pump: "Round", entry: "Entry") -> None:
     record_path = entry.path[: -len("sh")] + "json"
     try:
         told = files.read_json(record_path) or {}
-        state, record, final = told["state"], told["record"], told["final"]
+        state, record, final, following = told["state"], told["record"], told["final"], told.get("following")
     except (ValueError, KeyError):
         # Lost with the power: nothing was told of this end, so it is found out again.
         files.move(entry.path, pump.spool.entry_path("submitting", entry.job, entry.attempt, entry.token))
@@ -76,13 +99,32 @@ def _finish(pump: "Round", entry: "Entry") -> None:
         words = pump.spool.entry_path("rejected", entry.job, entry.attempt, suffix="err")
         files.replace_file(words, record["text"].encode("utf-8", "replace") + b"\n")
     fault.point("ending.flag.after")
-    pump.journal.append(record)
-    fault.point("ending.told")
+    _tell(pump, entry, record, following, meta)
     if state == "completed":
         files.remove(entry.path)
     else:
         files.move(entry.path, pump.spool.entry_path(state, entry.job, entry.attempt))
     files.remove(record_path)
+
+
+def _tell(
+    pump: "Round", entry: "Entry", record: "Dict[str, Any]", following: "Optional[Dict[str, Any]]", meta: str
+) -> None:
+    """Journal an end; then what follows it, or nothing."""
+    if not following:
+        pump.journal.append(record)
+        fault.point("ending.told")
+        if os.path.isdir(os.path.join(meta, "inputs")):
+            from . import retries
+
+            retries.forget(meta)
+        return
+    from . import retries
+
+    # Together: no reader is to see a job at its end that is not.
+    pump.journal.append(record, retries.record(entry, following))
+    fault.point("ending.told")
+    retries.publish(pump, entry, following, entry.path[: -len("sh")] + "next")
 
 
 def write_flag(spool: "Spool", record: "Dict[str, Any]") -> None:

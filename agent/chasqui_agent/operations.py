@@ -98,6 +98,7 @@ def _apply_one(pump: "Round", operation: "Dict[str, Any]", index: "Dict[Any, Ent
     """Carry out one operation; "" or why nothing was done."""
     job, op = operation["job"], operation["op"]
     attempt = operation["attempt"] or _newest_attempt(pump.spool, job)
+    attempt = pump.spool.final_attempt(job, attempt)  # she may not know yet of a retry that the relay made
     entry = index.get((job, attempt)) or pump.spool.find_dependent(job, attempt)
     if entry is not None and os.path.lexists(entry.path):
         return _waiting(pump, entry, op, operation, index)
@@ -127,9 +128,11 @@ def _say(pump: "Round", event: str, entry: Entry, operation: "Dict[str, Any]") -
 def _waiting(pump: "Round", entry: Entry, op: str, operation: "Dict[str, Any]", index: "Dict[Any, Entry]") -> str:
     if op == "release":
         return "%s is not held" % entry.job
-    state, event = ("cancelled", "cancelled") if op == "cancel" else ("held", "held")
-    _say(pump, event, entry, operation)
-    files.move(entry.path, pump.spool.entry_path(state, entry.job, entry.attempt))
+    if op == "cancel":
+        _cancel(pump, entry, operation)
+    else:
+        _say(pump, "held", entry, operation)
+        files.move(entry.path, pump.spool.entry_path("held", entry.job, entry.attempt))
     index.pop((entry.job, entry.attempt), None)
     return ""
 
@@ -138,8 +141,7 @@ def _held(pump: "Round", entry: Entry, op: str, operation: "Dict[str, Any]") -> 
     if op == "hold":
         return "%s is held already" % entry.job
     if op == "cancel":
-        _say(pump, "cancelled", entry, operation)
-        files.move(entry.path, pump.spool.entry_path("cancelled", entry.job, entry.attempt))
+        _cancel(pump, entry, operation)
         return ""
     # The mark outlives the move: a `#PBS -h` in the script holds it once, not again after she released it.
     files.write_file(os.path.join(pump.spool.meta_dir(entry.job, entry.attempt), "released"), b"")
@@ -149,6 +151,16 @@ def _held(pump: "Round", entry: Entry, op: str, operation: "Dict[str, Any]") -> 
     else:
         files.move(entry.path, pump.spool.requeue_path(entry, pump.rank_of(entry)))
     return ""
+
+
+def _cancel(pump: "Round", entry: Entry, operation: "Dict[str, Any]") -> None:
+    """Cancel what the scheduler does not have."""
+    _say(pump, "cancelled", entry, operation)
+    files.move(entry.path, pump.spool.entry_path("cancelled", entry.job, entry.attempt))
+    if pump.spool.may_be_retried(entry.job, entry.attempt):
+        from . import retries
+
+        retries.forget(pump.spool.meta_dir(entry.job, entry.attempt))
 
 
 def _in_scheduler(pump: "Round", entry: Entry, op: str, operation: "Dict[str, Any]") -> str:

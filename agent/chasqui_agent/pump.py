@@ -71,7 +71,7 @@ def pump(
 ) -> "Dict[str, Any]":
     """Pump until no request is left or `budget` seconds are gone; what was done, as one flat dictionary:
 
-    accepted submitted released ended rejected queries rounds (counts), settling (scripts too young), operations
+    accepted submitted released ended rejected retried queries rounds (counts), settling (scripts too young), operations
     (id -> note), refused (the scheduler's words), stalled_since, note, full (which limit of space or inodes stopped
     it), busy (somebody else pumps). Raises SpoolError
     for a root that can't be used. A full disk, a lost lock and a silent scheduler end the round with a note: nothing
@@ -318,7 +318,7 @@ class Round:
 
     def _finish(self, handled: "List[str]", done: "List[str]", events: int, answered: bool) -> None:
         """Record the round where it did something, remember it, and drop the requests it dealt with."""
-        counted = ("accepted", "submitted", "released", "ended", "rejected")
+        counted = ("accepted", "submitted", "released", "ended", "rejected", "retried")
         news = {key: self.report[key] - self._before[key] for key in counted if self.report[key] > self._before[key]}
         if news or events or done:
             self.journal.later(dict(news, ev="pumped", reason=self.report["reason"]))

@@ -197,7 +197,12 @@ def end(pump: "Round", standing: "Standing", outcome: "Dict[str, Any]") -> bool:
     entry = standing.entry
     record = {"ev": "ended", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id}
     record.update(outcome)
-    ending.begin(pump, entry, "completed", record, _final(pump, standing))
+    following = None
+    if record["state"] != "DONE" and pump.spool.may_be_retried(entry.job, entry.attempt):
+        from . import retries
+
+        following = retries.following(pump, standing, record)
+    ending.begin(pump, entry, "completed", record, _final(pump, standing), following)
     pump.report["ended"] += 1
     return True
 
@@ -259,7 +264,7 @@ def late_flag(pump: "Round", job: str, attempt: int, token: str) -> None:
     except FileNotFoundError:
         return
     meta = pump.spool.meta_dir(job, attempt)
-    if not lost or os.path.isdir(pump.spool.work_dir(job, attempt + 1)):
+    if not lost or os.path.isdir(pump.spool.work_dir(job, attempt + 1)) or pump.spool.next_attempt(job, attempt):
         return
     found = marks.read(meta, token)
     outcome = _by_flag(found.flag) if found.flag else arrays.late(meta, job, attempt, token, found)

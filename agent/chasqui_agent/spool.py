@@ -14,6 +14,7 @@
     cancelled/<job>.<attempt>.sh
     blocked/<job>.<attempt>.sh                       did not run, for how a job ended that it waited for
     work/<job>[.<attempt>]/                          where the job runs; attempt 1 has no suffix
+    work/.retries/                                   work folders of next attempts, being built (retries.py)
     work/<job>[.<attempt>]/.chasqui/                 ours: job.json, script, runner, claims, marks, flags, output
     staging/<session>/<job>.<attempt>/               an upload in progress
 
@@ -36,6 +37,7 @@ STATES = ("held",) + ON_THEIR_WAY + ("completed", "rejected", "cancelled", "bloc
 FOLDERS = STATES + ("after", "agent", "staging", "waiting", "work", "log", "lock", "wake")
 SHARD_SIZE = 1000
 MIDDLE_PRIORITY = 500
+RETRIES = ".retries"
 AFTER = 1000  # the rank of scripts that wait for other jobs: behind all others, and nobody submits from there
 JOB = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 TOKEN = re.compile(r"[a-z][a-z2-7]{7}\Z")
@@ -226,6 +228,32 @@ class Spool:
             if os.path.lexists(self.entry_path(state, job, attempt, suffix=suffix)):
                 return state
         return ""
+
+    def next_attempt(self, job: str, attempt: int) -> int:
+        """The attempt that the relay made, or is about to make, of the end of this one by the job's retry policy; 0
+        where there is none."""
+        try:
+            with open(self.entry_path("completed", job, attempt, suffix="flag"), "rb") as stream:
+                lines = stream.read(65536).split(b"\n")
+        except OSError:
+            return 0
+        return attempt + 1 if b"next=%d" % (attempt + 1) in lines else 0
+
+    def final_attempt(self, job: str, attempt: int) -> int:
+        """The last of the attempts that the relay made of this one; itself where it made none. Only the end of that one
+        is the job's end: it has none yet while this one is "" in `settled_state`."""
+        while True:
+            following = self.next_attempt(job, attempt)
+            if not following:
+                return attempt
+            attempt = following
+
+    def may_be_retried(self, job: str, attempt: int) -> bool:
+        """Whether an attempt's job was handed over with a retry policy."""
+        try:
+            return bool(self.job_record(job, attempt).get("retry"))
+        except ValueError:
+            return False
 
     def known(self, job: str, attempt: int) -> str:
         """The state of an attempt, "" for one this spool never published. Scans folders: not for pumps."""

@@ -28,7 +28,9 @@ SHOWN_LIMITS = 3
 def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
     """What this root knows of one attempt (0: the newest), as JSON can hold it:
 
-    job, attempt, state ("" where it is not here, "dropped" for a script not yet taken in), and by state:
+    job, attempt (the last that the relay made of the one asked for), again (of one that it made: which it is, after
+    what end, and what it asks for now), left (how often it may be tried again yet), state ("" where it is not here,
+    "dropped" for a script not yet taken in), and by state:
     waiting: ahead (scripts before it), priority, back (in words, the limits that kept it back in the last round).
     after: if (ok, any, fail), parents [[id, name, state]] that have not ended, the first of them, and more (how many
     others). held: by ("script": its own #PBS -h, else "hold").
@@ -43,11 +45,11 @@ def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
     """
     if not JOB.match(job):
         raise SpoolError("%r is not the id of a job" % job[:80])
-    attempt = attempt or _newest(spool, job)
-    found: "Facts" = {"job": job, "attempt": attempt, "state": spool.known(job, attempt)}
+    attempt = spool.final_attempt(job, attempt or _newest(spool, job))
+    found: "Facts" = dict(_retries(spool, job, attempt), job=job, attempt=attempt, state=spool.known(job, attempt))
     if not found["state"] and job + ".sh" in [os.path.basename(path) for path in spool.dropped()]:
         found["state"] = "dropped"
-    if found["state"] in ("completed", "rejected", "cancelled", "blocked"):
+    if found["state"] in _OVER:
         return dict(found, **_end(spool, found["state"], job, attempt))
     if not found["state"]:
         return found
@@ -67,6 +69,17 @@ def _newest(spool: "Spool", job: str) -> int:
     while os.path.isdir(spool.work_dir(job, attempt + 1)):
         attempt += 1
     return attempt
+
+
+def _retries(spool: "Spool", job: str, attempt: int) -> "Facts":
+    try:
+        record = spool.job_record(job, attempt)
+    except ValueError:
+        return {}
+    again, rule, made = record.get("again"), record.get("retry"), record.get("tries", 0)
+    if not isinstance(rule, dict) or not isinstance(rule.get("retries"), int) or not isinstance(made, int):
+        return {}
+    return {"again": again[:SHOWN] if isinstance(again, str) else "", "left": max(0, rule["retries"] - made)}
 
 
 def _waiting(spool: "Spool", job: str, attempt: int, chosen: "Settings") -> "Facts":
@@ -92,7 +105,9 @@ def _after(spool: "Spool", job: str, attempt: int) -> "Facts":
 
 
 def _standing(spool: "Spool", job: str, attempt: int) -> str:
-    """As `Spool.known`; "running" for a submitted one whose script has begun."""
+    """As `Spool.known`, of the last attempt that the relay made of this one; "running" for a submitted one whose script
+    has begun."""
+    attempt = spool.final_attempt(job, attempt)
     state = spool.known(job, attempt)
     for entry in spool.entries("submitted") if state == "submitted" else ():
         if (entry.job, entry.attempt) == (job, attempt) and marks.read(spool.meta_dir(job, attempt), entry.token).runs:
@@ -195,7 +210,27 @@ def words(found: "Facts") -> "List[str]":
     """The facts as sentences; [] where they say nothing."""
     state = found.get("state")
     say = _SAYINGS.get(state) if isinstance(state, str) else None
-    return say(found) if say else []
+    return _said_again(found) + say(found) + _said_left(found) if say else []
+
+
+def _said_again(found: "Facts") -> "List[str]":
+    again, over = _text(found, "again"), found.get("state") in _OVER
+    said = "It was %s." if over else "The relay tries it again by itself: %s."
+    return [said % again.rstrip(".")] if again else []
+
+
+def _said_left(found: "Facts") -> "List[str]":
+    left = _number(found, "left")
+    return [retries_left(left)] if left and found.get("state") in ("submitted", "ending") else []
+
+
+def retries_left(left: int) -> str:
+    """What a job that has not ended may come to yet, by its retry policy; left: how many times."""
+    return "If it ends as its retry policy says, the relay tries it again, %s." % (
+        "once" if left == 1 else "%d times at most" % left)
+
+
+_OVER = ("completed", "rejected", "cancelled", "blocked")
 
 
 def _said_dropped(found: "Facts") -> "List[str]":

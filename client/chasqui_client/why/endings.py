@@ -2,8 +2,11 @@
 
 import signal
 
+from chasqui_agent.policy import NOT_AGAIN
+
 from .. import states
 from ..command import count, incomplete, size
+from ..fields import replace
 from .known import Known
 
 # The agent's word for what the scheduler ended a job for.
@@ -30,11 +33,20 @@ _BY_SIGNAL = {
 
 def how(known: Known) -> list[tuple[str, str]]:
     """(cause, sentence) of a job that has ended, results after it."""
-    cause, text = _END[known.job.state](known)
-    found = [(cause, text)]
+    why, _, kept = known.job.why.partition(NOT_AGAIN)
+    cause, text = _END[known.job.state](replace(known, job=replace(known.job, why=why)))
+    found = [(cause, text), *_not_again(known, kept)]
     if known.starts:
         found.append(("requeued", "The scheduler had started it again %s." % _times(known.starts)))
     return found + _results(known)
+
+
+def _not_again(known: Known, kept: str) -> list[tuple[str, str]]:
+    """Why the relay did not try it once more, of a job with a retry policy. kept: its own words for that."""
+    if known.job.state not in (states.FAILED, states.LOST) or not (kept or known.retries):
+        return []
+    text = kept.rstrip(".") or "its retry policy names no such end"
+    return [("not-again", "The relay does not try it again: %s." % text)]
 
 
 def _completed(known: Known) -> tuple[str, str]:

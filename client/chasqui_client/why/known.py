@@ -4,6 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from chasqui_agent import wire
+
 from .. import deploy, errors, inputs, states
 from ..config import Home, Remote
 from ..fields import dataclass, field
@@ -30,6 +32,8 @@ class Known:
     caps: tuple[int, int] = (0, 0)  # max_running, max_queued
     paused: str = ""  # until when no file is transferred, "" for now
     starts: int = 0  # how often the scheduler started it again
+    again: str = ""  # of an attempt that the relay made: which it is, after what end, and what it asks for now
+    retries: int = 0  # how often the relay may try it again yet, by its policy
     left: tuple[ResultFile, ...] = ()  # results that were left there
     there: Mapping[str, Any] | None = None  # the relay's own facts, asked now; chasqui_agent.why says which
     silent: str = ""  # why it could not be asked though it would have helped
@@ -44,7 +48,8 @@ def gather(home: Home, ledger: Ledger, job: Job, remotes: Mapping[str, Remote], 
     state = ledger.remote_state(job.remote)
     known = Known(job, remote is not None, len(remotes) > 1, state.synced, state.report or {}, _operations(ledger, job))
     values: dict[str, Any] = dict(vars(known), **_place(ledger, job), starts=_starts(ledger, job),
-                                  parents=_parents(ledger, job), blocker=_blocker(ledger, job.id))
+                                  parents=_parents(ledger, job), blocker=_blocker(ledger, job.id),
+                                  **_retries(ledger, job))
     if remote:
         values.update(caps=(remote.caps.max_running, remote.caps.max_queued), paused=_paused(remote))
     if job.state == states.QUEUED_LOCAL and job.offered < job.attempt:
@@ -67,7 +72,7 @@ def _operations(ledger: Ledger, job: Job) -> tuple[str, ...]:
 def _parents(ledger: Ledger, job: Job) -> tuple[Parent, ...]:
     """Nothing once the relay has said that all of them ended as they had to: a parent may have been tried again."""
     if job.ended or ledger.rows("SELECT 1 FROM events WHERE job = ? AND attempt = ? AND event = 'ready'",
-                                job.id, job.attempt):
+                                job.id, ledger.uploaded_attempt(job.id, job.attempt)):
         return ()
     return tuple(ledger.parents([job.id]).get(job.id, ()))
 
@@ -95,6 +100,16 @@ def _place(ledger: Ledger, job: Job) -> dict[str, int]:
 def _starts(ledger: Ledger, job: Job) -> int:
     return int(ledger.rows("SELECT COUNT(*) FROM events WHERE job = ? AND attempt = ? AND event = 'requeued'",
                            job.id, job.attempt)[0][0])
+
+
+def _retries(ledger: Ledger, job: Job) -> dict[str, Any]:
+    policy, uploaded = job.options.get("retry"), ledger.uploaded_attempt(job.id, job.attempt)
+    if not policy:
+        return {}
+    told = ledger.rows("SELECT why FROM events WHERE job = ? AND attempt = ? AND event = 'retried' AND new <> ''"
+                       " ORDER BY id DESC LIMIT 1", job.id, job.attempt - 1) if job.attempt > uploaded else []
+    return {"again": wire.printable(told[0]["why"]) if told else "",
+            "retries": max(0, uploaded + int(policy.get("retries", 0)) - job.attempt)}
 
 
 def _paused(remote: Remote) -> str:
