@@ -23,7 +23,7 @@ import os
 import time
 from collections import namedtuple
 
-from . import fault, files, journal, reconcile
+from . import ending, fault, files, journal, reconcile
 from .spool import SHARD_SIZE, Entry, parse_name, shard_name
 from .state import State
 
@@ -369,6 +369,7 @@ def _move_on(pump: "Round", moves: "List[Tuple[Dependent, Verdict]]") -> "List[K
     ready = [found.entry for found, judged in moves if judged.kind == "ready"]
     blocked = [found.entry for found, judged in moves if judged.kind == "blocked"]
     for entry in blocked:
+        ending.forget_inputs(pump.spool, entry.job, entry.attempt)
         _rename(entry.path, pump.spool.entry_path("blocked", entry.job, entry.attempt))
         fault.point("dependents.moved")
     if blocked:

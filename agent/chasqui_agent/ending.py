@@ -43,13 +43,15 @@ def begin(
     state: the folder that tells of it: completed, cancelled or rejected; record: for the journal, and the source of
     completed/<job>.<attempt>.flag or rejected/<job>.<attempt>.err; final: for final.json of the work folder; following:
     the next attempt, as `retries.following` describes it. Raises FileNotFoundError where somebody else has ended it, or
-    given it back, meanwhile.
+    given it back, meanwhile; with `following` Lost.
     """
     path = _path(pump, entry)
     if following:
         files.write_file(path[: -len("sh")] + "next", following.pop("script"))
+        pump.lock.check()
     told = files.dump_json({"state": state, "record": record, "final": final, "following": following})
-    files.write_file(path[: -len("sh")] + "json", told, durable=False)
+    # Lost with the power, an end is found out again; but not one whose next attempt may run by then.
+    files.write_file(path[: -len("sh")] + "json", told, durable=bool(following))
     fault.point("ending.record.after")
     files.move(entry.path, path)
     fault.point("ending.begun")
@@ -92,14 +94,14 @@ def _finish(pump: "Round", entry: "Entry") -> None:
         return
     meta = pump.spool.meta_dir(entry.job, entry.attempt)
     if final and os.path.isdir(meta):
-        files.write_json(os.path.join(meta, "final.json"), final, durable=False)
+        _write_final(os.path.join(meta, "final.json"), final)
     if state == "completed":
         write_flag(pump.spool, record)
     elif state == "rejected":
         words = pump.spool.entry_path("rejected", entry.job, entry.attempt, suffix="err")
         files.replace_file(words, record["text"].encode("utf-8", "replace") + b"\n")
     fault.point("ending.flag.after")
-    _tell(pump, entry, record, following, meta)
+    _tell(pump, entry, record, following)
     if state == "completed":
         files.remove(entry.path)
     else:
@@ -107,17 +109,22 @@ def _finish(pump: "Round", entry: "Entry") -> None:
     files.remove(record_path)
 
 
-def _tell(
-    pump: "Round", entry: "Entry", record: "Dict[str, Any]", following: "Optional[Dict[str, Any]]", meta: str
-) -> None:
+def _write_final(path: str, final: "Dict[str, Any]") -> None:
+    """For the client. A job may have protected its folders, ours too (`chmod -R a-w .`): that is no reason not to end
+    it, nor to end no other one any more."""
+    try:
+        files.write_json(path, final, durable=False)
+    except OSError as error:
+        if files.no_space(error):
+            raise
+
+
+def _tell(pump: "Round", entry: "Entry", record: "Dict[str, Any]", following: "Optional[Dict[str, Any]]") -> None:
     """Journal an end; then what follows it, or nothing."""
     if not following:
         pump.journal.append(record)
         fault.point("ending.told")
-        if os.path.isdir(os.path.join(meta, "inputs")):
-            from . import retries
-
-            retries.forget(meta)
+        forget_inputs(pump.spool, entry.job, entry.attempt)
         return
     from . import retries
 
@@ -125,6 +132,15 @@ def _tell(
     pump.journal.append(record, retries.record(entry, following))
     fault.point("ending.told")
     retries.publish(pump, entry, following, entry.path[: -len("sh")] + "next")
+
+
+def forget_inputs(spool: "Spool", job: str, attempt: int) -> None:
+    """An attempt that nothing follows needs its inputs no more, where they were kept as they had been uploaded."""
+    meta = spool.meta_dir(job, attempt)
+    if os.path.isdir(os.path.join(meta, "inputs")):
+        from . import retries
+
+        retries.forget(meta)
 
 
 def write_flag(spool: "Spool", record: "Dict[str, Any]") -> None:

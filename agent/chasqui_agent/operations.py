@@ -6,7 +6,7 @@ wake/op.<id>   {"id", "op": "cancel"|"hold"|"release", "job", "attempt" (0: the 
 import os
 import re
 
-from . import dependents, fault, files, live, marks, reconcile
+from . import dependents, ending, fault, files, live, marks, reconcile
 from .schedulers.base import Unreachable
 from .spool import Entry, random_name
 
@@ -156,11 +156,8 @@ def _held(pump: "Round", entry: Entry, op: str, operation: "Dict[str, Any]") -> 
 def _cancel(pump: "Round", entry: Entry, operation: "Dict[str, Any]") -> None:
     """Cancel what the scheduler does not have."""
     _say(pump, "cancelled", entry, operation)
+    ending.forget_inputs(pump.spool, entry.job, entry.attempt)
     files.move(entry.path, pump.spool.entry_path("cancelled", entry.job, entry.attempt))
-    if pump.spool.may_be_retried(entry.job, entry.attempt):
-        from . import retries
-
-        retries.forget(pump.spool.meta_dir(entry.job, entry.attempt))
 
 
 def _in_scheduler(pump: "Round", entry: Entry, op: str, operation: "Dict[str, Any]") -> str:

@@ -168,6 +168,7 @@ class Round:
         self.lock = lock
         self.journal = journal
         self.behind = Behind()
+        self.copying = self.put_off = False  # for retries: done in this round, left for another one
         self.report = report
         self._before = dict(report)  # a pump may take several rounds; the journal tells of each
         self.scheduler = schedulers.choose(spool, chosen)

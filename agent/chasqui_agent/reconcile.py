@@ -81,8 +81,7 @@ def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]
     if found.runs and _start(standing) not in pump.state.started:
         _journal_start(pump, standing)
     if found.flag and not found.term and not pump.scheduler.stages_output:
-        end(pump, standing, _by_flag(found.flag))
-        return True
+        return end(pump, standing, _by_flag(found.flag))
     if snapshot is None or not fresh or standing.id in snapshot.live:
         return False
     certain = told_by_flags(standing)
@@ -193,15 +192,20 @@ def _by_scheduler(ended: "Ended") -> "Dict[str, Any]":
 
 
 def end(pump: "Round", standing: "Standing", outcome: "Dict[str, Any]") -> bool:
-    """Settle an attempt: DONE, FAIL or LOST."""
+    """Settle an attempt: DONE, FAIL or LOST. False where this round has no time to copy what its next one begins
+    with."""
     entry = standing.entry
     record = {"ev": "ended", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id}
     record.update(outcome)
     following = None
     if record["state"] != "DONE" and pump.spool.may_be_retried(entry.job, entry.attempt):
-        from . import retries
+        from . import carry, retries
 
-        following = retries.following(pump, standing, record)
+        try:
+            following = retries.following(pump, standing, record)
+        except carry.PutOff:
+            pump.put_off = pump.report["unfinished"] = True
+            return False
     ending.begin(pump, entry, "completed", record, _final(pump, standing), following)
     pump.report["ended"] += 1
     return True

@@ -15,17 +15,14 @@ import errno
 import json
 import os
 import shutil
-import stat
 import time
 
-from . import beneath, copies, directives, durable, ending, fault, files, offers, policy, wire
-from .leftovers import hash_of
-from .lock import Lost
+from . import carry, directives, ending, fault, files, policy, wire
 from .spool import RETRIES, rank_of, shard_name
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, List, Optional
+    from typing import Any, Dict, Optional
 
     from .live import Standing
     from .pump import Round
@@ -40,12 +37,6 @@ fault.register(
     }
 )
 
-INPUTS = "inputs"
-
-
-class Refused(Exception):
-    """There can be no next attempt; the message says why."""
-
 
 # -- before the end ----------------------------------------------------------------------------------------------------
 
@@ -54,7 +45,7 @@ def following(pump: "Round", standing: "Standing", record: "Dict[str, Any]") -> 
     """What is to follow an attempt that ends as `record` says; None for nothing. For `ending.begin`.
 
     The next attempt is complete and durable then, and `record` says `next`; where the policy wants one and there can't
-    be one, its `why` says so. Raises Lost.
+    be one, its `why` says so. Raises Lost, and carry.PutOff: the end has to wait for a round with more time.
     """
     entry = standing.entry
     asked = _asked(pump.spool, entry)
@@ -71,14 +62,15 @@ def following(pump: "Round", standing: "Standing", record: "Dict[str, Any]") -> 
         dialect = directives.dialect(script) or pump.scheduler.reads or "PBS"
         chosen = policy.next_try(rule, condition, asked.get("tries", 0), script, dialect)
         if chosen.script is None:
-            raise Refused(chosen.why)
+            raise carry.Refused(chosen.why)
         return _built(pump, entry, record, asked, chosen, condition)
-    except Refused as error:
+    except carry.Refused as error:
         why = str(error)
     except OSError as error:
         why = error.strerror or "its files can't be copied"
     except (ValueError, KeyError, TypeError, wire.WireError):  # jobs can write to their records, too
         why = "the record of its inputs is damaged"
+    pump.lock.check()  # another holder may have swept away what was copied: then it is not ours to say
     record["why"] += policy.NOT_AGAIN + why
     return None
 
@@ -106,7 +98,7 @@ def _built(
     try:
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(os.path.join(folder, ".chasqui"), 0o700)
-        copier = _Copier(pump, pump.spool.work_dir(entry.job, entry.attempt), folder)
+        copier = carry.Copier(pump, entry, folder)
         rows = copier.inputs() if not resume else copier.everything() if doubtful else copier.rows
         after = dict(asked, attempt=attempt, tries=tries + 1, again=told)
         for key in ("after", "if"):  # whatever it waited for has ended as it had to
@@ -116,65 +108,15 @@ def _built(
             files.write_file(os.path.join(folder, ".chasqui", file), data, durable=False)
         # What has run once is not held again by its own `#PBS -h`.
         files.write_file(os.path.join(folder, ".chasqui", "released"), b"", durable=False)
-        durable.settle([folder])
-        files.fsync_folder(os.path.dirname(folder))
+        copier.settle()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     fault.point("retries.built")
-    pump.lock.check()
     record["next"] = attempt
     priority = asked.get("priority", 0)
     return {"attempt": attempt, "folder": name, "why": told, "carry": resume and not doubtful,
             "rank": rank_of(priority if isinstance(priority, int) else 0), "script": chosen.script}
-
-
-class _Copier:
-    """What of one attempt's folder the next one's gets before its end. Raises Refused, OSError, Lost."""
-
-    def __init__(self, pump: "Round", old: str, new: str) -> None:
-        self.pump, self.old, self.new = pump, old, new
-        self.rows: "List[Dict[str, Any]]" = offers.manifest_of(old)
-        self._whole = pump.lock.time_left() > pump.settings.lease / 10
-        if not self.rows:
-            raise Refused("the record of its inputs is gone")
-
-    def inputs(self) -> "List[Dict[str, Any]]":
-        """The inputs as they were uploaded; their rows for the manifest."""
-        found = []
-        for row in self.rows:
-            source = os.path.join(self.old, ".chasqui", INPUTS, row["sha256"])
-            target = os.path.join(os.fsencode(self.new), wire.confined(row["path"]))
-            try:
-                if not stat.S_ISREG(os.lstat(source).st_mode):
-                    raise Refused("%s as it was uploaded is not there any more" % row["path"])
-                self._copy(os.fsencode(source), target, row["mode"])
-            except FileNotFoundError:
-                raise Refused("%s as it was uploaded is not there any more" % row["path"]) from None
-            if hash_of(os.fsdecode(target)) != row["sha256"]:
-                raise Refused("%s is not what was uploaded any more" % row["path"])
-            found.append(dict(row, mtime_ns=os.lstat(target).st_mtime_ns))
-        return found
-
-    def everything(self) -> "List[Dict[str, Any]]":
-        """All files as they are now, with their times: by those the manifest knows its inputs."""
-        folder = beneath.open_folder(self.old)
-        try:
-            for path, status in beneath.walk(folder, leave=".chasqui"):
-                target = os.path.join(os.fsencode(self.new), path)
-                self._copy(os.path.join(os.fsencode(self.old), path), target, status.st_mode & 0o700 | 0o600)
-                os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-        finally:
-            os.close(folder)
-        return self.rows
-
-    def _copy(self, source: bytes, target: bytes, mode: int) -> None:
-        if self.pump.lock.time_left() < 1:
-            if self._whole:
-                raise Refused("its files take longer to copy than a pump may take")
-            raise Lost("no time left to copy files for a retry")
-        os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
-        copies.copy(source, target, mode)
 
 
 # -- after it ----------------------------------------------------------------------------------------------------------
@@ -194,11 +136,10 @@ def publish(pump: "Round", entry: "Entry", after: "Dict[str, Any]", script: str)
     old, new = spool.work_dir(entry.job, entry.attempt), spool.work_dir(entry.job, attempt)
     if not _made(os.path.join(spool.work, RETRIES, after["folder"]), new):
         _give_up(pump, entry.job, attempt, new, script)
+        ending.forget_inputs(spool, entry.job, entry.attempt)
         return
     fault.point("retries.made")
-    if after["carry"]:
-        _carry_on(old, new)
-    _rename(os.path.join(old, ".chasqui", INPUTS), os.path.join(new, ".chasqui", INPUTS))
+    carry.move_on(old, new, after["carry"])
     fault.point("retries.carried")
     if os.path.lexists(script):
         files.move(script, _place(spool, after["rank"], entry.job, attempt))
@@ -230,23 +171,6 @@ def _give_up(pump: "Round", job: str, attempt: int, new: str, script: str) -> No
         files.move(script, pump.spool.entry_path("cancelled", job, attempt))
 
 
-def _carry_on(old: str, new: str) -> None:
-    """Move what the attempt left to the next one's folder. Called again, it moves what is left."""
-    for name in files.names(old):
-        if name != ".chasqui":
-            _rename(os.path.join(old, name), os.path.join(new, name))
-    files.fsync_folder(new)
-
-
-def _rename(old: str, new: str) -> None:
-    """What is gone was moved before; and what has come back under the name of a folder that was moved stays."""
-    try:
-        os.rename(old, new)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
-            raise
-
-
 def _place(spool: "Spool", rank: int, job: str, attempt: int) -> str:
     """Where its script goes: behind what waits already with its priority. One shard for each hour's retries."""
     folder = os.path.join(spool.waiting, "%03d" % rank)
@@ -258,7 +182,7 @@ def _place(spool: "Spool", rank: int, job: str, attempt: int) -> str:
 
 def forget(meta: str) -> None:
     """A job is over: nobody needs its inputs as they were any more."""
-    shutil.rmtree(os.path.join(meta, INPUTS), ignore_errors=True)
+    shutil.rmtree(os.path.join(meta, carry.INPUTS), ignore_errors=True)
 
 
 def drop_unused(pump: "Round") -> None:

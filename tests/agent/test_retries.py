@@ -222,7 +222,7 @@ def test_what_a_client_made_of_the_same_number_counts(root):
     os.makedirs(root.spool.meta_dir("it", 2))
     root.pump()
     assert os.listdir(root.spool.meta_dir("it", 2)) == [] and root.spool.known("it", 2) == ""
-    assert os.listdir(root.spool.ending) == []
+    assert os.listdir(root.spool.ending) == [] and "inputs" not in os.listdir(root.spool.meta_dir("it", 1))
 
 
 def test_a_next_attempt_whose_folder_was_deleted_is_cancelled(root):
@@ -230,6 +230,7 @@ def test_a_next_attempt_whose_folder_was_deleted_is_cancelled(root):
     root.pump()
     assert root.spool.known("it", 2) == "cancelled" and os.listdir(root.spool.ending) == []
     assert root.events("it", "cancelled")[0]["why"] == "its folder is gone"
+    assert "inputs" not in os.listdir(root.spool.meta_dir("it", 1))
 
 
 def test_a_late_flag_of_a_lost_attempt_that_is_tried_again_repairs_nothing(root):
