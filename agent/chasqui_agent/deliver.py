@@ -42,18 +42,24 @@ _ENDINGS = ("ended", "repaired", "lost", "cancelled", "rejected")
 
 
 def log_pieces(log: str, cursor: int) -> "Iterator[Tuple[int, int, bytes, List[Key]]]":
-    """(from, to, records as JSON lines, attempts that ended in them) in pieces of about 1 MB."""
+    """(from, to, records as JSON lines, attempts that ended in them) in pieces of about 1 MB. An end that a retry
+    follows comes in one piece with the word of that; where it is not written yet, neither comes."""
     start, lines, size, ended = cursor, [], 0, []  # type: int, List[bytes], int, List[Key]
-    offset = cursor
-    for offset, record in journal.records(log, cursor):
+    offset, before, is_open = cursor, cursor, False
+    for following, record in journal.records(log, cursor):
+        before, offset = offset, following
         line = _ENCODER.encode(record).encode("ascii")
         lines.append(line)
         size += len(line) + 1
         if record.get("ev") in _ENDINGS and isinstance(record.get("job"), str):
             ended.append((record["job"], record.get("attempt", 1)))
-        if size >= _PIECE:
+        is_open = record.get("ev") == "ended" and bool(record.get("next"))
+        if size >= _PIECE and not is_open:
             yield start, offset, b"\n".join(lines), ended
             start, lines, size, ended = offset, [], 0, []
+    if lines and is_open:
+        offset = before
+        del lines[-1:], ended[-1:]
     if offset > start:
         yield start, offset, b"\n".join(lines), ended
 

@@ -410,10 +410,14 @@ class Exchange(Handler):
         """Apply so many records of the piece at hand; in one transaction with the last ones the cursor moves on."""
         if self._cursor < 0:
             return
+        most = _together(self._piece, most)
         some, self._piece = self._piece[:most], self._piece[most:]
         with self.ledger.transaction():
-            for at in range(0, len(some), _STEP):  # memory: all jobs of what is applied at once are read
-                self._apply(some[at:at + _STEP])
+            at = 0
+            while at < len(some):  # memory: all jobs of what is applied at once are read
+                end = _together(some, at + _STEP)
+                self._apply(some[at:end])
+                at = end
             if not self._piece:
                 self.ledger.set_remote(self.remote.name, cursor=self._cursor)
         if not self._piece:
@@ -511,6 +515,13 @@ class Exchange(Handler):
         self._settle()
         if self._receiver:
             self._receiver.close()
+
+
+def _together(found: list[dict[str, Any]], count: int) -> int:
+    """So many records, or more: an end that the relay's retry follows is never applied without the word of that."""
+    while 0 < count < len(found) and found[count - 1].get("ev") == "ended" and found[count - 1].get("next"):
+        count += 1
+    return count
 
 
 def _name_changes(job: Job, changes: list[tuple[bytes, str]], report: SyncReport) -> None:

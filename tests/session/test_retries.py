@@ -7,7 +7,9 @@ import pytest
 
 from agent.agentroot import until
 from chasqui_agent import serve, wire
-from chasqui_client import api, errors, results, states
+from chasqui_client import api, errors, results, states, sync
+from chasqui_client.exchange import SyncOptions, SyncReport
+from chasqui_client.progress import Progress
 from chasqui_client.select import Selection
 from chasqui_client.sync import Exchange
 from session.desk import Desk
@@ -66,14 +68,16 @@ def test_a_job_that_is_about_to_be_tried_again_is_waiting_and_the_end_of_its_ret
 
 
 def test_a_cancel_of_the_attempt_she_knows_of_stops_the_retries(desk):
-    blocked = "[ -e %s/go ] || exit 7\n" % desk.path
-    job, = desk.add(desk.folder("it", "sleep 0.3\n" + blocked), retry={"retries": 100, "on": ["7"]})
+    """The one that runs when her word comes does not end by itself."""
+    script = "case $PWD in *.3) exec sleep 600;; *) exit 7;; esac"
+    job, = desk.add(desk.folder("it", script), retry={"retries": 100, "on": ["7"]})
     desk.sync()
+    until(lambda: len(desk.lines()) == 3, "the relay has tried it again, twice")
+    assert desk.job(job).attempt == 1
     api.cancel(desk.home, Selection((job.id,)))
     until(lambda: (desk.sync(), desk.job(job).state == states.CANCELLED)[1], "it is cancelled")
-    ran = len(desk.lines())
     desk.sync()
-    assert len(desk.lines()) == ran and desk.job(job).state == states.CANCELLED
+    assert len(desk.lines()) == 3 and (desk.job(job).state, desk.job(job).attempt) == (states.CANCELLED, 3)
 
 
 def test_resumed_its_results_are_those_of_all_its_attempts(desk):
@@ -100,6 +104,27 @@ def test_an_agent_that_makes_more_attempts_than_the_policy_has_is_not_believed(d
         assert ledger.apply_record("elsewhere", {**record, "job": other.id, "next": 2}) == ""
     assert (desk.job(job).attempt, desk.job(other).attempt) == (2, 1)
     assert (desk.job(job).why, desk.job(other).why) == ("7", "exit 7")
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 1000])
+def test_no_commit_comes_between_an_end_and_the_retry_that_follows(desk, monkeypatch, step):
+    """Who looks into the ledger while a sync goes on never sees a job failed that is tried again."""
+    job, = desk.add(fails(desk, 9), retry={"retries": 9, "on": ["SIGKILL"]})
+    desk.sync()
+    end = {"ev": "ended", "state": "FAIL", "exit": 9, "why": "exit 9", "job": job.id, "t": "2026-01-01T00:00:00Z"}
+    found = [{**end, **change, "attempt": n, "next": n + 1} for n in (1, 2, 3) for change in ({}, {"ev": "retried"})]
+    monkeypatch.setattr(sync, "_STEP", step)
+    seen = []
+    with desk.ledger() as ledger:
+        with ledger.transaction():  # whatever that sync has seen
+            ledger.db.execute("UPDATE jobs SET state = 'RUNNING' WHERE id = ?", (job.id,))
+        exchange = Exchange(ledger, desk.remote, SyncOptions(), SyncReport("here"), Progress(False))
+        exchange.records(found, 1)
+        while exchange._cursor >= 0:
+            exchange._settle(step)
+            seen.append(desk.job(job).state)
+    assert set(seen) == {states.UPLOADED} and desk.job(job).attempt == 4
+    assert len(seen) == {1: 3, 2: 3, 3: 2}.get(step, 1)
 
 
 def test_a_retry_by_hand_with_other_resources(desk):
