@@ -2,12 +2,13 @@
 
 import json
 import os
+import sys
 
 import pytest
 
 from agent.agentroot import until
 from chasqui_agent import serve, wire
-from chasqui_client import api, errors, results, states, sync
+from chasqui_client import api, errors, results, states
 from chasqui_client.exchange import SyncOptions, SyncReport
 from chasqui_client.progress import Progress
 from chasqui_client.select import Selection
@@ -113,7 +114,7 @@ def test_no_commit_comes_between_an_end_and_the_retry_that_follows(desk, monkeyp
     desk.sync()
     end = {"ev": "ended", "state": "FAIL", "exit": 9, "why": "exit 9", "job": job.id, "t": "2026-01-01T00:00:00Z"}
     found = [{**end, **change, "attempt": n, "next": n + 1} for n in (1, 2, 3) for change in ({}, {"ev": "retried"})]
-    monkeypatch.setattr(sync, "_STEP", step)
+    monkeypatch.setattr(sys.modules[Exchange.__module__], "_STEP", step)  # the package has a function of its name
     seen = []
     with desk.ledger() as ledger:
         with ledger.transaction():  # whatever that sync has seen
