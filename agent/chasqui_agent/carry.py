@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from . import beneath, copies, durable, files, leftovers, offers, policy, space, wire
+from . import beneath, copies, durable, files, leftovers, offers, policy, space, spoiled, wire
 from .lock import Lost
 
 MYPY = False
@@ -58,11 +58,12 @@ class Copier:
         tried = os.path.getsize(path) if os.path.lexists(path) else 0
         if tried >= TRIES:
             raise Refused("%d pumps had no time to copy its files%s" % (TRIES, self._anew))
-        files.write_file(path, b"x" * (tried + 1))
+        spoiled.let_in(meta, lambda: files.write_file(path, b"x" * (tried + 1)))
 
     def inputs(self) -> "List[Dict[str, Any]]":
         """The inputs as they were uploaded; their rows for the manifest."""
         self._bound(self.rows)
+        spoiled.unlock(os.path.join(self.old, ".chasqui", INPUTS))
         found = []
         for row in self.rows:
             source = os.path.join(self.old, ".chasqui", INPUTS, row["sha256"])
@@ -204,7 +205,7 @@ def _names(folder: str) -> "List[str]":
         try:
             return files.names(folder)
         except OSError:
-            _unlock(folder)
+            spoiled.unlock(folder)
     return []
 
 
@@ -220,8 +221,8 @@ def _rename(old: str, new: str) -> None:
         if error.errno not in (errno.EACCES, errno.EPERM):
             return
     # Jobs protect their folders; one that goes to another place has to be writable itself.
-    mode = _unlock(old)
-    _unlock(os.path.dirname(old))
+    mode = spoiled.unlock(old)
+    spoiled.unlock(os.path.dirname(old))
     try:
         os.rename(old, new)
         if mode >= 0:
@@ -229,16 +230,3 @@ def _rename(old: str, new: str) -> None:
     except OSError as error:
         if files.no_space(error):
             raise
-
-
-def _unlock(folder: str) -> int:
-    """Let us write to a folder of ours; the mode it had, -1 where it is none or nothing was changed."""
-    try:
-        status = os.lstat(folder)
-        mode = stat.S_IMODE(status.st_mode)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or mode & 0o700 == 0o700:
-            return -1
-        os.chmod(folder, mode | 0o700)
-    except OSError:
-        return -1
-    return mode

@@ -18,7 +18,7 @@ import json
 import os
 import time
 
-from . import beneath, clearance, fault, globs, lines, offers, verify, wire
+from . import beneath, clearance, fault, globs, lines, offers, spoiled, verify, wire
 
 MYPY = False
 if MYPY:
@@ -82,7 +82,7 @@ class Cleaner:
         except OSError as error:
             return _result("symlink" if error.errno in (errno.ELOOP, errno.ENOTDIR) else "gone")
         try:
-            record = self.spool.job_record(*key)
+            record = self.spool.own_record(*key)
             why = clearance.refusal(self._standing(key, record, superseded))
             if why:
                 return _result(why)
@@ -90,7 +90,8 @@ class Cleaner:
                 keep=self.keep, outputs=globs.compile_globs(record.get("outputs") or []),
                 exclude=globs.compile_globs(record.get("exclude") or []), max_file=record.get("max_file", 1 << 62),
                 **asked)
-            return Folder(folder, manifest, self.pipe).clean(self.ledger, self.dry_run)
+            return spoiled.let_in(
+                self.spool.meta_dir(*key), lambda: Folder(folder, manifest, self.pipe).clean(self.ledger, self.dry_run))
         finally:
             os.close(folder)
 

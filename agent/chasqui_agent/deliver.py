@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 
-from . import beneath, directives, fault, files, globs, journal, offers, packing, wire
+from . import beneath, directives, fault, globs, journal, offers, packing, spoiled, wire
 
 MYPY = False
 if MYPY:
@@ -204,11 +204,11 @@ class _Choice:
     def _logs(self) -> None:
         """The scheduler's output files; those in .chasqui/ under the names a PBS user expects, NAME.o123, NAME.e123."""
         try:
-            final = files.read_json(os.path.join(self.found.folder, ".chasqui", "final.json"), {})
+            final = spoiled.read_json(os.path.join(self.found.folder, ".chasqui"), "final.json")
         except ValueError:
             return
         for letter, which in (("o", "stdout"), ("e", "stderr")):
-            source = final.get(which) if isinstance(final, dict) else None
+            source = final.get(which)
             if source:
                 name = _log_name(self.record.get("name") or self.found.key[0], letter, final)
                 for each in _elements(self.found) if directives.EACH in source else [""]:

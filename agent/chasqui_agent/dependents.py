@@ -265,10 +265,7 @@ def _children(spool: "Spool", parent: "Key", ends: "Ends") -> "List[Tuple[Entry,
 
 
 def _dependent(spool: "Spool", entry: "Entry", under: "Optional[Key]" = None) -> Dependent:
-    try:
-        record = spool.job_record(entry.job, entry.attempt)
-    except ValueError:
-        record = {}
+    record = spool.job_record(entry.job, entry.attempt)
     parents = [tuple(parent) for parent in record.get("after") or ()]
     at = [parent[:2] for parent in parents].index(under) if under in [parent[:2] for parent in parents] else -1
     return Dependent(entry, parents, record.get("if", "ok"), at)
@@ -325,11 +322,7 @@ def _to_the_first_open(ends: "Iterable[str]") -> "Iterable[str]":
 
 def name_of(spool: "Spool", job: str, attempt: int) -> str:
     """What its owner calls it; the id where this root does not know that."""
-    try:
-        name = spool.job_record(job, attempt).get("name")
-    except ValueError:
-        name = ""
-    return str(name or job)[:200]
+    return str(spool.job_record(job, attempt).get("name") or job)[:200]
 
 
 # -- renames -----------------------------------------------------------------------------------------------------------

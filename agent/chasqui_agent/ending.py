@@ -10,7 +10,7 @@ record is never read. Whoever finds a script here finishes that end, as often as
 
 import os
 
-from . import fault, files
+from . import fault, files, spoiled
 from .spool import RETRIES
 
 MYPY = False
@@ -110,12 +110,12 @@ def _finish(pump: "Round", entry: "Entry") -> None:
 
 
 def _write_final(path: str, final: "Dict[str, Any]") -> None:
-    """For the client. A job may have protected its folders, ours too (`chmod -R a-w .`): that is no reason not to end
-    it, nor to end no other one any more."""
+    """For the client. A job may have protected its folders, ours too (`chmod -R a-w .`), or put something else there:
+    that is no reason not to end it, nor to end no other one any more."""
     try:
-        files.write_json(path, final, durable=False)
+        spoiled.let_in(os.path.dirname(path), lambda: files.write_json(path, final, durable=False))
     except OSError as error:
-        if files.no_space(error):
+        if not spoiled.gone(error):
             raise
 
 

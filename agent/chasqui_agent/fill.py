@@ -198,6 +198,8 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
         elif answer.kind == "permanent":
             pump.report["rejected"] += 1
             pump.state.value["rejected"] = answer.text
+        elif answer.kind == "unfit":
+            pump.report["rejected"] += 1
         else:
             pump.report["refused"], last = answer.text, answer.kind
             if answer.learn is not None:

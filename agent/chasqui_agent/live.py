@@ -12,16 +12,18 @@ if MYPY:
     from .schedulers.base import Snapshot
     from .spool import Entry, Spool
 
-class Standing(namedtuple("Standing", "entry meta id held marks indices")):
-    """One entry of submitted/. id: the scheduler's, "" where the id file is missing; held: with our hold, as far as we
-    know; indices: of an array's elements, none of any other job. Counts are by element."""
+class Standing(namedtuple("Standing", "entry meta id held marks indices spoilt")):
+    """One entry of submitted/. id: the scheduler's, "" where its record is gone; held: with our hold, as far as we
+    know; indices: of an array's elements, none of any other job; spoilt: what tells whether it has started is gone
+    (spoiled.py). Counts are by element."""
 
     __slots__ = ()
 
     def __new__(
-        cls, entry: "Entry", meta: str, id: str, held: bool, marks: "marks.Marks", indices: "Sequence[int]" = ()
+        cls, entry: "Entry", meta: str, id: str, held: bool, marks: "marks.Marks", indices: "Sequence[int]" = (),
+        spoilt: bool = False,
     ) -> "Standing":
-        return super().__new__(cls, entry, meta, id, held, marks, indices)
+        return super().__new__(cls, entry, meta, id, held, marks, indices, spoilt)
 
     @property
     def size(self) -> int:
@@ -46,10 +48,15 @@ def standings(spool: "Spool") -> "List[Standing]":
         meta = spool.meta_dir(entry.job, entry.attempt)
         known = marks.read_id(meta, entry.token)
         job_id = known.get("id", "")
-        indices = directives.elements(directives.asked_in(entry.path)) if "[]" in job_id else ()
         job_marks = marks.read(meta, entry.token)
-        found.append(Standing(entry, meta, job_id, bool(known.get("held")), job_marks, indices))
+        held = bool(known.get("held"))
+        found.append(Standing(entry, meta, job_id, held, job_marks, indices(entry, job_id), spoilt=not known))
     return sorted(found, key=lambda standing: (_number(standing.id), standing.entry.path))
+
+
+def indices(entry: "Entry", job_id: str) -> "Sequence[int]":
+    """Of the elements of a submission with this id; none where it is no array."""
+    return directives.elements(directives.asked_in(entry.path)) if "[]" in job_id else ()
 
 
 def _number(job_id: str) -> int:

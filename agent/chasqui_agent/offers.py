@@ -5,7 +5,7 @@ import json
 import os
 import re
 
-from . import files, globs, wire
+from . import globs, spoiled, wire
 from .spool import JOB
 
 MYPY = False
@@ -48,7 +48,7 @@ def keys_of(fields: "Dict[str, Any]") -> "List[Key]":
 def manifest_of(folder: str) -> "List[Dict[str, Any]]":
     """What was uploaded into a work folder; nothing where its record is gone or damaged."""
     try:
-        return list(files.read_json(os.path.join(folder, ".chasqui", "manifest.json"), {"files": []})["files"])
+        return list(spoiled.read_json(os.path.join(folder, ".chasqui"), "manifest.json").get("files", []))
     except (ValueError, TypeError, KeyError):
         return []
 

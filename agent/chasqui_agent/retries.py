@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 
-from . import carry, directives, ending, fault, files, policy, wire
+from . import carry, directives, ending, fault, files, policy, spoiled, wire
 from .spool import RETRIES, rank_of, shard_name
 
 MYPY = False
@@ -77,10 +77,7 @@ def following(pump: "Round", standing: "Standing", record: "Dict[str, Any]") -> 
 
 def _asked(spool: "Spool", entry: "Entry") -> "Dict[str, Any]":
     """The job's record, without a policy that is none."""
-    try:
-        record = spool.job_record(entry.job, entry.attempt)
-    except ValueError:
-        return {}
+    record = spool.job_record(entry.job, entry.attempt)
     return record if record.get("retry") and not policy.wrong(record["retry"]) else {}
 
 
@@ -182,7 +179,10 @@ def _place(spool: "Spool", rank: int, job: str, attempt: int) -> str:
 
 def forget(meta: str) -> None:
     """A job is over: nobody needs its inputs as they were any more."""
-    shutil.rmtree(os.path.join(meta, carry.INPUTS), ignore_errors=True)
+    folder = os.path.join(meta, carry.INPUTS)
+    for path in (meta, folder):
+        spoiled.unlock(path)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def drop_unused(pump: "Round") -> None:

@@ -26,7 +26,7 @@ import os
 import re
 from collections import namedtuple
 
-from . import files
+from . import files, spoiled
 
 MYPY = False
 if MYPY:
@@ -137,9 +137,16 @@ class Spool:
         return os.path.join(self.root, state, "%s.%s.%s" % (job, middle, suffix))
 
     def job_record(self, job: str, attempt: int) -> "Dict[str, Any]":
-        """What was said about the job when it was handed over (job.json)."""
-        record = files.read_json(os.path.join(self.meta_dir(job, attempt), "job.json"), {})
-        return record if isinstance(record, dict) else {}
+        """What was said about the job when it was handed over (job.json); {} where that is gone, or damaged: jobs can
+        write to it."""
+        try:
+            return self.own_record(job, attempt)
+        except ValueError:
+            return {}
+
+    def own_record(self, job: str, attempt: int) -> "Dict[str, Any]":
+        """As `job_record`. Raises ValueError where it is damaged."""
+        return spoiled.read_json(self.meta_dir(job, attempt), "job.json")
 
     # -- reading states --------------------------------------------------------------------------------------------
 
@@ -250,10 +257,7 @@ class Spool:
 
     def may_be_retried(self, job: str, attempt: int) -> bool:
         """Whether an attempt's job was handed over with a retry policy."""
-        try:
-            return bool(self.job_record(job, attempt).get("retry"))
-        except ValueError:
-            return False
+        return bool(self.job_record(job, attempt).get("retry"))
 
     def known(self, job: str, attempt: int) -> str:
         """The state of an attempt, "" for one this spool never published. Scans folders: not for pumps."""
@@ -293,10 +297,7 @@ class Spool:
     def find_dependent(self, job: str, attempt: int) -> "Optional[Entry]":
         """The script of an attempt that waits for others; None where it does not. Looks at its parents alone, in their
         order, as a script moves on from one to the next."""
-        try:
-            after = self.job_record(job, attempt).get("after") or ()
-        except ValueError:
-            return None  # damaged; what can't be found by its parents is nowhere
+        after = self.job_record(job, attempt).get("after") or ()  # what can't be found by its parents is nowhere
         for shard in self.dependent_shards() if after else ():
             for entry in self.shard_entries(shard):
                 if (entry.job, entry.attempt) == (job, attempt):

@@ -6,7 +6,7 @@ The words are made here for both sides: the client asks for the facts (`why JOB 
 import os
 import time
 
-from . import bounds, dependents, directives, heartbeat, live, marks, outlook, schedulers, settings, status
+from . import bounds, dependents, directives, heartbeat, live, marks, outlook, schedulers, settings, spoiled, status
 from .schedulers.base import Unreachable
 from .spool import JOB, SpoolError
 from .state import State
@@ -34,9 +34,10 @@ def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
     waiting: ahead (scripts before it), priority, back (in words, the limits that kept it back in the last round).
     after: if (ok, any, fail), parents [[id, name, state]] that have not ended, the first of them, and more (how many
     others). held: by ("script": its own #PBS -h, else "hold").
-    submitting: grace (seconds). submitted: id, held (by us), began (when its script did; 0: not yet), over (its script
-    has ended), told (it was told to end), letter (the scheduler's state of it), words (the scheduler's own), silent
-    (why it could not be asked). completed, rejected, cancelled, blocked: end (DONE, FAIL, LOST), words.
+    submitting: grace (seconds). submitted: id, held (by us), began (when its script did; 0: not yet), spoilt (what
+    tells that is gone), over (its script has ended), told (it was told to end), letter (the scheduler's state of it),
+    words (the scheduler's own), silent (why it could not be asked). completed, rejected, cancelled, blocked: end (DONE,
+    FAIL, LOST), words.
 
     Of what has not ended also: counts [payloads, queued, live], caps {max_running, max_queued, max_total, running_cap},
     refused [words, since when], called (the scheduler), asks (whether that is a
@@ -72,10 +73,7 @@ def _newest(spool: "Spool", job: str) -> int:
 
 
 def _retries(spool: "Spool", job: str, attempt: int) -> "Facts":
-    try:
-        record = spool.job_record(job, attempt)
-    except ValueError:
-        return {}
+    record = spool.job_record(job, attempt)
     again, rule, made = record.get("again"), record.get("retry"), record.get("tries", 0)
     if not isinstance(rule, dict) or not isinstance(rule.get("retries"), int) or not isinstance(made, int):
         return {}
@@ -133,8 +131,8 @@ def _entry(spool: "Spool", state: str, entry: "Entry", chosen: "Settings") -> "F
 def _submitted(spool: "Spool", entry: "Entry", chosen: "Settings") -> "Facts":
     meta = spool.meta_dir(entry.job, entry.attempt)
     left, known = marks.read(meta, entry.token), marks.read_id(meta, entry.token)
-    job_id = str(known.get("id", ""))
-    found = {"id": job_id, "held": bool(known.get("held")), "told": left.term or left.cancel,
+    job_id = str(known.get("id", "")) or spoiled.id_in_journal(spool.log, entry.token)
+    found = {"spoilt": not known, "id": job_id, "held": bool(known.get("held")), "told": left.term or left.cancel,
              "over": left.flag is not None, "letter": "", "words": "", "silent": ""}
     found["began"] = marks.started_at(meta, entry.token, left) if left.runs else 0
     try:
@@ -336,6 +334,9 @@ def _said_submitted(found: "Facts") -> "List[str]":
         since = _when(found.get("began"))
         told = " It was told to end (TERM), and has up to half a minute for it." if found.get("told") else ""
         return ["It runs%s, as %s.%s" % (" since " + since if since else "", job_id, told)]
+    if found.get("spoilt"):
+        ends = "how it ends is known by the word of %s alone" % _called(found)
+        return ["It is in %s as %s; %s: %s." % (_called(found), job_id, spoiled.GONE, ends)] + _own_words(found)
     lines = ["It is in %s as %s and has not started." % (_called(found), job_id)]
     return lines + (_cap_hold(found) if found.get("held") else []) + _own_words(found)
 

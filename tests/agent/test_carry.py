@@ -17,8 +17,27 @@ import needs
 from agent.agentroot import Root, publish
 from agent.test_reconcile import Forgetful
 from chasqui_agent import (  # noqa: F401  a child without rights can't import
-    arrays, carry, copies, dependents, durable, ending, files, journal, lock, marks, operations, policy, pump, records,
-    resources, retries, schedulers, settings, site_limits, space)
+    arrays,
+    carry,
+    copies,
+    dependents,
+    durable,
+    ending,
+    files,
+    journal,
+    lock,
+    marks,
+    operations,
+    policy,
+    pump,
+    records,
+    resources,
+    retries,
+    schedulers,
+    settings,
+    site_limits,
+    space,
+)
 from chasqui_agent.schedulers import openpbs, pbs_commands, shell, slurm, torque  # noqa: F401
 from chasqui_agent.schedulers.base import Ended, Snapshot
 
@@ -305,14 +324,30 @@ def test_what_a_job_protects_is_carried_on_all_the_same():
 
 
 def _closed(folder):
-    on = Bench(os.path.join(folder, "root"), EXIT)
-    subprocess.check_call(["chmod", "-R", "a-w", on.work])
-    assert on.pump()["note"] == ""
-    assert on.why() == "exit 7; not tried again: Permission denied" and on.spool.known("it", 1) == "completed"
+    for number, resume in enumerate((True, False)):
+        on = Bench(os.path.join(folder, "root%d" % number), EXIT, resume)
+        subprocess.check_call(["chmod", "-R", "a-w", on.work])
+        assert on.pump()["note"] == ""
+        assert len(on.told("retried")) == 1 and on.spool.known("it", 2) == "waiting"
+        assert sorted(os.listdir(on.next)) == [".chasqui", "in"]
+        assert ("in" in os.listdir(on.work), os.listdir(on.meta).count("inputs")) == (not resume, 0)
 
 
-def test_a_job_that_protects_our_folder_too_ends_and_stops_nobody():
+def test_a_job_that_protects_our_folder_too_is_tried_again_and_stops_nobody():
     as_somebody(_closed)
+
+
+def _closed_for_good(folder):
+    """Its runner is one of an agent before this one, which leaves the folders as they are."""
+    on = Bench(os.path.join(folder, "root"), EXIT)
+    files.write_json(os.path.join(on.meta, "job.json"), {"job": "it", "attempt": 1})
+    subprocess.check_call(["chmod", "-R", "a-w", on.work])
+    assert on.pump()["note"] == "" and on.spool.known("it", 1) == "completed" and on.why() == "exit 7"
+    assert {"final.json", "inputs"} & set(os.listdir(on.meta)) == {"final.json"}
+
+
+def test_a_job_that_protects_our_folder_too_ends_and_leaves_no_inputs():
+    as_somebody(_closed_for_good)
 
 
 def test_what_can_not_be_moved_stays_and_stops_nobody(bench):
