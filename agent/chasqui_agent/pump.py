@@ -366,9 +366,10 @@ class Round:
         where it is not this job that has taken it away."""
         spoiled.check_work(self.spool.work)
         known = self.state.value.setdefault("ids", {})  # type: Dict[str, str]
-        if entry.token not in known:
-            known[entry.token] = spoiled.id_in_journal(self.spool.log, entry.token)
-        return known[entry.token]
+        found = known.get(entry.token) or spoiled.id_in_journal(self.spool.log, entry.token)
+        if found:
+            known[entry.token] = found
+        return found
 
     def calls(self) -> int:
         """Calls of the scheduler in this minute, by all pumps."""
