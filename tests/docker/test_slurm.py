@@ -42,7 +42,8 @@ def test_jobs_relay_each_other_over_slurm(laptop: Laptop, tmp_path: Path) -> Non
     until(lambda: {"again", "gone"} <= {start.name for start in starts(laptop)}, "both run", 120)
     ids = {start.name: start.id for start in starts(laptop)}
     laptop.cluster.execute("login", "scontrol", "requeue", ids["again"])
-    laptop.cluster.execute("login", "scontrol", "update", "JobId=" + ids["again"], "StartTime=now")  # not in two minutes
+    now = ["scontrol", "update", "JobId=" + ids["again"], "StartTime=now"]  # Slurm would wait for two minutes
+    laptop.cluster.execute("login", *now)
     laptop.cluster.execute("login", "scancel", ids["gone"])
     until(lambda: {*many, "fails"} <= {start.name for start in starts(laptop)}, "the others, by each other's ends", 300)
     until(lambda: [start.name for start in starts(laptop)].count("again") == 2, "Slurm runs it again", 180)
