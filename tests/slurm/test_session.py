@@ -1,0 +1,107 @@
+"""A user's whole session over a real Slurm: add, sync, jobs, results at home, cancel, why, a retry."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chasqui_client import cli, states
+from session.desk import CONFIG, Desk
+from slurm.cluster import Cluster
+
+HEAD = "#SBATCH --ntasks=1 --time=5\n"
+PATIENCE = 120.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as made:
+        yield made
+
+
+class SlurmDesk(Desk):
+    """A desk whose remote is this computer, with a Slurm on it."""
+
+    def __init__(self, path: Path, cluster: Cluster) -> None:
+        super().__init__(path)
+        self.cluster = cluster
+        text = CONFIG.replace('host = "local"', 'host = "local"\nscheduler = "slurm"') % self.root
+        self.home.config_path.write_text(text)
+        self.remote = replace(self.remote, scheduler="slurm")
+
+    def folder(self, name: str, script: str = "", **files: bytes) -> Path:
+        folder = super().folder(name, script, **files)
+        text = (folder / "job.sh").read_text()
+        (folder / "job.sh").write_text(text.replace("#!/bin/sh\n", "#!/bin/sh\n" + HEAD, 1))
+        return folder
+
+    def sync_until(self, condition: Any, what: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, (what, [(job.name, job.state, job.why) for job in self.jobs()])
+            time.sleep(0.2)
+            self.sync()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmDesk]:
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    made = SlurmDesk(tmp_path, cluster)
+    monkeypatch.setenv("CHASQUI_HOME", str(made.home.path))
+    yield made
+    cluster.run("scancel", "--user=%d" % os.getuid())
+    cluster.until(lambda: (cluster.kill_all_jobs(), not cluster.table())[-1], "no job is left")
+
+
+def chasqui(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    """A command that succeeds; its answer."""
+    code = cli.main(["--json", *words])
+    said = capsys.readouterr()
+    assert code == 0, (words, said.out, said.err)
+    answer: dict[str, Any] = json.loads(said.out)
+    return answer
+
+
+def test_jobs_go_there_and_their_results_come_home(desk: SlurmDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [desk.folder("sum%d" % n, "sort -n in.dat | tail -n 1 >most.dat; echo $SLURM_JOB_ID >id.txt",
+                           **{"in.dat": b"%d\n%d\n" % (n, 100 + n)}) for n in range(3)]
+    chasqui(capsys, "add", *map(str, folders))
+    desk.add(desk.folder("bad", "echo left >before.txt; exit 3"))
+    assert chasqui(capsys, "sync")["data"]["uploaded"] == 4
+    desk.finish(PATIENCE)
+    done = {job.name: job for job in desk.jobs()}
+    for n, folder in enumerate(folders):
+        desk.completed(done["sum%d" % n])
+        assert (folder / "results" / "most.dat").read_text() == "%d\n" % (100 + n)
+        assert (folder / "results" / "id.txt").read_text().strip().isdigit()
+    assert (done["bad"].state, done["bad"].exit, done["bad"].results_state) == (states.FAILED, 3, states.VERIFIED)
+    assert Path(os.fsdecode(done["bad"].results_path), "before.txt").read_text() == "left\n"
+    assert desk.lines() == ["bad", "sum0", "sum1", "sum2"]
+    assert chasqui(capsys, "verify", "--all", "--deep")["ok"]
+    assert "exit status 3" in json.dumps(chasqui(capsys, "why", "bad"))
+
+
+def test_what_waits_and_what_runs_is_told_and_cancelled(desk: SlurmDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    desk.add(desk.folder("long", "sleep 300"))
+    wide = desk.folder("wide")
+    (wide / "job.sh").write_text("#!/bin/sh\n#SBATCH --exclusive --nodes=2 --time=5\ntrue\n")
+    desk.add(wide)
+    by_name = lambda name: next(job for job in desk.jobs() if job.name == name)  # noqa: E731
+    desk.sync_until(lambda: by_name("long").state == states.RUNNING and by_name("wide").state == states.SUBMITTED,
+                    "one runs, the other waits for its node")
+    assert "runs" in json.dumps(chasqui(capsys, "why", "long"))
+    assert "queue" in json.dumps(chasqui(capsys, "why", "wide"))
+    chasqui(capsys, "cancel", "wide")
+    chasqui(capsys, "cancel", "long")
+    desk.sync_until(lambda: by_name("long").state == by_name("wide").state == states.CANCELLED, "both are cancelled")
+    desk.cluster.until(lambda: not [row for row in desk.cluster.table() if not row["name"].startswith("beat.")],
+                       "neither is in the queue")
+    assert desk.lines() == ["long"]
+    chasqui(capsys, "retry", "wide")
+    desk.sync_until(lambda: by_name("wide").state == states.COMPLETED, "its second attempt has run")
