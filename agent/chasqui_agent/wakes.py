@@ -122,7 +122,7 @@ class Trial:
         words = _read(os.path.join(self.root.wake, way.SSH_SAID)) if self.form == "ssh" else ""
         if words:
             self._close("no", words)
-        elif self._ended and time.monotonic() - self._ended > after and self.form != "heartbeat":
+        elif self.is_awaited and time.monotonic() - self._ended > after:
             self._close("no", self._why_not(refused, after))
 
     def _since(self, first: "Optional[Dict[str, Any]]") -> float:
@@ -158,6 +158,11 @@ class Trial:
             return "no hook came within %d s of the job's end" % after
         return "nothing came of it within %d s of the job's end; is %s there on the nodes?" % (after, _python())
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether its job has ended, and the wake has some time to come."""
+        return self._ended > 0 and self.form != "heartbeat"
+
     def over(self) -> None:
         """Time is up."""
         if self.row is None:
@@ -179,9 +184,14 @@ class Doctor:
     """All of them, one run."""
 
     def __init__(
-        self, spool: "Spool", config: "Dict[str, Any]", seconds: float, after: float, tell: "Callable[[str, str], None]",
+        self,
+        spool: "Spool",
+        config: "Dict[str, Any]",
+        seconds: float,
+        after: float,
+        tell: "Callable[[str, str], None]",
         gone: "Callable[[], bool]",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """config: settings of the client's, as it sends them with each sync; tell: (form, words) on the way; gone:
         whether nobody listens any more. Raises ValueError for bad settings."""
         wrong = settings.check(config)
@@ -281,7 +291,8 @@ class Doctor:
             under_way = [trial for trial in trials if trial.row is None]
             for trial in under_way:
                 trial.look(self.after)
-            if not under_way or time.monotonic() > end:
+            # Whose job had its turn in time is waited for, too.
+            if not under_way or (time.monotonic() > end and not any(trial.is_awaited for trial in under_way)):
                 break
             if time.monotonic() - told > REMIND:
                 told = time.monotonic()
@@ -334,7 +345,7 @@ def _all_gone(root: "Spool") -> bool:
     except (Unreachable, schedulers.Unknown, OSError):
         return False
     _forget_records(root, ids)
-    return not alive and not root.entries("submitting") and not root.entries("submitted")
+    return not alive and not root.entries("submitting")
 
 
 def _forget_records(root: "Spool", ids: "List[str]") -> None:
@@ -408,10 +419,12 @@ def _remove_empty(path: str) -> None:
         pass
 
 
-def answer(spool: "Spool", asked: "Dict[str, Any]", tell: "Callable[[str, str], None]", gone: "Callable[[], bool]") -> (
-        "Dict[str, Any]"):  # fmt: skip
-    """What `chasqui doctor --job` asks for: {"forms", "seconds", "after", "config"} of the client's; {"rows", "left"}:
-    a Row for each form, and folders that had to stay. Whatever happens, nothing else stays. Raises ValueError, HungUp."""
+def answer(
+    spool: "Spool", asked: "Dict[str, Any]", tell: "Callable[[str, str], None]", gone: "Callable[[], bool]"
+) -> "Dict[str, Any]":
+    """What `chasqui doctor --job` asks for: {"forms", "seconds", "after", "config"} of the client's; {"rows", "left",
+    "scheduler"}: a Row for each form, and folders that had to stay. Whatever happens, nothing else stays. Raises
+    ValueError, HungUp."""
     forms = [form for form in FORMS if form in asked["forms"]]
     seconds = min(LONGEST, max(1.0, float(asked["seconds"])))
     doctor = Doctor(spool, asked["config"], seconds, min(LONGEST, float(asked["after"])), tell, gone)
@@ -420,4 +433,4 @@ def answer(spool: "Spool", asked: "Dict[str, Any]", tell: "Callable[[str, str], 
         rows = doctor.run(forms)
     finally:
         left = doctor.clear()
-    return {"rows": [list(row) for row in rows], "left": left}
+    return {"rows": [list(row) for row in rows], "left": left, "scheduler": doctor.scheduler}

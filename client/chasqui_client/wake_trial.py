@@ -1,4 +1,4 @@
-"""`chasqui doctor --job`: which wakes move the relay on there, seen with real tiny jobs; the best goes into config.toml."""
+"""`chasqui doctor --job`: which wakes move the relay on there, seen by real tiny jobs; the best goes to config.toml."""
 
 import json
 import os
@@ -50,14 +50,16 @@ def run(command: Command, remote: Remote) -> None:
     wanted = _forms(args.only) if args.only else list(wakes.FORMS)
     _ask(command, remote, wanted)
     transport = deploy.transport_to(command.home, remote, sure=True)
-    rows, left = _try(transport, remote, wanted, args.patience or wakes.SECONDS, command.say)
+    found = _try(transport, remote, wanted, args.patience or wakes.SECONDS, command.say)
+    rows = _rows(found["rows"], wanted)
     choice = wakes.choice(rows)
     command.data.update(forms=[row._asdict() for row in rows], wake_via=choice, written=False)
     _tell(command, rows)
-    for folder in left:
+    for folder in _texts(found.get("left")):
         command.say("left for the next doctor --job, since a job in it has not ended: %s" % folder)
-    if all(row.verdict == "none" for row in rows if row.form != "tail"):
-        return  # plain processes: nothing to choose
+    if found.get("scheduler") == "shell":
+        command.say("plain processes of this host: there is nothing to choose")
+        return
     if not choice:
         why = next((row.words for row in rows if row.verdict == "open"), "none of those tried works")
         raise NothingLearnt(remote=remote.name, why=wire.printable(why, _MOST))
@@ -79,8 +81,8 @@ def _ask(command: Command, remote: Remote, wanted: Sequence[str]) -> None:
 
 
 def _try(transport: Transport, remote: Remote, wanted: Sequence[str], seconds: float,
-         say: Say) -> tuple[list[wakes.Row], list[str]]:
-    """The agent's rows. Its standard input stays open: its end would tell it that nobody waits any more."""
+         say: Say) -> dict[str, Any]:
+    """What the agent answers. Its standard input stays open: its end would tell it that nobody waits any more."""
     nonce = launcher.new_nonce()
     asked = {"forms": list(wanted), "seconds": seconds, "after": _AFTER, "config": remote.agent_config()}
     channel = deploy.start(transport, remote, launcher.agent(remote.root, ["_wakes", "--nonce", nonce]))
@@ -93,7 +95,8 @@ def _try(transport: Transport, remote: Remote, wanted: Sequence[str], seconds: f
             if "rows" in said:
                 found = said
             elif "words" in said:
-                say("  %-10s %s" % (wire.printable(str(said.get("form")), 20), wire.printable(str(said["words"]), _MOST)))
+                form, words = wire.printable(str(said.get("form")), 20), wire.printable(str(said["words"]), _MOST)
+                say("  %-10s %s" % (form, words))
     except wire.Closed:
         pass  # its exit status and words say more
     except BaseException:
@@ -103,9 +106,9 @@ def _try(transport: Transport, remote: Remote, wanted: Sequence[str], seconds: f
     status = channel.close(_CLEARING)
     deploy.check_status(remote, status, channel.stderr_tail())
     if found is None:
-        words = channel.stderr_tail().strip().splitlines()[-1:] or ["exit status %s" % status]
-        raise TrialBroken(wire.printable(words[0].removeprefix("chasqui-agent: "), _MOST), remote=remote.name)
-    return _rows(found["rows"], wanted), _texts(found.get("left"))
+        last = channel.stderr_tail().strip().splitlines()[-1:] or ["exit status %s" % status]
+        raise TrialBroken(wire.printable(last[0].removeprefix("chasqui-agent: "), _MOST), remote=remote.name)
+    return found
 
 
 def _said(text: str, nonce: str) -> dict[str, Any]:

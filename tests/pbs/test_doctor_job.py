@@ -1,4 +1,4 @@
-"""`chasqui doctor --job`: which wakes work at a site, seen by real jobs of its scheduler; the best goes into config.toml."""
+"""`chasqui doctor --job`: which wakes work at a site, seen by real jobs; the best goes into config.toml."""
 
 import json
 import os

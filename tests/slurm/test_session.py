@@ -84,7 +84,7 @@ def test_jobs_go_there_and_their_results_come_home(desk: SlurmDesk, capsys: pyte
     assert Path(os.fsdecode(done["bad"].results_path), "before.txt").read_text() == "left\n"
     assert desk.lines() == ["bad", "sum0", "sum1", "sum2"]
     assert chasqui(capsys, "verify", "--all", "--deep")["ok"]
-    assert "exit status 3" in json.dumps(chasqui(capsys, "why", "bad"))
+    assert "exit code 3" in chasqui(capsys, "why", "bad")["data"]["why"]
 
 
 def test_what_waits_and_what_runs_is_told_and_cancelled(desk: SlurmDesk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,8 +95,9 @@ def test_what_waits_and_what_runs_is_told_and_cancelled(desk: SlurmDesk, capsys:
     by_name = lambda name: next(job for job in desk.jobs() if job.name == name)  # noqa: E731
     desk.sync_until(lambda: by_name("long").state == states.RUNNING and by_name("wide").state == states.SUBMITTED,
                     "one runs, the other waits for its node")
-    assert "runs" in json.dumps(chasqui(capsys, "why", "long"))
-    assert "queue" in json.dumps(chasqui(capsys, "why", "wide"))
+    assert "It runs since " in chasqui(capsys, "why", "long")["data"]["why"]
+    told = chasqui(capsys, "why", "wide")["data"]
+    assert told["state"] == states.SUBMITTED and told["asked"] and "slurm" in told["why"].lower(), told
     chasqui(capsys, "cancel", "wide")
     chasqui(capsys, "cancel", "long")
     desk.sync_until(lambda: by_name("long").state == by_name("wide").state == states.CANCELLED, "both are cancelled")
