@@ -1,9 +1,13 @@
 """Which wake_via follows from what was seen, and that nothing but rows is believed of a remote's answer."""
 
+import argparse
+import io
+
 import pytest
 
 from chasqui_agent import wakes
-from chasqui_client import wake_trial
+from chasqui_client import command, errors, wake_trial
+from chasqui_client.config import Remote
 
 
 def row(form: str, verdict: str, way: str = "") -> wakes.Row:
@@ -47,3 +51,31 @@ def test_lines_of_others_are_no_answer() -> None:
     assert wake_trial._said('{"doctor": "a", "rows": []}', "a") == {"doctor": "a", "rows": []}
     for text in ("welcome", "[1]", '{"doctor": "b", "rows": []}', "[" * 100000):
         assert wake_trial._said(text, "a") == {}
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, answer: str, **args: bool) -> str:
+    """What is left unread of `answer` when somebody who is at the terminal has been asked."""
+    stdin = io.StringIO(answer)
+    monkeypatch.setattr(command.Command, "interactive", True)
+    monkeypatch.setattr("sys.stdin", stdin)
+    given = argparse.Namespace(**{"json": False, "yes": False, **args})
+    wake_trial._ask(command.Command("doctor", given), Remote("hpc", "local"), wakes.FORMS)
+    return stdin.read()
+
+
+def test_who_is_there_is_asked_before_anything_is_submitted(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert asked(monkeypatch, "y\n") == ""
+    said = capsys.readouterr()
+    assert "up to 9 jobs" in said.out and "at most 4 of them at once, under your caps" in said.out
+    assert "submit them? [y/N]" in said.err
+    for no in ("n\n", "\n", ""):
+        with pytest.raises(errors.BadInput, match="Nothing was submitted"):
+            asked(monkeypatch, no)
+    assert asked(monkeypatch, "n\n", yes=True) == asked(monkeypatch, "n\n", json=True) == "n\n"
+
+
+def test_forms_are_checked() -> None:
+    assert wake_trial._forms("ssh,tail") == ["ssh", "tail"]
+    with pytest.raises(errors.BadInput, match="known are tail, hook, ssh, cron, heartbeat"):
+        wake_trial._forms("tail,fax")
