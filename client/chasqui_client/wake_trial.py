@@ -124,7 +124,7 @@ def _rows(given: Any, wanted: Sequence[str]) -> list[wakes.Row]:
     """What looks like a row and was asked for; a way only where it is one that could be typed."""
     found = []
     for row in given if isinstance(given, list) else []:
-        if not isinstance(row, list) or len(row) != 5 or row[0] not in wanted or row[1] not in _VERDICTS:
+        if not isinstance(row, list) or len(row) != 5 or row[0] not in wanted or row[1] not in tuple(_VERDICTS):
             continue
         seconds = float(row[2]) if isinstance(row[2], (int, float)) and 0 <= row[2] < 1e6 else 0.0
         way = row[4] if isinstance(row[4], str) and row[4] and not settings.check_wake_via(row[4]) else ""

@@ -1,4 +1,4 @@
-"""Wakes tried with real jobs, as far as a machine without a batch system goes: the verb, its end, and what it leaves."""
+"""Wakes tried by real jobs, as far as a machine without a batch system goes: the verb, its end, and what it leaves."""
 
 import json
 import os

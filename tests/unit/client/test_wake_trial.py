@@ -30,7 +30,8 @@ def test_the_choice(verdicts: dict[str, str], choice: str) -> None:
 
 def test_rows_that_are_none_are_dropped() -> None:
     good = ["tail", "yes", 2.5, "", "direct"]
-    bad = [None, [], ["tail"], ["fax", "yes", 1, "", "direct"], ["hook", "maybe", 1, "", "hook"], {"form": "tail"}]
+    bad: list[object] = [None, [], ["tail"]]
+    bad += [["fax", "yes", 1, "", "direct"], [[], {}, 1, "", ""], ["hook", "maybe", 1, "", "hook"], {"form": "tail"}]
     assert wake_trial._rows([*bad, good], wakes.FORMS) == [wakes.Row(*good)]
     assert wake_trial._rows("rows", wakes.FORMS) == []
     assert wake_trial._rows([good], ["hook"]) == []
