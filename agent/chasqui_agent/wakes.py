@@ -19,7 +19,7 @@ from .state import State
 
 MYPY = False
 if MYPY:
-    from typing import Any, Callable, Dict, List, Optional
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Set
 
     from .settings import Settings
 
@@ -320,7 +320,8 @@ def clear(path: str) -> bool:
     """End all that a trial's root has in the scheduler, then remove it. False where a job of it is still there."""
     root = Spool(path)
     end, pause = time.monotonic() + CLEAR_SECONDS, 0.5
-    while not _all_gone(root):
+    ids: "Set[str]" = set()
+    while not _all_gone(root, ids):
         if time.monotonic() > end:
             return False
         time.sleep(pause)
@@ -330,25 +331,27 @@ def clear(path: str) -> bool:
     return not os.path.exists(path)
 
 
-def _all_gone(root: "Spool") -> bool:
+def _all_gone(root: "Spool", ids: "Set[str]") -> bool:
+    """Whether nothing of it is in the scheduler any more, all of it deleted. Not while a job ends, either: where its
+    output can't be put it stays for half a minute. ids: what was ever there, added to."""
     if not os.path.isdir(root.wake):
         return True
+    ids.update(beat.id for beat in heartbeat.beats(root) if beat.id)  # a pump forgets those that are not needed
     for job in ("first", "second"):
         files.remove(os.path.join(root.waiting, job + ".sh"))
         operations.by_hand(root, "cancel", job)
     try:
         pump(root, US, 60.0)
         records = [record for _, record in journal.records(root.log)]
-        ids = [str(r["pbs"]) for r in records if r["ev"] in ("submitted", "adopted")]
-        ids += [beat.id for beat in heartbeat.beats(root) if beat.id]
-        alive = set(schedulers.choose(root, settings.load(root)).query(ids).live).intersection(ids)
+        ids.update(str(r["pbs"]) for r in records if r["ev"] in ("submitted", "adopted"))
+        alive = ids.intersection(schedulers.choose(root, settings.load(root)).query(sorted(ids)).live)
     except (Unreachable, schedulers.Unknown, OSError):
         return False
     _forget_records(root, ids)
     return not alive and not root.entries("submitting")
 
 
-def _forget_records(root: "Spool", ids: "List[str]") -> None:
+def _forget_records(root: "Spool", ids: "Iterable[str]") -> None:
     """What the jobs left for a hook that never came (see runner)."""
     for job_id in ids:
         path = os.path.join(os.path.expanduser("~"), ".chasqui-agent", "jobs", job_id)

@@ -40,6 +40,7 @@ class Site:
         monkeypatch.setenv("PATH", "%s:%s" % (self.bin, cluster.environment["PATH"]))
         self.desk = Desk(folder)
         monkeypatch.setenv("CHASQUI_HOME", str(self.desk.home.path))
+        monkeypatch.setattr(wake_trial, "_AFTER", 300.0)  # what is to come may be slow here
         text = CONFIG.replace('host = "local"', 'host = "local" # here\nscheduler = "openpbs"') % self.desk.root
         self.config.write_text("# mine\n" + text)
         self.ssh_calls, self.ssh_works = folder / "ssh calls", folder / "ssh works"
@@ -136,7 +137,6 @@ def test_where_nothing_works_each_contact_has_to(
     assert lines[-1] == 'wake_via = "sync"' and site.config.read_bytes() == before
     table = [line for line in lines if re.match(r"(tail|hook|ssh) ", line)]
     assert len(table) == 3 and all("  no  " in line for line in table), lines
-    assert any(REFUSAL in line for line in table)
     assert any(re.match(r"  tail +submitted [0-9]+", line) for line in lines), lines
 
 
