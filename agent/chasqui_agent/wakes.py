@@ -344,7 +344,8 @@ def _all_gone(root: "Spool", ids: "Set[str]") -> bool:
         pump(root, US, 60.0)
         records = [record for _, record in journal.records(root.log)]
         ids.update(str(r["pbs"]) for r in records if r["ev"] in ("submitted", "adopted"))
-        alive = ids.intersection(schedulers.choose(root, settings.load(root)).query(sorted(ids)).live)
+        scheduler = schedulers.choose(root, settings.load(root))
+        alive = ids.intersection(scheduler.query([], known=sorted(ids)).live if ids else ())
     except (Unreachable, schedulers.Unknown, OSError):
         return False
     _forget_records(root, ids)
