@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import namedtuple
 
-from . import cron, files, heartbeat, journal, live, marks, operations, process, runner, schedulers, settings, way
+from . import cron, files, heartbeat, journal, live, marks, operations, process, schedulers, settings, way
 from .pump import pump
 from .schedulers.base import Unreachable
 from .spool import Spool, random_name
@@ -19,7 +19,7 @@ from .state import State
 
 MYPY = False
 if MYPY:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Set
+    from typing import Any, Callable, Dict, Iterable, List, Optional
 
     from .settings import Settings
 
@@ -320,7 +320,7 @@ def clear(path: str) -> bool:
     """End all that a trial's root has in the scheduler, then remove it. False where a job of it is still there."""
     root = Spool(path)
     end, pause = time.monotonic() + CLEAR_SECONDS, 0.5
-    ids: "Set[str]" = set()
+    ids: "Dict[str, bool]" = {}
     while not _all_gone(root, ids):
         if time.monotonic() > end:
             return False
@@ -331,21 +331,28 @@ def clear(path: str) -> bool:
     return not os.path.exists(path)
 
 
-def _all_gone(root: "Spool", ids: "Set[str]") -> bool:
+def _all_gone(root: "Spool", ids: "Dict[str, bool]") -> bool:
     """Whether nothing of it is in the scheduler any more, all of it deleted. Not while a job ends, either: where its
-    output can't be put it stays for half a minute. ids: what was ever there, added to."""
+    output can't be put it stays for half a minute. ids: what was ever there -> whether it is to be left alone, or was
+    deleted; added to."""
     if not os.path.isdir(root.wake):
         return True
-    ids.update(beat.id for beat in heartbeat.beats(root) if beat.id)  # a pump forgets those that are not needed
+    for beat in heartbeat.beats(root):  # a pump deletes those that wait, forgets all, and one that runs ends soon
+        ids.setdefault(beat.id, True)
     for job in ("first", "second"):
         files.remove(os.path.join(root.waiting, job + ".sh"))
         operations.by_hand(root, "cancel", job)
     try:
         pump(root, US, 60.0)
         records = [record for _, record in journal.records(root.log)]
-        ids.update(str(r["pbs"]) for r in records if r["ev"] in ("submitted", "adopted"))
+        for record in records:
+            if record["ev"] in ("submitted", "adopted"):
+                ids.setdefault(str(record["pbs"]), False)
         scheduler = schedulers.choose(root, settings.load(root))
-        alive = ids.intersection(scheduler.query([], known=sorted(ids)).live if ids else ())
+        alive = set(ids).intersection(scheduler.query([], known=sorted(ids)).live if ids else ())
+        for job_id in sorted(job_id for job_id in alive if not ids[job_id]):
+            ids[job_id] = True
+            scheduler.delete(job_id)  # cancelled by the pump, which asks for it only after its query_interval
     except (Unreachable, schedulers.Unknown, OSError):
         return False
     _forget_records(root, ids)

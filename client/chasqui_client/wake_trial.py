@@ -45,7 +45,7 @@ def _forms(text: str) -> list[str]:
 
 def run(command: Command, remote: Remote) -> None:
     """Ask, try, tell, write. Puts rows, choice and whether it was written into the command's data. Raises
-    NotConfirmed's kin, NothingLearnt, TrialBroken, one_line.NotOneLine."""
+    BadInput (the answer was no), NothingLearnt, TrialBroken, one_line.NotOneLine."""
     args = command.args
     wanted = _forms(args.only) if args.only else list(wakes.FORMS)
     _ask(command, remote, wanted)
