@@ -19,7 +19,7 @@ from .state import State
 
 MYPY = False
 if MYPY:
-    from typing import Any, Callable, Dict, Iterable, List, Optional
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Set
 
     from .settings import Settings
 
@@ -31,7 +31,7 @@ AFTER = 60.0  # seconds after a job's end in which its wake must have come: ssh 
 LOOK = 0.5
 REMIND = 30.0  # seconds between two words to who waits
 BEAT_MINUTES = 0.2
-CLEAR_SECONDS = 90.0
+CLEAR_SECONDS, PATIENT_SECONDS = 90.0, 10.0
 STALE = 3 * LONGEST  # of a folder whose doctor died
 US = "doctor"  # the reason of our own pumps
 _INHERITED = ("site_limits", "published", "beat_options")  # of the root's state: limits, and where its jobs go
@@ -319,10 +319,10 @@ class Doctor:
 def clear(path: str) -> bool:
     """End all that a trial's root has in the scheduler, then remove it. False where a job of it is still there."""
     root = Spool(path)
-    end, pause = time.monotonic() + CLEAR_SECONDS, 0.5
-    ids: "Dict[str, bool]" = {}
-    while not _all_gone(root, ids):
-        if time.monotonic() > end:
+    begun, pause = time.monotonic(), 0.5
+    ids: "Set[str]" = set()
+    while not _all_gone(root, ids, time.monotonic() - begun < PATIENT_SECONDS):
+        if time.monotonic() - begun > CLEAR_SECONDS:
             return False
         time.sleep(pause)
         pause = min(8.0, 2 * pause)
@@ -331,32 +331,35 @@ def clear(path: str) -> bool:
     return not os.path.exists(path)
 
 
-def _all_gone(root: "Spool", ids: "Dict[str, bool]") -> bool:
-    """Whether nothing of it is in the scheduler any more, all of it deleted. Not while a job ends, either: where its
-    output can't be put it stays for half a minute. ids: what was ever there -> whether it is to be left alone, or was
-    deleted; added to."""
+def _all_gone(root: "Spool", ids: "Set[str]", patient: bool) -> bool:
+    """Whether nothing of it is in the scheduler any more, all of it cancelled. Not while a job ends, either: where its
+    output can't be put it stays for half a minute. ids: what was ever there, added to; patient: leave what runs to end
+    by itself, as it is about to."""
     if not os.path.isdir(root.wake):
         return True
-    for beat in heartbeat.beats(root):  # a pump deletes those that wait, forgets all, and one that runs ends soon
-        ids.setdefault(beat.id, True)
-    for job in ("first", "second"):
-        files.remove(os.path.join(root.waiting, job + ".sh"))
-        operations.by_hand(root, "cancel", job)
+    ids.update(beat.id for beat in heartbeat.beats(root) if beat.id)  # a pump forgets those that are not needed
     try:
+        _cancel(root, patient)
         pump(root, US, 60.0)
         records = [record for _, record in journal.records(root.log)]
-        for record in records:
-            if record["ev"] in ("submitted", "adopted"):
-                ids.setdefault(str(record["pbs"]), False)
+        ids.update(str(r["pbs"]) for r in records if r["ev"] in ("submitted", "adopted"))
         scheduler = schedulers.choose(root, settings.load(root))
-        alive = set(ids).intersection(scheduler.query([], known=sorted(ids)).live if ids else ())
-        for job_id in sorted(job_id for job_id in alive if not ids[job_id]):
-            ids[job_id] = True
-            scheduler.delete(job_id)  # cancelled by the pump, which asks for it only after its query_interval
+        alive = ids.intersection(scheduler.query([], known=sorted(ids)).live if ids else ())
     except (Unreachable, schedulers.Unknown, OSError):
         return False
     _forget_records(root, ids)
     return not alive and not root.entries("submitting")
+
+
+def _cancel(root: "Spool", patient: bool) -> None:
+    for job in ("first", "second"):
+        files.remove(os.path.join(root.waiting, job + ".sh"))
+        meta = root.meta_dir(job, 1)
+        begun = any(name.startswith("run.") for name in files.names(meta))
+        if not (begun and patient):
+            operations.by_hand(root, "cancel", job)
+        elif job == "first":
+            files.write_file(os.path.join(root.work_dir(job, 1), "go"), b"", durable=False)
 
 
 def _forget_records(root: "Spool", ids: "Iterable[str]") -> None:
