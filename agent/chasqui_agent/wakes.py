@@ -14,7 +14,7 @@ from collections import namedtuple
 from . import cron, files, heartbeat, journal, live, marks, operations, process, schedulers, settings, way
 from .pump import pump
 from .schedulers.base import Unreachable
-from .spool import Spool, random_name
+from .spool import Spool, SpoolError, random_name
 from .state import State
 
 MYPY = False
@@ -193,10 +193,10 @@ class Doctor:
         gone: "Callable[[], bool]",
     ) -> None:
         """config: settings of the client's, as it sends them with each sync; tell: (form, words) on the way; gone:
-        whether nobody listens any more. Raises ValueError for bad settings."""
+        whether nobody listens any more. Raises SpoolError for bad settings."""
         wrong = settings.check(config)
         if wrong:
-            raise ValueError(wrong)
+            raise SpoolError(wrong)
         self.spool, self.seconds, self.after, self.tell, self.gone = spool, seconds, after, tell, gone
         own = settings.load(spool)._asdict()
         self.values = {key: config.get(key, own[key]) for key in own if key not in ("scheduler", "owner", "revision")}
@@ -438,7 +438,7 @@ def answer(
 ) -> "Dict[str, Any]":
     """What `chasqui doctor --job` asks for: {"forms", "seconds", "after", "config"} of the client's; {"rows", "left",
     "scheduler"}: a Row for each form, and folders that had to stay. Whatever happens, nothing else stays. Raises
-    ValueError, HungUp."""
+    SpoolError, HungUp."""
     forms = [form for form in FORMS if form in asked["forms"]]
     seconds = min(LONGEST, max(1.0, float(asked["seconds"])))
     doctor = Doctor(spool, asked["config"], seconds, min(LONGEST, float(asked["after"])), tell, gone)
