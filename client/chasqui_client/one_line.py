@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from typing import Any
 
 from chasqui_agent import files
 
@@ -41,7 +42,8 @@ def set_text(home: Home, remote: str, key: str, value: str) -> bool:
         old = before.remote(remote)
         if getattr(old, key) == value:
             return False
-        wanted = replace(before, remotes={**before.remotes, remote: replace(old, **{key: value})})
+        said: dict[str, Any] = {key: value}
+        wanted = replace(before, remotes={**before.remotes, remote: replace(old, **said)})
         changed = _changed(text, remote, key, value)
         if changed is None or not _says(changed, wanted):
             raise NotOneLine(path=home.config_path, remote=remote, line=line(key, value))
