@@ -152,6 +152,7 @@ def test_jobs_that_do_not_start_in_time_prove_nothing(site: Site, capsys: pytest
     assert site.config.read_bytes() == before
     assert [job["id"] for job in site.cluster.table() if job["state"] not in "FX"] == [number]
     site.cluster.run("qdel", "-W", "force", number)
+    site.cluster.wait_for(number, "FX")
     site.nothing_is_left()
 
 
@@ -183,4 +184,5 @@ def test_who_hangs_up_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch
     assert "what was submitted is being deleted" in capsys.readouterr().out
     assert [job["id"] for job in site.cluster.table() if job["state"] not in "FX"] == [number]
     site.cluster.run("qdel", "-W", "force", number)
+    site.cluster.wait_for(number, "FX")
     site.nothing_is_left()
