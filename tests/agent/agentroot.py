@@ -137,7 +137,7 @@ def end_jobs(root):
     from chasqui_agent.schedulers.shell import Shell
 
     scheduler = Shell(root.spool, settings.load(root.spool))
-    waiting = [root.spool.waiting, os.path.join(root.path, "after"), os.path.join(root.path, "held")]
+    waiting = [root.spool.waiting, root.spool.after, root.spool.held]
 
     def over():
         for folder in waiting:

@@ -39,6 +39,7 @@ class Run(threading.Thread):
         self.ending = None  # {"why", "kill_at", "until"} once it is being killed
         self.override = None  # the Exit_status of a limit
         self.abandoned = False
+        self.finishing = False
         self.peak = (0, 0, 0)
         self.lock = threading.Lock()
         self.launched = threading.Event()  # a qdel may come before there is anything to kill
@@ -65,6 +66,7 @@ class Run(threading.Thread):
 
     def run(self):
         try:
+            self.wait_for_earlier()
             self.launch()
             self.watch()
             if not self.abandoned:
@@ -80,6 +82,12 @@ class Run(threading.Thread):
                 self.mom.runs.pop((self.number, self.hop), None)
             if self.abandoned:
                 self.post("discarded")
+
+    def wait_for_earlier(self):
+        """A rerun's first run goes on clearing up when the server has let it go, under the same names."""
+        runs = self.mom.runs
+        while any(run.finishing and run.number == self.number and run is not self for run in list(runs.values())):
+            time.sleep(0.005)
 
     def launch(self):
         self.save()
@@ -222,7 +230,7 @@ class Run(threading.Thread):
 
     def finish(self):
         """R: epilogue (hook, else the classic one). Then E: output, execjob_end. Then F."""
-        status = self.exit_status()
+        status, self.finishing = self.exit_status(), True
         if enabled(self.mom.hooks, "execjob_epilogue"):
             run_hooks(self, "execjob_epilogue", status)
         else:
