@@ -1,5 +1,6 @@
 """Changing one line of config.toml, and nothing else in it: comments, order and blanks stay as the user wrote them."""
 
+import errno
 import os
 import re
 import stat
@@ -17,8 +18,17 @@ _VALUE = rb"""^[ \t]*%s[ \t]*=[ \t]*("[^"\\\n]*"|'[^'\n]*')[ \t]*(?:#[^\n]*)?(?:
 _SHOWN = rb"^[ \t]*#[ \t]*%s[ \t]*=[^\n]*(?:\n|\Z)"
 
 
+_TRIES = 5
+
+
 class NotOneLine(errors.BadInput):
     """{path} says this in a way that is not changed by replacing one line of it."""
+
+    hint = "put this under [remotes.{remote}] yourself: {line}"
+
+
+class NotWritten(errors.ChasquiError):
+    """{path} was not changed: {message}"""
 
     hint = "put this under [remotes.{remote}] yourself: {line}"
 
@@ -31,32 +41,71 @@ def line(key: str, value: str) -> str:
 def set_text(home: Home, remote: str, key: str, value: str) -> bool:
     """Have config.toml say `key = "value"` for a remote; False where it did already.
 
-    Every other byte stays. The file is the old one, whole, until the new one is on the disk, whole. Raises NotOneLine
-    where a table is written another way than `init` does (nothing is changed then), BadConfig, HomeUnusable.
+    Every other byte stays, what an editor writes at the same time included. The file is the old one, whole, until the
+    new one is on the disk, whole. Nothing is changed where NotOneLine (a table is written another way than `init`
+    does), NotWritten or BadConfig is raised.
     """
     path = os.path.realpath(home.config_path)  # often a link into a repository of dotfiles
+    told: dict[str, Any] = {"path": home.config_path, "remote": remote, "line": line(key, value)}
     try:
-        with open(path, "rb") as stream:
-            text, mode = stream.read(), stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-        before = parse(text.decode("utf-8"), home.config_path)
-        old = before.remote(remote)
-        if getattr(old, key) == value:
-            return False
-        said: dict[str, Any] = {key: value}
-        wanted = replace(before, remotes={**before.remotes, remote: replace(old, **said)})
-        changed = _changed(text, remote, key, value)
-        if changed is None or not _says(changed, wanted):
-            raise NotOneLine(path=home.config_path, remote=remote, line=line(key, value))
-        files.replace_file(path, changed, mode)
+        for _ in range(_TRIES):
+            text = _read(path)
+            changed = _with(text, home, remote, key, value)
+            if changed is None:
+                raise NotOneLine(**told)
+            if changed == text or _replaced(path, text, changed):
+                return changed != text
     except OSError as error:
-        raise errors.HomeUnusable(path=home.config_path, message=errors.describe(error)) from error
-    return True
+        raise NotWritten(errors.describe(error), **told) from error
+    raise NotWritten("another program changes it all the time", **told)
 
 
-def _says(text: bytes, wanted: Config) -> bool:
+def _read(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def _with(text: bytes, home: Home, remote: str, key: str, value: str) -> bytes | None:
+    """The text that says it, `text` itself where it does; None where no change of one line has that meaning alone."""
+    before = _parsed(text, home)
+    old = before.remote(remote)
+    if getattr(old, key) == value:
+        return text
+    said: dict[str, Any] = {key: value}
+    wanted = replace(before, remotes={**before.remotes, remote: replace(old, **said)})
+    changed = _changed(text, remote, key, value)
+    return changed if changed is not None and _says(changed, wanted, home) else None
+
+
+def _replaced(path: str, before: bytes, text: bytes) -> bool:
+    """Put `text` there, as private as the file is; False where it is no longer what it was `before`."""
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "it is read-only", path)
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, ".%s.%d.tmp" % (name, os.getpid()))
+    try:
+        files.write_file(temporary, text)
+        os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
+        same = _read(path) == before  # as late as can be: to write the other one may have taken seconds
+        if same:
+            os.rename(temporary, path)
+            files.fsync_folder(folder)
+        return same
+    finally:
+        files.remove(temporary)
+
+
+def _parsed(text: bytes, home: Home) -> Config:
+    try:
+        return parse(text.decode("utf-8"), home.config_path)
+    except UnicodeDecodeError as error:
+        raise errors.BadConfig("not UTF-8 text", where=home.config_path) from error
+
+
+def _says(text: bytes, wanted: Config, home: Home) -> bool:
     """Whether a text means what it meant, but for the one value."""
     try:
-        return parse(text.decode("utf-8"), wanted.path) == wanted
+        return _parsed(text, home) == wanted
     except errors.BadConfig:
         return False
 

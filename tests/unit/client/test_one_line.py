@@ -1,6 +1,9 @@
 """One line of config.toml is changed, and no other byte; what could not be read back as meant is not written."""
 
+import json
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,7 +93,93 @@ def test_until_the_new_one_is_whole_the_old_one_is(home: Home, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(errors.HomeUnusable, match="no space left"):
+    with pytest.raises(one_line.NotWritten, match="no space left"):
         one_line.set_text(home, "hpc", "wake_via", "direct")
     monkeypatch.undo()
     assert home.config_path.read_bytes() == text and os.listdir(home.path) == ["config.toml"]
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, path: Path, texts: list[bytes]) -> None:
+    """While the new file is made durable, an editor replaces the old one, once for each of `texts`."""
+    real = os.fsync
+
+    def slow(fd: int) -> None:
+        real(fd)
+        if texts and stat.S_ISREG(os.fstat(fd).st_mode):
+            path.write_bytes(texts.pop(0))
+
+    monkeypatch.setattr(files.os, "fsync", slow)
+
+
+def test_what_an_editor_writes_at_the_same_time_is_kept(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.config_path.write_bytes(b'[remotes.hpc]\nhost = "a"\n')
+    meanwhile(monkeypatch, home.config_path, [b'[remotes.hpc]\nhost = "b"\n'])
+    assert one_line.set_text(home, "hpc", "wake_via", "direct")
+    assert home.config_path.read_bytes() == b'[remotes.hpc]\n' + LINE + b'\nhost = "b"\n'
+    assert os.listdir(home.path) == ["config.toml"]
+
+
+def test_a_file_that_never_rests_is_left_alone(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [b'[remotes.hpc]\nhost = "%d"\n' % n for n in range(100)]
+    home.config_path.write_bytes(texts[0])
+    meanwhile(monkeypatch, home.config_path, texts[1:])
+    with pytest.raises(one_line.NotWritten, match="another program changes it") as caught:
+        one_line.set_text(home, "hpc", "wake_via", "direct")
+    assert caught.value.hint == 'put this under [remotes.hpc] yourself: wake_via = "direct"'
+    assert LINE not in home.config_path.read_bytes() and os.listdir(home.path) == ["config.toml"]
+
+
+def test_whom_it_was_open_to_it_still_is(home: Home) -> None:
+    home.config_path.write_bytes(b'[remotes.hpc]\nhost = "a"\n')
+    home.config_path.chmod(0o664)
+    mask = os.umask(0o077)
+    try:
+        assert one_line.set_text(home, "hpc", "wake_via", "direct")
+    finally:
+        os.umask(mask)
+    assert home.config_path.stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.parametrize(("modes", "why"), [
+    ((0o700, 0o400), "it is read-only"),
+    ((0o500, 0o600), "permission denied"),
+], ids=["file", "folder"])
+def test_what_is_read_only_stays_so(memory_path: Path, modes: tuple[int, int], why: str) -> None:
+    """By a user without root's rights, who owns both: a folder of dotfiles that something else writes."""
+    text = b'[remotes.hpc]\nhost = "a"\n'
+    home = Home(memory_path / "home").create()
+    home.config_path.write_bytes(text)
+    nobody = os.getuid() or 65534
+    memory_path.chmod(0o755)
+    for path, mode in zip((home.path, home.config_path), modes, strict=True):
+        os.chown(path, nobody, -1)
+        path.chmod(mode)
+    assert as_user(nobody, lambda: one_line.set_text(home, "hpc", "wake_via", "direct")) == (
+        "%s was not changed: %s" % (home.config_path, why),
+        'put this under [remotes.hpc] yourself: wake_via = "direct"')
+    assert home.config_path.read_bytes() == text and os.listdir(home.path) == ["config.toml"]
+
+
+def as_user(uid: int, act: Callable[[], object]) -> tuple[str, str]:
+    """Message and hint of what `act` raises, done by a process of that user's."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            if os.getuid() != uid:
+                os.setgroups([])
+                os.setgid(uid)
+                os.setuid(uid)
+            act()
+        except errors.ChasquiError as error:
+            os.write(writing, json.dumps([str(error), error.hint]).encode())
+        except BaseException as error:
+            os.write(writing, json.dumps([repr(error), ""]).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as stream:
+        said = stream.read()
+    os.waitpid(pid, 0)
+    message, hint = json.loads(said or b'["nothing was raised", ""]')
+    return message, hint
