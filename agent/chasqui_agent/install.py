@@ -81,10 +81,10 @@ def remove(spool: "Spool", purge: bool) -> "List[str]":
     nothing is done."""
     import shutil
 
-    from . import status
+    from . import status, wakes
 
     uuid(spool)  # never remove what is no root of ours
-    busy = status.busy_jobs(spool)
+    busy = status.busy_jobs(spool) or wakes.remains(spool)
     if busy:
         return busy
     for name in FOLDERS + ("shell", "heartbeat", "linger", "objects", "doctor"):

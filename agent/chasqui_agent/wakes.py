@@ -1,6 +1,7 @@
 """Which wakes move the relay on here? Each is tried with real tiny jobs, in a root of its own that goes afterwards.
 
     doctor/<run>/<form>    a root like the one it stands in: the same caps, and what is known of the site's limits
+    doctor/<run>/owner     whose run it is, by lock.py: what a dead one left is taken away by the next
 
 Its first job runs until a second one waits and whoever submitted the first is done. From then on nobody is there to
 submit the second but the wake that is tried; which one it was in the end, the journal says.
@@ -11,7 +12,8 @@ import shutil
 import time
 from collections import namedtuple
 
-from . import cron, files, heartbeat, journal, live, marks, operations, process, schedulers, settings, way
+from . import cron, files, heartbeat, journal, launch, live, marks, operations, process, schedulers, settings, way
+from .lock import Lock
 from .pump import pump
 from .schedulers.base import Unreachable
 from .spool import Spool, SpoolError, random_name
@@ -25,14 +27,18 @@ if MYPY:
 
 FORMS = ("tail", "hook", "ssh", "cron", "heartbeat")
 JOBS, BEATS, AT_ONCE = 9, 2, 4  # of all forms together; a beat is a job, too
-FOLDER = "doctor"
+FOLDER, OWNER = "doctor", "owner"
 SECONDS, LONGEST = 300.0, 3600.0  # for jobs to get their turn; told of again for the heartbeat
 AFTER = 60.0  # seconds after a job's end in which its wake must have come: ssh gets 30, a pump 15
 LOOK = 0.5
+TIME_IS_UP = "time is up: "
 REMIND = 30.0  # seconds between two words to who waits
 BEAT_MINUTES = 0.2
 CLEAR_SECONDS, PATIENT_SECONDS = 90.0, 10.0
-STALE = 3 * LONGEST  # of a folder whose doctor died
+ROUND_SECONDS = 20.0  # of a pump while it clears up
+YOUNG = 60.0  # of a folder that nobody has put a name to yet
+STALE = 3 * LONGEST  # of one whose doctor may have died on another host
+PASSING = ("limit", "temporary", "unknown")  # refusals that say nothing against the host they were met on
 US = "doctor"  # the reason of our own pumps
 _INHERITED = ("site_limits", "published", "beat_options")  # of the root's state: limits, and where its jobs go
 # What its pumps may call themselves. A slot that an ending job still holds is filled by a process that stays: linger.
@@ -111,9 +117,9 @@ class Trial:
         if "second" in submitted:
             self._woken(records, submitted)
             return
-        refused = [r for r in records if r["ev"] == "refused"]
-        if [r for r in refused if r["kind"] == "here"]:
-            self._close("no", "refused on %s: %s" % (refused[-1].get("where", "the node"), refused[-1]["text"]))
+        here = [r for r in records if r["ev"] == "refused" and r["kind"] == "here"]
+        if here:
+            self._close("no", "refused on %s: %s" % (here[-1].get("where", "the node"), here[-1]["text"]))
             return
         since = self._since(submitted.get("first"))
         if since and not self._ended:
@@ -123,7 +129,7 @@ class Trial:
         if words:
             self._close("no", words)
         elif self.is_awaited and time.monotonic() - self._ended > after:
-            self._close("no", self._why_not(refused, after))
+            self._give_up(records, after)
 
     def _since(self, first: "Optional[Dict[str, Any]]") -> float:
         """When the wake could come, by the file server's clock: at the end of the first job, or when the beat was due;
@@ -150,13 +156,22 @@ class Trial:
         since = self._since(submitted.get("first")) or came
         self._close("yes", "" if reason == self.form else "the pump's reason: %s" % reason, max(0.0, came - since))
 
-    def _why_not(self, refused: "List[Dict[str, Any]]", after: float) -> str:
+    def _give_up(self, records: "List[Dict[str, Any]]", after: float) -> None:
+        """It has been waited for long enough. A wake that came, and found no place for a job, is not one that fails."""
+        stopped = [r for r in records if r["ev"] in ("refused", "rejected")]
+        came = [r for r in records if r["ev"] == "pumped" and r["reason"] in REASONS[self.form]]
         failed = _read(os.path.join(self.root.wake, ".failed"))
-        if refused or failed:
-            return str(refused[-1]["text"] if refused else failed)
-        if self.form == "hook":
-            return "no hook came within %d s of the job's end" % after
-        return "nothing came of it within %d s of the job's end; is %s there on the nodes?" % (after, _python())
+        if stopped:
+            self._close("open" if stopped[-1].get("kind") in PASSING else "no", str(stopped[-1]["text"]))
+        elif came:
+            self._close("open", "a wake came (%s), but %s" % (came[-1]["reason"], _caps_full(self.settings)))
+        elif failed:
+            self._close("no", failed)
+        elif self.form == "hook":
+            self._close("no", "no hook came within %d s of the job's end" % after)
+        else:
+            words = "nothing came of it within %d s of the job's end; is %s there on the nodes?"
+            self._close("no", words % (after, launch.python()))
 
     @property
     def is_awaited(self) -> bool:
@@ -167,7 +182,7 @@ class Trial:
         """Time is up."""
         if self.row is None:
             what = "due, and not started" if self.form == "heartbeat" and self._ended else self._told or "not begun"
-            self._close("open", "time is up: " + what)
+            self._close("open", TIME_IS_UP + what)
 
     def _close(self, verdict: str, words: str, seconds: float = 0.0) -> None:
         self.row = Row(self.form, verdict, round(seconds, 1), words, self.settings.wake_via)
@@ -204,8 +219,14 @@ class Doctor:
         self.folder = os.path.join(spool.root, FOLDER, random_name(8))
         self.trials: "List[Trial]" = []
 
+    def begin(self) -> None:
+        """Make the folder of this run, and let others know that it is somebody's."""
+        place = os.path.join(self.folder, OWNER)
+        os.makedirs(place, 0o700)
+        Lock(place, STALE).acquire()
+
     def run(self, forms: "List[str]") -> "List[Row]":
-        """Try `forms`; a row for each. Raises HungUp, schedulers.Unknown, OSError. `clear` has to follow."""
+        """Try `forms`; a row for each. Raises HungUp, schedulers.Unknown, OSError. `end` has to follow."""
         if self.scheduler == "shell":
             rows = [Row(form, "none", 0.0, "there is no batch system", "") for form in forms if form != "tail"]
             return self._by_ends([form for form in forms if form == "tail"]) + rows
@@ -220,7 +241,7 @@ class Doctor:
         """What the end of a job brings about: all at the same time, since each may have to queue."""
         host = "ssh:%s" % process.host()
         if str(self.values["wake_via"]).startswith("ssh:"):
-            host = self.values["wake_via"]
+            host = str(self.values["wake_via"])
         ways = {"tail": "direct", "hook": "hook", "ssh": host}
         found, trials = [], []
         for form in forms:
@@ -242,6 +263,7 @@ class Doctor:
         if not heartbeat.enabled(chosen, schedulers.choose(trial.root, chosen), State(trial.root).value):
             return Row("heartbeat", "none", 0.0, "the caps, or a limit of the site, leave no place for it", "")
         trial.begin()
+        settings.change(trial.root, heartbeat=minutes)  # the beats to follow: where we are killed, nobody stops them
         self._watch([trial])
         return trial.row  # type: ignore[return-value]
 
@@ -301,34 +323,63 @@ class Doctor:
         for trial in trials:
             trial.over()
 
-    def clear(self) -> "List[str]":
-        """Delete what is still in the queue, wait until it is gone, take the roots away, and those of a doctor that
-        died. The folders that must stay, for a job that is still there."""
-        runs = os.path.join(self.spool.root, FOLDER)
-        left: "List[str]" = []
-        for name in files.names(runs):
-            path = os.path.join(runs, name)
-            age = files.file_age(path, self.spool.wake)
-            if path == self.folder or (age or 0) > STALE:
-                left += [root for root in [os.path.join(path, form) for form in files.names(path)] if not clear(root)]
-                _remove_empty(path)
-        _remove_empty(runs)
-        return left
+    def end(self) -> "List[str]":
+        """Take back all there is of this run; the roots that must stay, for a job that is still there."""
+        return _clear([self.folder])
 
 
-def clear(path: str) -> bool:
-    """End all that a trial's root has in the scheduler, then remove it. False where a job of it is still there."""
-    root = Spool(path)
+def clear_dead(spool: "Spool") -> "List[str]":
+    """Take back what doctors left that died; the roots that must stay, for a job that is still there."""
+    return _clear([path for path in _runs(spool) if _is_dead(spool, path)])
+
+
+def remains(spool: "Spool") -> "List[str]":
+    """`clear_dead`; then the runs that are there, below the spool's root: under way, perhaps, or with a job of theirs
+    still there."""
+    clear_dead(spool)
+    return [os.path.relpath(path, spool.root) for path in _runs(spool)]
+
+
+def _runs(spool: "Spool") -> "List[str]":
+    folder = os.path.join(spool.root, FOLDER)
+    return [path for path in [os.path.join(folder, name) for name in files.names(folder)] if os.path.isdir(path)]
+
+
+def _is_dead(spool: "Spool", path: str) -> bool:
+    """Whether nobody is at work in the folder of a run any more. Then it is ours."""
+    place = os.path.join(path, OWNER)
+    if not any(name.startswith("g.") for name in files.names(place)):
+        return (files.file_age(path, spool.wake) or 0.0) > YOUNG  # made this moment, or half removed
+    return Lock(place, STALE).acquire()
+
+
+def _clear(runs: "List[str]") -> "List[str]":
+    """End all that the roots of these runs have in the scheduler, then remove them; the roots that had to stay. Takes
+    CLEAR_SECONDS, and what one call of a scheduler that hangs takes."""
+    known: "Dict[str, Set[str]]" = {}
+    for run in runs:
+        known.update((os.path.join(run, form), set()) for form in files.names(run) if form != OWNER)
     begun, pause = time.monotonic(), 0.5
-    ids: "Set[str]" = set()
-    while not _all_gone(root, ids, time.monotonic() - begun < PATIENT_SECONDS):
-        if time.monotonic() - begun > CLEAR_SECONDS:
-            return False
+    while True:
+        for path in sorted(known):
+            spent = time.monotonic() - begun
+            if spent < CLEAR_SECONDS and _all_gone(Spool(path), known[path], spent < PATIENT_SECONDS):
+                _remove(path)
+                del known[path]
+        if not known or time.monotonic() - begun > CLEAR_SECONDS:
+            break
         time.sleep(pause)
         pause = min(8.0, 2 * pause)
+    for run in runs:
+        if files.names(run) in ([], [OWNER]):
+            _remove(run)
+            _remove_empty(os.path.dirname(run))
+    return sorted(known)
+
+
+def _remove(path: str) -> None:
     for _ in range(3):  # a process that stays may make its folder once more
         shutil.rmtree(path, ignore_errors=True)
-    return not os.path.exists(path)
 
 
 def _all_gone(root: "Spool", ids: "Set[str]", patient: bool) -> bool:
@@ -340,7 +391,7 @@ def _all_gone(root: "Spool", ids: "Set[str]", patient: bool) -> bool:
     ids.update(beat.id for beat in heartbeat.beats(root) if beat.id)  # a pump forgets those that are not needed
     try:
         _cancel(root, patient)
-        pump(root, US, 60.0)
+        pump(root, US, ROUND_SECONDS)
         records = [record for _, record in journal.records(root.log)]
         ids.update(str(r["pbs"]) for r in records if r["ev"] in ("submitted", "adopted"))
         scheduler = schedulers.choose(root, settings.load(root))
@@ -383,6 +434,10 @@ def _not_begun(records: "List[Dict[str, Any]]", report: "Dict[str, Any]", chosen
     refused = [str(r["text"]) for r in records if r["ev"] in ("refused", "rejected")]
     if refused or report["note"]:
         return (refused or [str(report["note"])])[-1]
+    return _caps_full(chosen)
+
+
+def _caps_full(chosen: "Settings") -> str:
     taken = (chosen.max_running, chosen.max_queued)
     return "other jobs take all of your caps now (max_running = %d, max_queued = %d)" % taken
 
@@ -403,12 +458,6 @@ def _table_refused(program: str) -> str:
     if result.code and "no crontab" not in said.lower():
         return said.split("\n")[-1] or "%s ended with %s" % (program, result.code)
     return ""
-
-
-def _python() -> str:
-    from . import launch
-
-    return launch.python()
 
 
 def _read(path: str) -> str:
@@ -433,6 +482,14 @@ def _remove_empty(path: str) -> None:
         pass
 
 
+def _undisturbed() -> None:
+    """From here on no signal ends us. (A handler, since what is ignored would be so in our children, too.)"""
+    import signal
+
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+
+
 def answer(
     spool: "Spool", asked: "Dict[str, Any]", tell: "Callable[[str, str], None]", gone: "Callable[[], bool]"
 ) -> "Dict[str, Any]":
@@ -442,9 +499,19 @@ def answer(
     forms = [form for form in FORMS if form in asked["forms"]]
     seconds = min(LONGEST, max(1.0, float(asked["seconds"])))
     doctor = Doctor(spool, asked["config"], seconds, min(LONGEST, float(asked["after"])), tell, gone)
-    left: "List[str]" = []
+    left = clear_dead(spool)
     try:
+        doctor.begin()
         rows = doctor.run(forms)
     finally:
-        left = doctor.clear()
+        _undisturbed()
+        _tell_last(tell)
+        left += doctor.end()
     return {"rows": [list(row) for row in rows], "left": left, "scheduler": doctor.scheduler}
+
+
+def _tell_last(tell: "Callable[[str, str], None]") -> None:
+    try:
+        tell("", "takes back what is still there of it")
+    except OSError:
+        pass  # nobody listens any more

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from agent.agentroot import AGENT, Root
-from chasqui_agent import settings, wakes
+from chasqui_agent import lock, settings, wakes
 from chasqui_agent.spool import Spool
 
 
@@ -80,19 +80,34 @@ def test_settings_that_are_none_are_refused_before_anything_is_made(root):
     assert_untouched(root)
 
 
+def a_run(root, name, **owner):
+    """What a doctor had begun. owner: what its note of itself says otherwise than that it is us."""
+    run = os.path.join(root.path, "doctor", name)
+    spool = Spool(os.path.join(run, "tail"))
+    spool.create()
+    settings.change(spool, scheduler="shell")
+    if owner:
+        os.mkdir(os.path.join(run, wakes.OWNER))
+        os.symlink(json.dumps(dict(lock.own_identity(), **owner)), os.path.join(run, wakes.OWNER, "g.1"))
+    return run
+
+
 def test_what_a_doctor_left_that_died_goes_with_the_next(root):
-    old = os.path.join(root.path, "doctor", "old")
-    young = os.path.join(root.path, "doctor", "young")
-    for run in (old, young):
-        spool = Spool(os.path.join(run, "tail"))
-        spool.create()
-        settings.change(spool, scheduler="shell")
-    os.utime(old, (time.time() - wakes.STALE - 100,) * 2)
+    died = a_run(root, "died", s="clock:1")
+    alive = a_run(root, "alive", p=os.getpid())
+    elsewhere = a_run(root, "elsewhere", h="another")
+    half_removed = a_run(root, "old")
+    made_this_moment = a_run(root, "young")
+    os.utime(half_removed, (time.time() - wakes.YOUNG - 100,) * 2)
     process = begin(root)
     ask(process, forms=["hook"])
     code, lines, said = ended(process)
     assert (code, said, lines[-1]["left"]) == (0, "", []), said
-    assert os.listdir(os.path.join(root.path, "doctor")) == ["young"]
+    assert not os.path.exists(died)
+    kept = [alive, elsewhere, made_this_moment]
+    assert sorted(os.listdir(os.path.join(root.path, "doctor"))) == sorted(map(os.path.basename, kept))
+    code, _, said = root.agent("remove")
+    assert code == 1 and all("doctor/" + os.path.basename(path) in said for path in kept), said
 
 
 @pytest.mark.parametrize("job", ["12.server", "13.server"])
