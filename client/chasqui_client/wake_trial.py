@@ -27,7 +27,19 @@ Say = Callable[[str], None]
 class NothingLearnt(errors.RemoteRefused):
     """{remote}: no wake_via can be chosen: {why}."""
 
+    hint = "when that has changed: chasqui doctor --job {remote}"
+
+
+class TooShort(NothingLearnt):
+    """{remote}: no wake_via can be chosen: {why}."""
+
     hint = "chasqui doctor --job {remote} --patience 3600    waits longer for jobs to start"
+
+
+class NoTrials(errors.RemoteRefused):
+    """{remote}: the agent there is of another version, which can't try wakes; nothing was submitted."""
+
+    hint = "chasqui agent deploy --remote {remote}; where that changes nothing, upgrade chasqui on this computer"
 
 
 class TrialBroken(errors.RemoteRefused):
@@ -45,7 +57,7 @@ def _forms(text: str) -> list[str]:
 
 def run(command: Command, remote: Remote) -> None:
     """Ask, try, tell, write. Puts rows, choice and whether it was written into the command's data. Raises
-    BadInput (the answer was no), NothingLearnt, TrialBroken, one_line.NotOneLine."""
+    BadInput (the answer was no), NothingLearnt, NoTrials, TrialBroken, one_line.NotOneLine, NotWritten."""
     args = command.args
     wanted = _forms(args.only) if args.only else list(wakes.FORMS)
     _ask(command, remote, wanted)
@@ -61,9 +73,18 @@ def run(command: Command, remote: Remote) -> None:
         command.say("plain processes of this host: there is nothing to choose")
         return
     if not choice:
-        why = next((row.words for row in rows if row.verdict == "open"), "none of those tried works")
-        raise NothingLearnt(remote=remote.name, why=wire.printable(why, _MOST))
+        raise _nothing_learnt(remote, rows)
     _write(command, remote, choice)
+
+
+def _nothing_learnt(remote: Remote, rows: Sequence[wakes.Row]) -> NothingLearnt:
+    unknown = [row for row in rows if row.verdict == "open"]
+    if not unknown:
+        return NothingLearnt(remote=remote.name, why="none of those tried works",
+                             hint="try them all: chasqui doctor --job %s" % remote.name)
+    late = [row for row in unknown if row.words.startswith(wakes.TIME_IS_UP)]
+    kind = TooShort if late else NothingLearnt
+    return kind(remote=remote.name, why=(late or unknown)[0].words)
 
 
 def _ask(command: Command, remote: Remote, wanted: Sequence[str]) -> None:
@@ -105,6 +126,8 @@ def _try(transport: Transport, remote: Remote, wanted: Sequence[str], seconds: f
         raise
     status = channel.close(_CLEARING)
     deploy.check_status(remote, status, channel.stderr_tail())
+    if found is None and "no verb '_wakes'" in channel.stderr_tail():
+        raise NoTrials(remote=remote.name)
     if found is None:
         last = channel.stderr_tail().strip().splitlines()[-1:] or ["exit status %s" % status]
         raise TrialBroken(wire.printable(last[0].removeprefix("chasqui-agent: "), _MOST), remote=remote.name)

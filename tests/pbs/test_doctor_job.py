@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from agent.agentroot import AGENT, until
+from chasqui_agent import wakes
 from chasqui_client import cli, wake_trial
 from pbs.cluster import Cluster
+from pbs.test_relay import PbsRoot
 from pbs.test_wake_via import REFUSAL, SSH
 from session.desk import CONFIG, Desk
 
@@ -81,6 +87,54 @@ class Site:
         records = self.cluster.user_home / ".chasqui-agent" / "jobs"
         assert not records.exists() or list(records.iterdir()) == []
         assert not list((self.desk.root / "log").iterdir()), "the user's own relay was touched"
+
+
+    def full(self) -> str:
+        """Have another's job take the whole node; its number."""
+        number = self.cluster.submit("sleep 600\n", "-l", "select=1:ncpus=8")
+        self.cluster.wait_for(number, "R")
+        return number
+
+    def empty(self, number: str) -> None:
+        self.cluster.run("qdel", "-W", "force", number)
+        self.cluster.wait_for(number, "FX")
+
+    def alive(self) -> list[str]:
+        return [job["id"] for job in self.cluster.table() if job["state"] not in "FX"]
+
+
+class Agent:
+    """The agent's side of a trial, without a client."""
+
+    def __init__(self, site: Site, forms: list[str], config: dict[str, Any] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", os.path.join(AGENT, "chasqui_agent"), "--root", str(site.desk.root),
+             "_wakes", "--nonce", "n"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        asked = {"forms": forms, "seconds": float(PATIENCE), "after": 300.0, "config": config or {}}
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+
+    def wait_for(self, words: str, times: int = 1) -> None:
+        """Read on until it has said so, so many times."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            times -= words in json.loads(line).get("words", "")
+            if not times:
+                return
+        pytest.fail("it never said: " + words)
+
+    def hang_up(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+
+    def ended(self) -> int:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdout.read()
+        code = self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            stream.close()
+        return code
 
 
 @pytest.fixture
@@ -168,6 +222,98 @@ def test_the_users_caps_count_what_she_has_there(site: Site, capsys: pytest.Capt
         site.cluster.run("qdel", number)
 
 
+def test_the_sites_limits_are_told_in_its_words(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no room for a first job: nobody waits for it."""
+    site.cluster.set_server("mock_hide_limits", True)
+    site.cluster.set_server("max_queued", "[u:PBS_GENERIC=1]")
+    held = site.cluster.submit("true\n", "-h")
+    code = cli.main(["doctor", "--job", "--only", "tail,hook", "--patience", PATIENCE])
+    said = capsys.readouterr()
+    assert code == 6 and "would exceed complex's per-user limit" in said.err, said
+    assert "when that has changed: chasqui doctor --job here" in said.err
+    assert {job["id"] for job in site.cluster.table()} == {held}
+    site.cluster.run("qdel", held)
+    site.nothing_is_left()
+
+
+@pytest.mark.parametrize("full", ["by the site", "by the caps"])
+def test_a_wake_that_finds_no_room_is_not_one_that_fails(site: Site, full: str) -> None:
+    """Else a site where somebody else was faster would be one where nothing works, and had "sync" for ever."""
+    number, text = site.full(), "other jobs take all of your caps now"
+    spool = PbsRoot(site.desk.root, site.cluster, max_queued=1).spool
+    doctor = wakes.Doctor(spool, {"max_queued": 1, "query_interval": 0}, 300.0, 300.0, lambda *_: None, lambda: False)
+    doctor.begin()
+    trial = doctor._trial("tail", wake_via="direct")
+    trial.begin()
+    if full == "by the caps":
+        held = site.cluster.submit("true\n", "-h")
+    else:
+        text = "would exceed complex's per-user limit"
+        site.cluster.fault("refuse_hosts", hosts=["node1"], text=text, number=15046)
+    site.empty(number)
+    until(lambda: [record for record in trial._records() if record.get("reason") == "tail"], "the wake came")
+    until(lambda: (trial.look(300.0), trial.is_awaited)[-1], "its job has ended")
+    trial.look(0.0)
+    assert trial.row and (trial.row.verdict, wakes.choice([trial.row])) == ("open", "") and text in trial.row.words
+    site.cluster.clear()
+    if full == "by the caps":
+        site.cluster.run("qdel", held)
+    assert doctor.end() == []
+    site.nothing_is_left()
+
+
+def test_to_the_relay_beside_it_its_jobs_are_others(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of two places is the trial's while it lasts; then the relay has both."""
+    number = site.full()
+    root = PbsRoot(site.desk.root, site.cluster, heartbeat=0, max_queued=2)
+    agent = Agent(site, ["tail"], {"max_queued": 2, "heartbeat": 0})
+    agent.wait_for("submitted ")
+    for name in ("one", "two"):
+        root.drop(name)
+    assert root.pump()["submitted"] == 1
+    agent.hang_up()
+    assert agent.ended() == 1 and not (site.desk.root / "doctor").exists()
+    until(lambda: (root.pump(), root.spool.entries("submitted")[1:])[-1], "the second follows")
+    for name in ("one", "two"):
+        assert root.agent("cancel", name)[0] == 0
+    until(lambda: (root.pump(), site.alive() == [number])[-1], "both are gone")
+    site.empty(number)
+
+
+def test_once_it_clears_up_no_signal_stops_it(site: Site) -> None:
+    number = site.full()
+    agent = Agent(site, ["tail", "hook"])
+    agent.wait_for("submitted ")
+    agent.process.terminate()
+    agent.wait_for("takes back")
+    for sign in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        agent.process.send_signal(sign)
+    assert agent.ended() == 130
+    assert site.alive() == [number]
+    site.empty(number)
+    site.nothing_is_left()
+
+
+@pytest.mark.parametrize("way", ["doctor", "remove"])
+def test_what_a_killed_one_left_goes_with_whoever_comes_next(site: Site, way: str) -> None:
+    number = site.full()
+    agent = Agent(site, ["tail", "hook"])
+    agent.wait_for("submitted ", 2)
+    root = PbsRoot(site.desk.root, site.cluster)
+    code, _, said = root.agent("remove")
+    assert code == 1 and "still waiting or running: doctor/" in said, "it is at work"
+    agent.process.kill()
+    assert agent.ended() == -signal.SIGKILL and len(site.alive()) == 3
+    if way == "remove":
+        assert root.agent("remove") == (0, "", "")
+    else:
+        other = Agent(site, [])
+        assert other.ended() == 0
+    until(lambda: site.alive() == [number], "its jobs are gone")
+    assert not (site.desk.root / "doctor").exists()
+    site.empty(number)
+
+
 def test_who_hangs_up_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch,
                                      capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C while the jobs queue."""
@@ -177,8 +323,7 @@ def test_who_hangs_up_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch
             raise KeyboardInterrupt
         return {}
 
-    number = site.cluster.submit("sleep 600\n", "-l", "select=1:ncpus=8")
-    site.cluster.wait_for(number, "R")
+    number = site.full()
     monkeypatch.setattr(wake_trial, "_said", interrupted)
     assert cli.main(["doctor", "--job", "--only", "tail,hook", "--patience", PATIENCE]) == 130
     assert "what was submitted is being deleted" in capsys.readouterr().out
