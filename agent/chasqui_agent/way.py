@@ -150,7 +150,7 @@ def learn(pump: "Round", answer: "Submission") -> "Submission":
     if answer.kind == "accepted":
         if on_compute_node():
             state.pop("wake_via", None)
-        else:
+        elif pump.report["reason"] != "cron" or not state.get("login"):  # Slurm's cron runs on a compute node
             state["login"] = login_here()
     if not answer.here or answer.kind in ("accepted", "unknown"):
         return answer
