@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from chasqui_agent import journal, settings
+from chasqui_agent.spool import Spool
 from chasqui_client import cli, states
 from session.desk import CONFIG, Desk
 from slurm.cluster import Cluster
@@ -115,3 +117,19 @@ def test_what_wakes_the_relay_is_found_out(desk: SlurmDesk, capsys: pytest.Captu
     assert answer["data"]["written"] and desk.home.config().remote().wake_via == "direct"
     assert not (desk.root / "doctor").exists() and not list((desk.root / "log").iterdir())
     desk.cluster.until(lambda: not desk.cluster.table(), "nothing of it is in the queue")
+
+
+def test_the_line_for_scrontab_moves_the_relay_on(desk: SlurmDesk, capsys: pytest.CaptureFixture[str]) -> None:
+    """Slurm runs it as a batch job with the options above it; scrontab itself is not in Debian's Slurm."""
+    desk.deploy()
+    settings.change(Spool(str(desk.root)), settle=0)
+    options, command = chasqui(capsys, "agent", "cron", "--slurm")["data"]["lines"][-2:]
+    assert options.startswith("#SCRON ")
+    script = desk.path / "entry.sh"
+    script.write_text("#!/bin/sh\n%s\n%s\n" % (options.replace("#SCRON", "#SBATCH"), command.split(" ", 5)[5]))
+    (desk.root / "waiting" / "one.sh").write_text("#!/bin/sh\n%stouch ran\n" % HEAD)
+    done = desk.cluster.run("sbatch", str(script))
+    assert done.returncode == 0, done.stderr
+    desk.cluster.until(lambda: (desk.root / "work" / "one" / "ran").exists(), "the script that waited has run")
+    records = [record for _, record in journal.records(str(desk.root / "log"))]
+    assert "cron" in [record["reason"] for record in records if record["ev"] == "pumped"]
