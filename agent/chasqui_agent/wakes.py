@@ -251,6 +251,7 @@ class Doctor:
             trials.append(self._trial(form, wake_via=ways[form]))
             trials[-1].begin()
         self._watch(trials)
+        _clear([trial.root.root for trial in trials])  # first: what is tried next comes not on top of these jobs
         return found + [trial.row for trial in trials if trial.row]
 
     def _by_heartbeat(self, taken: str) -> "Row":
@@ -263,15 +264,19 @@ class Doctor:
         if not heartbeat.enabled(chosen, schedulers.choose(trial.root, chosen), State(trial.root).value):
             return Row("heartbeat", "none", 0.0, "the caps, or a limit of the site, leave no place for it", "")
         trial.begin()
-        settings.change(trial.root, heartbeat=minutes)  # the beats to follow: where we are killed, nobody stops them
         self._watch([trial])
         return trial.row  # type: ignore[return-value]
 
     def _by_cron(self) -> "Row":
         """The line, run as cron would run it; and whether cron would have it. Nobody's table is touched."""
+        trial = self._trial("cron", wake_via="sync")
+        row = self._run_line(trial)
+        _clear([trial.root.root])
+        return row
+
+    def _run_line(self, trial: Trial) -> "Row":
         from .schedulers import pbs_commands
 
-        trial = self._trial("cron", wake_via="sync")
         files.write_json(os.path.join(trial.root.root, "state.json"), dict(self._known(), login=way.login_here()))
         _drop(trial.root, trial.settings, "second", "")
         home = os.path.expanduser("~")
@@ -325,12 +330,12 @@ class Doctor:
 
     def end(self) -> "List[str]":
         """Take back all there is of this run; the roots that must stay, for a job that is still there."""
-        return _clear([self.folder])
+        return _clear_runs([self.folder])
 
 
 def clear_dead(spool: "Spool") -> "List[str]":
     """Take back what doctors left that died; the roots that must stay, for a job that is still there."""
-    return _clear([path for path in _runs(spool) if _is_dead(spool, path)])
+    return _clear_runs([path for path in _runs(spool) if _is_dead(spool, path)])
 
 
 def remains(spool: "Spool") -> "List[str]":
@@ -353,12 +358,21 @@ def _is_dead(spool: "Spool", path: str) -> bool:
     return Lock(place, STALE).acquire()
 
 
-def _clear(runs: "List[str]") -> "List[str]":
-    """End all that the roots of these runs have in the scheduler, then remove them; the roots that had to stay. Takes
-    CLEAR_SECONDS, and what one call of a scheduler that hangs takes."""
-    known: "Dict[str, Set[str]]" = {}
+def _clear_runs(runs: "List[str]") -> "List[str]":
+    """Take the folders of these runs away; the roots that had to stay."""
+    roots = [os.path.join(run, form) for run in runs for form in files.names(run) if form != OWNER]
+    left = _clear(roots)
     for run in runs:
-        known.update((os.path.join(run, form), set()) for form in files.names(run) if form != OWNER)
+        if files.names(run) in ([], [OWNER]):
+            _remove(run)
+            _remove_empty(os.path.dirname(run))
+    return left
+
+
+def _clear(roots: "List[str]") -> "List[str]":
+    """End all that these roots have in the scheduler, then remove them; those that had to stay. Takes CLEAR_SECONDS at
+    most, and what one call of a scheduler that hangs takes."""
+    known: "Dict[str, Set[str]]" = {path: set() for path in roots}
     begun, pause = time.monotonic(), 0.5
     while True:
         for path in sorted(known):
@@ -367,14 +381,9 @@ def _clear(runs: "List[str]") -> "List[str]":
                 _remove(path)
                 del known[path]
         if not known or time.monotonic() - begun > CLEAR_SECONDS:
-            break
+            return sorted(known)
         time.sleep(pause)
         pause = min(8.0, 2 * pause)
-    for run in runs:
-        if files.names(run) in ([], [OWNER]):
-            _remove(run)
-            _remove_empty(os.path.dirname(run))
-    return sorted(known)
 
 
 def _remove(path: str) -> None:

@@ -124,6 +124,12 @@ class Agent:
                 return
         pytest.fail("it never said: " + words)
 
+    def answer(self) -> dict[str, Any]:
+        """The last thing it says."""
+        assert self.process.stdout
+        found: dict[str, Any] = json.loads(self.process.stdout.read().splitlines()[-1])
+        return found
+
     def hang_up(self) -> None:
         assert self.process.stdin
         self.process.stdin.close()
@@ -207,6 +213,30 @@ def test_jobs_that_do_not_start_in_time_prove_nothing(site: Site, capsys: pytest
     assert [job["id"] for job in site.cluster.table() if job["state"] not in "FX"] == [number]
     site.cluster.run("qdel", "-W", "force", number)
     site.cluster.wait_for(number, "FX")
+    site.nothing_is_left()
+
+
+def test_what_is_tried_next_comes_when_the_jobs_before_are_gone(
+        site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """So that there are never more at once than she was told."""
+    number = site.full()
+    assert cli.main(["doctor", "--job", "--only", "tail,hook,cron", "--patience", "2"]) == 6
+    said = capsys.readouterr()
+    assert re.search(r"\ntail .* not known .*\nhook .* not known .*\ncron .* works ", said.out), said
+    jobs = [job for job in site.cluster.table() if job["id"] != number]
+    assert len(jobs) == 3
+    calls = [call[1] for call in site.cluster.calls("qsub", "qdel") if "--version" not in call[4]]
+    assert calls[:6] == ["qsub"] * 3 + ["qdel"] * 2 + ["qsub"], "the first is the other's"
+    site.empty(number)
+    site.nothing_is_left()
+
+
+def test_two_at_once_keep_out_of_each_others_way(site: Site) -> None:
+    agents = [Agent(site, ["tail"]) for _ in range(2)]
+    for agent in agents:
+        answer = agent.answer()
+        assert [row[:2] for row in answer["rows"]] == [["tail", "yes"]] and answer["left"] == [], answer
+        assert agent.ended() == 0
     site.nothing_is_left()
 
 
