@@ -88,15 +88,14 @@ class Trial:
         self._due = 0.0  # of the heartbeat, by the file server's clock
         self._ended = 0.0  # by our own
 
-    def begin(self) -> None:
-        """Submit the first job, and have the second wait."""
+    def begin(self) -> str:
+        """Submit the first job, and have the second wait; why there was no place for it, "" where there was."""
         _drop(self.root, self.settings, "first", _FIRST)
         report = pump(self.root, US)
         _drop(self.root, self.settings, "second", "")
         standing = live.standings(self.root)
         if not standing or standing[0].held:
-            self._close("open", _not_begun(self._records(), report, self.settings))
-            return
+            return _not_begun(self._records(), report, self.settings)
         self._say("submitted %s" % standing[0].id)
         beats = heartbeat.beats(self.root)
         if self.form != "heartbeat":
@@ -105,7 +104,8 @@ class Trial:
         elif beats:
             self._due = beats[-1].due
         else:
-            self._close("no", report["refused"] or "the scheduler did not take a job with a start time")
+            self.close("no", report["refused"] or "the scheduler did not take a job with a start time")
+        return ""
 
     def _records(self) -> "List[Dict[str, Any]]":
         return [record for _, record in journal.records(self.root.log)]
@@ -119,7 +119,7 @@ class Trial:
             return
         here = [r for r in records if r["ev"] == "refused" and r["kind"] == "here"]
         if here:
-            self._close("no", "refused on %s: %s" % (here[-1].get("where", "the node"), here[-1]["text"]))
+            self.close("no", "refused on %s: %s" % (here[-1].get("where", "the node"), here[-1]["text"]))
             return
         since = self._since(submitted.get("first"))
         if since and not self._ended:
@@ -127,7 +127,7 @@ class Trial:
             self._say("has ended; its wake is waited for" if self.form != "heartbeat" else "is due")
         words = _read(os.path.join(self.root.wake, way.SSH_SAID)) if self.form == "ssh" else ""
         if words:
-            self._close("no", words)
+            self.close("no", words)
         elif self.is_awaited and time.monotonic() - self._ended > after:
             self._give_up(records, after)
 
@@ -149,12 +149,12 @@ class Trial:
         if not reason:
             return  # the round is not over yet
         if reason not in REASONS[self.form]:
-            self._close("open", "something else was first: %s" % reason)
+            self.close("open", "something else was first: %s" % reason)
             return
         meta = self.root.meta_dir("second", 1)
         came = _modified(os.path.join(meta, "%s.id" % submitted["second"]["token"]))
         since = self._since(submitted.get("first")) or came
-        self._close("yes", "" if reason == self.form else "the pump's reason: %s" % reason, max(0.0, came - since))
+        self.close("yes", "" if reason == self.form else "the pump's reason: %s" % reason, max(0.0, came - since))
 
     def _give_up(self, records: "List[Dict[str, Any]]", after: float) -> None:
         """It has been waited for long enough. A wake that came, and found no place for a job, is not one that fails."""
@@ -162,16 +162,16 @@ class Trial:
         came = [r for r in records if r["ev"] == "pumped" and r["reason"] in REASONS[self.form]]
         failed = _read(os.path.join(self.root.wake, ".failed"))
         if stopped:
-            self._close("open" if stopped[-1].get("kind") in PASSING else "no", str(stopped[-1]["text"]))
+            self.close("open" if stopped[-1].get("kind") in PASSING else "no", str(stopped[-1]["text"]))
         elif came:
-            self._close("open", "a wake came (%s), but %s" % (came[-1]["reason"], _caps_full(self.settings)))
+            self.close("open", "a wake came (%s), but %s" % (came[-1]["reason"], _caps_full(self.settings)))
         elif failed:
-            self._close("no", failed)
+            self.close("no", failed)
         elif self.form == "hook":
-            self._close("no", "no hook came within %d s of the job's end" % after)
+            self.close("no", "no hook came within %d s of the job's end" % after)
         else:
             words = "nothing came of it within %d s of the job's end; is %s there on the nodes?"
-            self._close("no", words % (after, launch.python()))
+            self.close("no", words % (after, launch.python()))
 
     @property
     def is_awaited(self) -> bool:
@@ -182,9 +182,9 @@ class Trial:
         """Time is up."""
         if self.row is None:
             what = "due, and not started" if self.form == "heartbeat" and self._ended else self._told or "not begun"
-            self._close("open", TIME_IS_UP + what)
+            self.close("open", TIME_IS_UP + what)
 
-    def _close(self, verdict: str, words: str, seconds: float = 0.0) -> None:
+    def close(self, verdict: str, words: str, seconds: float = 0.0) -> None:
         self.row = Row(self.form, verdict, round(seconds, 1), words, self.settings.wake_via)
         what = {"yes": "works, after %.1f s" % seconds, "no": "does not work"}.get(verdict, "not known")
         self._say(what + (": " + words if words else ""))
@@ -243,16 +243,27 @@ class Doctor:
         if str(self.values["wake_via"]).startswith("ssh:"):
             host = str(self.values["wake_via"])
         ways = {"tail": "direct", "hook": "hook", "ssh": host}
-        found, trials = [], []
+        found: "List[Any]" = []
+        trials: "List[Trial]" = []
+        crowded: "List[str]" = []  # out by those that have begun
         for form in forms:
             if settings.check_wake_via(ways[form]):
                 found.append(Row(form, "none", 0.0, "%s is no name ssh can be given" % ways[form][4:], ""))
                 continue
-            trials.append(self._trial(form, wake_via=ways[form]))
-            trials[-1].begin()
+            trial = self._trial(form, wake_via=ways[form])
+            why = trial.begin()
+            if why and trials:
+                self.tell(form, "waits for its turn: " + why)
+                crowded.append(form)
+            elif why:
+                trial.close("open", why)
+                found.append(trial.row)
+            else:
+                trials.append(trial)
         self._watch(trials)
-        _clear([trial.root.root for trial in trials])  # first: what is tried next comes not on top of these jobs
-        return found + [trial.row for trial in trials if trial.row]
+        _clear([trial.root.root for trial in self.trials])  # what is tried next comes not on top of these jobs
+        found += [trial.row for trial in trials if trial.row]
+        return found + (self._by_ends(crowded) if crowded else [])
 
     def _by_heartbeat(self, taken: str) -> "Row":
         minutes = self.values["heartbeat"]
@@ -263,7 +274,9 @@ class Doctor:
         chosen = trial.settings
         if not heartbeat.enabled(chosen, schedulers.choose(trial.root, chosen), State(trial.root).value):
             return Row("heartbeat", "none", 0.0, "the caps, or a limit of the site, leave no place for it", "")
-        trial.begin()
+        why = trial.begin()
+        if why:
+            trial.close("open", why)
         self._watch([trial])
         return trial.row  # type: ignore[return-value]
 

@@ -231,6 +231,22 @@ def test_what_is_tried_next_comes_when_the_jobs_before_are_gone(
     site.nothing_is_left()
 
 
+def test_where_one_job_is_allowed_they_take_turns(site: Site) -> None:
+    """Else the first to begin would keep the others out, and nothing could be learnt of them."""
+    number = site.full()
+    site.cluster.set_server("mock_hide_limits", True)
+    site.cluster.set_server("max_queued", "[u:PBS_GENERIC=2]")  # one is the other's
+    site.cluster.fault("refuse_hosts", hosts=["node1"], text=REFUSAL)
+    site.ssh_works.touch()
+    agent = Agent(site, ["tail", "ssh"])
+    agent.wait_for("waits for its turn: qsub: would exceed complex's per-user limit")
+    site.empty(number)
+    answer = agent.answer()
+    assert [row[:2] for row in answer["rows"]] == [["tail", "no"], ["ssh", "yes"]], answer
+    assert agent.ended() == 0
+    site.nothing_is_left()
+
+
 def test_two_at_once_keep_out_of_each_others_way(site: Site) -> None:
     agents = [Agent(site, ["tail"]) for _ in range(2)]
     for agent in agents:
