@@ -25,6 +25,9 @@ if MYPY:
 INPUTS = "inputs"
 TRIED = "copied"  # in .chasqui of the attempt before: how often this was begun
 TRIES = 3
+# Says something of this one file, which stays then; whatever else goes wrong is the file server's, and passes.
+_STAYS = spoiled.GONE_FOR + (errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.EXDEV, errno.ETXTBSY, errno.EINVAL,
+                             errno.EROFS)
 
 
 class Refused(Exception):
@@ -192,7 +195,8 @@ def _link(folder: int, path: bytes) -> bytes:
 
 def move_on(old: str, new: str, everything: bool) -> None:
     """Move the kept inputs of an attempt to the next one's folder, and (everything) whatever else it left. Called
-    again, it moves what is left. What can't be moved stays: no job's files may stop the relay. A full disk raises."""
+    again, it moves what is left. What can't be moved stays: no job's files may stop the relay. Raises OSError for a
+    full disk and a file server that is away."""
     for name in _names(old) if everything else ():
         if name != ".chasqui":
             _rename(os.path.join(old, name), os.path.join(new, name))
@@ -204,7 +208,9 @@ def _names(folder: str) -> "List[str]":
     for _ in range(2):
         try:
             return files.names(folder)
-        except OSError:
+        except OSError as error:
+            if not spoiled.gone(error):
+                raise
             spoiled.unlock(folder)
     return []
 
@@ -216,7 +222,7 @@ def _rename(old: str, new: str) -> None:
         os.rename(old, new)
         return
     except OSError as error:
-        if files.no_space(error):
+        if error.errno not in _STAYS:
             raise
         if error.errno not in (errno.EACCES, errno.EPERM):
             return
@@ -228,5 +234,5 @@ def _rename(old: str, new: str) -> None:
         if mode >= 0:
             os.chmod(new, mode)
     except OSError as error:
-        if files.no_space(error):
+        if error.errno not in _STAYS:
             raise

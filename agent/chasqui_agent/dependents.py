@@ -188,11 +188,12 @@ def _flagged(spool: "Spool", alive: "Sequence[Standing]") -> "Dict[Key, str]":
 def expected(spool: "Spool", alive: "Sequence[Standing]") -> bool:
     """Whether the payload of one of these is over, only the scheduler can say how, and somebody waits for that: another
     job, or its own next attempt."""
-    return any(standing.flagged >= standing.size and (_waited_for(spool, standing) or _may_go_on(spool, standing))
+    return any(standing.flagged >= standing.size and (_waited_for(spool, standing) or may_go_on(spool, standing))
                for standing in alive)
 
 
-def _may_go_on(spool: "Spool", standing: "Standing") -> bool:
+def may_go_on(spool: "Spool", standing: "Standing") -> bool:
+    """Whether its flag says that it failed, and its policy may have it tried again."""
     flag = standing.marks.flag or {}
     return flag.get("exit", "0") != "0" and spool.may_be_retried(standing.entry.job, standing.entry.attempt)
 

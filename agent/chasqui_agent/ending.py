@@ -49,7 +49,9 @@ def begin(
     if following:
         files.write_file(path[: -len("sh")] + "next", following.pop("script"))
         pump.lock.check()
-    told = files.dump_json({"state": state, "record": record, "final": final, "following": following})
+    told = {"state": state, "record": record, "final": final, "following": following}
+    # An agent that knows of no retries must not finish this: it finds no state, and finds the end out again.
+    told = files.dump_json({"followed": told} if following else told)
     # Lost with the power, an end is found out again; but not one whose next attempt may run by then.
     files.write_file(path[: -len("sh")] + "json", told, durable=bool(following))
     fault.point("ending.record.after")
@@ -87,6 +89,7 @@ def _finish(pump: "Round", entry: "Entry") -> None:
     record_path = entry.path[: -len("sh")] + "json"
     try:
         told = files.read_json(record_path) or {}
+        told = told.get("followed", told)
         state, record, final, following = told["state"], told["record"], told["final"], told.get("following")
     except (ValueError, KeyError):
         # Lost with the power: nothing was told of this end, so it is found out again.

@@ -22,7 +22,7 @@ from . import fault, files, wire
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, Iterator, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 fault.register(
     {
@@ -92,6 +92,17 @@ def records(folder: str, offset: int = 0) -> "Iterator[Tuple[int, Dict[str, Any]
             for item in _segment_records(path, base, max(offset, base), end):
                 offset = item[0]
                 yield item
+
+
+def latest(folder: str, wanted: "Callable[[Dict[str, Any]], bool]") -> "Optional[Dict[str, Any]]":
+    """The last record that is wanted, None where there is none. Reads one segment after the other, the newest first."""
+    end = None
+    for base, _, path in reversed(segments(folder)):
+        found = [record for _, record in _segment_records(path, base, base, end) if wanted(record)]
+        if found:
+            return found[-1]
+        end = base
+    return None
 
 
 def _segment_records(path: str, base: int, offset: int, end: "Optional[int]") -> "Iterator[Tuple[int, Dict[str, Any]]]":

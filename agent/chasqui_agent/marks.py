@@ -134,7 +134,10 @@ def _close(meta: str, token: str, generation: int) -> str:
     # The runner looks at its claim once more behind its run mark, and we for that mark behind our claim: one of the
     # two sees the other, also where a second start of the same id came between a claim and its taking back.
     runs = [name for name in files.names(meta) if name.startswith("run.%s." % token)]
-    return array_of(lock.read_link(os.path.join(meta, runs[0])) or "") if runs else ""
+    if runs:
+        return array_of(lock.read_link(os.path.join(meta, runs[0])) or "")
+    flag = _read(meta, token).flag  # its job may have taken the other marks away
+    return array_of(flag.get("id", "")) if flag else ""
 
 
 def array_of(job_id: str) -> str:

@@ -244,8 +244,9 @@ class Round:
         doubt = bool(in_flight) or any(job.marks.term or job.marks.cancel or job.spoilt for job in standing)
         if cached is not None and (self.scheduler.asks_a_server or not doubt):
             return cached, False
-        # Those whose flag says how they ended need only be seen to be gone.
-        asked = [job for job in standing if job.id and (job.flagged < job.size or job.marks.term)]
+        # Those whose flag says how they ended need only be seen to be gone; that it was the memory, it does not say.
+        asked = [job for job in standing
+                 if job.id and (job.flagged < job.size or job.marks.term or dependents.may_go_on(self.spool, job))]
         ids = [job.id for job in asked] + [beat.id for beat in heartbeat.beats(self.spool) if beat.id]
         sought = [submit.sought(self, entry) for entry in in_flight] + heartbeat.sought(self.spool)
         sought += self.state.closed_lately()
@@ -367,8 +368,9 @@ class Round:
         spoiled.check_work(self.spool.work)
         known = self.state.value.setdefault("ids", {})  # type: Dict[str, str]
         found = known.get(entry.token) or spoiled.id_in_journal(self.spool.log, entry.token)
-        if found:
+        if found and entry.token not in known:
             known[entry.token] = found
+            self.state.save()  # a journal may be long, and this pump's time too short for all of them
         return found
 
     def calls(self) -> int:

@@ -107,10 +107,16 @@ def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]
         return False
     certain = told_by_flags(standing)
     if certain:
-        return end(pump, standing, certain)
+        return end(pump, standing, _with_cause(certain, snapshot.ended.get(standing.id)))
     if standing.id and not snapshot.knows(standing.id):
         return False
     return _gone(pump, standing, snapshot.ended.get(standing.id))
+
+
+def _with_cause(outcome: "Dict[str, Any]", ended: "Optional[Ended]") -> "Dict[str, Any]":
+    """A flag's outcome, and that it was the memory, where only the payload was killed for it and the runner lived."""
+    short = ended and ended.why == "memory" and outcome["state"] == "FAIL"
+    return dict(outcome, why="memory") if short else outcome
 
 
 def _is_live(standing: "Standing", snapshot: "Snapshot") -> bool:

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 
-from . import carry, directives, ending, fault, files, policy, spoiled, wire
+from . import carry, directives, ending, fault, files, marks, policy, spoiled, wire
 from .spool import RETRIES, rank_of, shard_name
 
 MYPY = False
@@ -50,7 +50,8 @@ def following(pump: "Round", standing: "Standing", record: "Dict[str, Any]") -> 
     entry = standing.entry
     asked = _asked(pump.spool, entry)
     rule = asked.get("retry")
-    began = standing.marks.runs or record["state"] == "LOST"
+    claimed = standing.spoilt or standing.marks.claim and not marks.is_closed(standing.marks.claim)
+    began = standing.marks.runs or record["state"] == "LOST" and claimed
     if not rule or record["state"] == "DONE" or not began or standing.marks.cancel or standing.indices:
         return None
     condition = policy.matched(rule["on"], record)
@@ -149,7 +150,10 @@ def _made(built: str, new: str) -> bool:
     try:
         files.move(built, new)
     except FileNotFoundError:
-        return os.path.isdir(new)  # done before
+        if os.path.isdir(new):
+            return True  # done before
+        spoiled.check_work(os.path.dirname(new))
+        return False
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise
@@ -171,7 +175,7 @@ def _give_up(pump: "Round", job: str, attempt: int, new: str, script: str) -> No
 def _place(spool: "Spool", rank: int, job: str, attempt: int) -> str:
     """Where its script goes: behind what waits already with its priority. One shard for each hour's retries."""
     folder = os.path.join(spool.waiting, "%03d" % rank)
-    shard = os.path.join(folder, time.strftime("%Y%m%dT%H0000-retry", time.gmtime()))
+    shard = os.path.join(folder, time.strftime("%Y%m%dT%H5959-retry", time.gmtime()))
     os.makedirs(shard, 0o700, exist_ok=True)
     files.fsync_folder(folder)
     return os.path.join(shard, shard_name(0, job, attempt))

@@ -84,6 +84,14 @@ let_us_in() {
     [ -d "$meta" ] || mkdir -m 700 "$meta"
     [ -w "$meta" ] && [ -x "$meta" ] || chmod u+rwx "$meta"
     [ ! -e "$room" ] || [ -w "$room" ] || chmod u+rw "$room"
+    # What was taken away had said that this has started: PBS may start it once more.
+    ln -s "$base" "$meta/claim.$token"
+    [ "$own" = "$token" ] || ln -s "$id" "$meta/claim.$own"
+    begun=1
+    while [ "$begun" -le "$k" ]; do
+        ln -s "$id" "$meta/run.$own.$begun"
+        begun=$((begun + 1))
+    done
 } 2>/dev/null
 
 # 1. Room for the flag, before anything else: a full quota at the end must not eat the truth.

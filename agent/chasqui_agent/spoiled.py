@@ -18,13 +18,13 @@ if MYPY:
     Found = TypeVar("Found")
 
 GONE = "its .chasqui/, which is the relay's own folder, had been taken away or damaged"
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
+GONE_FOR = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM)
 
 
 def gone(error: OSError) -> bool:
     """Whether it says that something of ours is not there any more, or is something else: not that a disk is full, nor
     that a file server does not answer."""
-    return error.errno in _GONE
+    return error.errno in GONE_FOR
 
 
 def let_in(meta: str, act: "Callable[[], Found]") -> "Found":
@@ -94,12 +94,9 @@ def check_work(work: str) -> None:
 
 
 def id_in_journal(log: str, token: str) -> str:
-    """The scheduler's id of a submission, whose own record of it is gone; "" where the journal has it no more. Reads
-    the whole journal."""
+    """The scheduler's id of a submission, whose own record of it is gone; "" where the journal has it no more."""
     from . import journal
 
-    found = ""
-    for _, record in journal.records(log):
-        if record.get("token") == token and record["ev"] in ("submitted", "adopted"):
-            found = str(record.get("pbs") or "")
-    return found
+    told = ("submitted", "adopted")
+    found = journal.latest(log, lambda record: record.get("token") == token and record["ev"] in told)
+    return str((found or {}).get("pbs") or "")

@@ -242,7 +242,7 @@ class Spool:
         try:
             with open(self.entry_path("completed", job, attempt, suffix="flag"), "rb") as stream:
                 lines = stream.read(65536).split(b"\n")
-        except OSError:
+        except FileNotFoundError:
             return 0
         return attempt + 1 if b"next=%d" % (attempt + 1) in lines else 0
 

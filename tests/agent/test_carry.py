@@ -1,5 +1,6 @@
 """What a retry costs the others: copies end in time, and no job's files stop the relay; and what is copied is whole."""
 
+import errno
 import hashlib
 import json
 import os
@@ -249,6 +250,52 @@ def test_an_end_that_is_followed_is_durable_before_it_begins(bench, monkeypatch)
     assert begun == [True]
 
 
+def test_an_agent_that_knows_of_no_retries_finds_no_end_that_is_followed(bench, monkeypatch):
+    """It would finish it without what follows; so it gives the script back to submitting/, and looks again."""
+    on = bench(EXIT)
+    real, told = ending._finish, []
+
+    def finish(this, entry):
+        with open(entry.path[:-2] + "json") as stream:
+            told.append(json.load(stream))
+        if len(told) > 1:
+            real(this, entry)
+
+    monkeypatch.setattr(ending, "_finish", finish)
+    on.pump()
+    on.pump()
+    assert "state" not in told[0] and len(on.told("retried")) == 1 and on.spool.known("it", 2) == "waiting"
+
+
+def test_what_never_started_is_not_tried_again(bench):
+    """She has deleted it while it was queued, in a PBS without a history."""
+    on = bench(EXIT)
+    settings.change(on.spool, grace=0)
+    files.write_json(os.path.join(on.meta, "job.json"), {"job": "it", "retry": {"retries": 3, "on": ["lost"]}})
+    for name in os.listdir(on.meta):
+        if name.startswith(("claim.", "run.", "flag.")):
+            os.unlink(os.path.join(on.meta, name))
+    on.scheduler.answer = Snapshot({}, {}, ["7.server"])
+    on.pump()
+    on.pump()
+    assert [record["state"] for record in on.told("ended")] == ["LOST"] and on.told("retried") == []
+
+
+def test_memory_that_killed_the_payload_alone_is_asked_for(bench):
+    """The runner lives on and leaves a flag, exit 137; the scheduler knows why."""
+    on = bench(EXIT)
+    on.scheduler.stages_output = True
+    record = {"job": "it", "ledger": "it", "retry": {"retries": 1, "on": ["memory"], "resume": True}}
+    files.write_json(os.path.join(on.meta, "job.json"), record)
+    asked = []
+    query = on.scheduler.query
+    on.scheduler.query = lambda ids, *rest: asked.extend(ids) or query(ids, *rest)
+    on.scheduler.answer.ended["7.server"] = Ended("7.server", 137, "memory", "abcdefgh", False)
+    on.pump()
+    assert asked[:1] == ["7.server"] and [one["why"] for one in on.told("ended")] == ["memory"]
+    assert len(on.told("retried")) == 1
+
+
 # -- what is moved -----------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +411,41 @@ def test_what_can_not_be_moved_stays_and_stops_nobody(bench):
         subprocess.check_call(["umount", folder])
     assert on.spool.known("it", 2) == "waiting" and os.listdir(on.spool.ending) == []
     assert sorted(os.listdir(on.work)) == [".chasqui", "mounted"] and sorted(os.listdir(on.next)) == [".chasqui", "in"]
+
+
+@pytest.mark.parametrize("call", ["rename", "listdir"])
+def test_a_file_server_that_does_not_answer_is_waited_for(bench, monkeypatch, call):
+    on = bench(EXIT)
+    real, failed = getattr(os, call), []
+
+    def fails(path, *rest, **more):
+        if str(path).startswith(on.work) and not failed and os.path.isdir(on.next):
+            failed.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, call, fails)
+    assert os.strerror(errno.EIO) in on.pump()["note"]
+    assert failed and on.spool.known("it", 2) == ""
+    on.pump()
+    assert on.spool.known("it", 2) == "waiting" and sorted(os.listdir(on.next)) == [".chasqui", "in"]
+
+
+def test_where_the_file_system_is_gone_the_next_attempt_is_not(bench, monkeypatch):
+    on = bench(EXIT)
+    with monkeypatch.context() as patched:
+        patched.setattr(retries, "publish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            on.pump()
+    work, scratch = on.spool.work, on.spool.work + ".scratch"
+    os.rename(work, scratch + ".away")
+    os.symlink(scratch, work)
+    os.mkdir(scratch)
+    assert "no job's folder is there" in on.pump()["note"]
+    os.rmdir(scratch)
+    os.rename(scratch + ".away", scratch)
+    on.pump()
+    assert on.told("cancelled") == [] and on.spool.known("it", 2) == "waiting"
 
 
 # -- what is copied ----------------------------------------------------------------------------------------------------

@@ -61,6 +61,22 @@ def test_a_taken_over_segment_is_sealed_and_a_zombie_spoils_only_its_own(folder)
     zombie.close()
 
 
+def test_the_latest_of_its_kind(folder, monkeypatch):
+    monkeypatch.setattr(journal, "SEGMENT_BYTES", 200)
+    for number in range(20):
+        writer = journal.Writer(folder, 1)
+        writer.append({"ev": "odd" if number % 2 else "even", "number": number})
+        writer.close()
+    assert len(journal.segments(folder)) > 3
+    read = []
+    real = journal._segment_records
+    monkeypatch.setattr(journal, "_segment_records", lambda path, *rest: read.append(path) or real(path, *rest))
+    assert journal.latest(folder, lambda record: record["ev"] == "even")["number"] == 18
+    assert read == [journal.segments(folder)[-1][2]] or len(read) <= 2
+    assert journal.latest(folder, lambda record: record.get("number") == 0)["number"] == 0
+    assert journal.latest(folder, lambda record: False) is None
+
+
 def test_a_torn_tail_at_every_byte(tmp_path):
     whole = b"".join(journal.encode({"ev": "n", "n": n}) for n in range(3))
     lengths = [len(journal.encode({"ev": "n", "n": n})) for n in range(3)]

@@ -198,7 +198,9 @@ def test_a_retry_keeps_its_priority_and_goes_behind_what_waits(root):
         return [(entry.job, entry.attempt) for entry in root.spool.waiting_entries()] == [("two", 1), ("it", 2)]
 
     until(lambda: (root.pump(), behind())[1], "the retry waits, behind the other one")
-    assert "/493/" in list(root.spool.waiting_entries())[-1].path
+    *_, rank, shard, _ = list(root.spool.waiting_entries())[-1].path.split("/")
+    told = root.events("it", "retried")[0]["t"]
+    assert rank == "493" and shard > told[:19].replace("-", "").replace(":", ""), "behind batches of this hour, too"
     files.write_file(os.path.join(root.ran, "go.all"), b"")
     assert finish(root, "it", 2) == "FAIL"
 

@@ -106,6 +106,25 @@ def test_every_way_to_end(work, shell, script, code):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("takes", ["", "; mkdir .chasqui", "; kill -TERM $PPID"])
+def test_what_took_its_marks_away_does_not_start_again(work, shell, takes):
+    job = work("echo x >> ran; rm -rf .chasqui %s" % takes)
+    kept = [os.path.join(job.root, name) for name in ("runner", "script")]  # as the scheduler keeps the one
+    for path, copy in zip((job.path, job.script), kept):
+        os.rename(path, copy)
+    job.path = kept[0]
+    os.symlink(kept[1], job.script)
+    job.run(shell)
+    os.symlink(kept[1], job.script)
+    assert job.run(shell) == 97 and job.ran() == "x\n"
+    found = job.marks()
+    assert (found.claim, found.runs, found.flag["id"]) == ("7.host", 1, "7.host")
+    os.unlink(os.path.join(job.meta, "claim.abcdefgh"))
+    os.unlink(os.path.join(job.meta, "run.abcdefgh.1"))
+    assert marks.close(job.meta, "abcdefgh", 1) == "7.host", "its flag says so, too"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 def test_a_hook_finds_out_which_relay_to_wake_while_the_job_runs(work, shell):
     records = '"$HOME/.chasqui-agent/jobs'
     script = "cat %s/$PBS_JOBID\" >seen; ls -ld %s\" %s/$PBS_JOBID\" >modes" % (records, records, records)
