@@ -213,6 +213,8 @@ def cancelled(pump: "Round", standing: "Standing", why: str, code: "Optional[int
         "exit": code,
         "why": why,
     }
+    if standing.indices and standing.begun:
+        record["elements"] = arrays.states(standing)
     ending.begin(pump, entry, "cancelled", record, _final(pump, standing))
     return True
 
