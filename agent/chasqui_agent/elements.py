@@ -1,6 +1,6 @@
 """The elements of a job array by their states: short enough for a journal record, checked where it comes from afar.
 
-    {"done": 7, "failed": 2, "unfinished": 0, "unstarted": 1, "states": [
+    {"failed": 2, "unfinished": 0, "unstarted": 1, "done": 7, "states": [
         {"state": "failed", "exit": 3, "count": 2, "indices": "4,9"}, ...]}
 
 done: ended with 0; failed: with another code; unfinished: began, and left no word of its end; unstarted: left no mark
@@ -23,7 +23,7 @@ LEAST = 80  # of those of one row, though others have used up the room
 MOST_CODES = 20  # exit codes told apart; the rest is one row, of exit None
 MOST_ELEMENTS = 10**6
 CUT = "..."
-_INDICES = re.compile(r"[0-9:,-]{0,%d}(\.\.\.)?$" % (MOST + LEAST))
+_INDICES = re.compile(r"[0-9:,-]{0,%d}(\.\.\.)?\Z" % (MOST + LEAST))
 _SAID = {"unfinished": "did not finish", "unstarted": "never started"}
 
 

@@ -207,7 +207,9 @@ def status(fields: dict[str, Any]) -> dict[str, Any]:
     rows = list(told.items())[:MAX_PROGRESS] if isinstance(told, dict) else []
     kept = {wire.printable(job, 40): row for job, row in rows
             if isinstance(row, list) and len(row) == 4 and all(is_int(number, 1 << 31) for number in row)}
-    return {**flat(fields), **({"elements": kept} if kept else {})}
+    found = flat(fields)
+    found.pop("elements", None)
+    return {**found, "elements": kept} if kept else found
 
 
 def key(fields: dict[str, Any], among: Any) -> Key:

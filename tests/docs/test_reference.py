@@ -1,6 +1,7 @@
 """The tables and examples of the READMEs against the code they describe."""
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chasqui_agent import clearance, journal, settings, wire
+from chasqui_agent import clearance, elements, journal, settings, wire
 from chasqui_agent import cli as agent_cli
 from chasqui_client import cli, config
 from chasqui_client.errors import EXIT_CODES
@@ -81,6 +82,13 @@ def test_journal_events_are_all_described() -> None:
     written |= {"adopted", "held", "released"}  # written through a variable
     written |= set(re.findall(r'record_id\([^)]*"(\w+)"\)', _sources(AGENT)))
     assert {row[0] for row in table(AGENT_README, "ev")} == written
+
+
+def test_the_table_of_elements_is_what_the_code_writes() -> None:
+    told = json.loads(fenced(AGENT_README, "json")[0])
+    ends = {3: ("failed", 3), 7: ("failed", 3), 9: ("unfinished", None)}
+    written = elements.tally([(index, *ends.get(index, ("done", 0))) for index in range(10)], elements.ENDED)
+    assert written == elements.checked(told) == told and list(written) == list(told)
 
 
 def test_bytes_are_what_the_code_writes() -> None:
