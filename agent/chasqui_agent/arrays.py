@@ -41,9 +41,13 @@ def by_scheduler(standing: "Standing", why: str, lost: bool = False) -> "Dict[st
     return outcome
 
 
-def states(standing: "Standing", alive: bool = False) -> "Dict[str, Any]":
-    """What has become of each element so far, as elements.tally tells it; alive: the scheduler still has the array."""
-    return _tally(_ends(standing), alive)
+def states(standing: "Standing", alive: bool = False) -> "Optional[Dict[str, Any]]":
+    """What has become of each element so far, as elements.tally tells it; None where that can't be read, and nothing
+    depends on it. alive: the scheduler still has the array."""
+    try:
+        return _tally(_ends(standing), alive)
+    except OSError:
+        return None
 
 
 def _ends(standing: "Standing") -> "List[End]":

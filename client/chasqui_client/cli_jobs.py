@@ -282,7 +282,7 @@ _ON_CLUSTER = (states.SUBMITTED, states.RUNNING)
 def _logs_arguments(parser: argparse.ArgumentParser) -> None:
     _show_arguments(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="ask the cluster, and go on until the job ends")
-    parser.add_argument("--element", type=int, metavar="N", help="of a job array: the output of this element alone")
+    parser.add_argument("--element", type=int, metavar="N", help="of a job array: this element's, if it is here")
 
 
 def _logs(command: Command) -> int:
@@ -292,6 +292,9 @@ def _logs(command: Command) -> int:
                 if item.kind == "log" and item.state == "HERE"]
     if command.args.element is not None:
         logs = of_element(logs, command.args.element)
+        if not logs:
+            raise errors.BadInput("No output of element %d of %s is here." % (command.args.element, job.name),
+                                  hint="chasqui results %s" % job.id[:8])
     if command.args.follow and not job.ended:
         from .results import follow_logs
         return int(follow_logs(command.home, command.config.remote(job.remote), job))

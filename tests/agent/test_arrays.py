@@ -156,6 +156,13 @@ def test_how_far_it_is(array):
     assert elements.short(arrays.states(array.standing(), alive=True)) == "2 done, 1 failed, 1 waiting"
 
 
+def test_a_flag_that_cannot_be_read_is_no_table(array):
+    for index in (1, 2, 3, 4):
+        array.leave(index)
+    os.mkdir(marks.flag_path(array.meta, TOKEN + ".2", 1))  # as root, too
+    assert arrays.states(array.standing()) is None
+
+
 def test_after_term_an_element_that_says_0_did_not_finish(array):
     array.leave(1, code=0, term=True)
     array.leave(2, code=4, term=True)

@@ -79,11 +79,12 @@ def test_its_elements_on_the_way_and_at_the_end(desk: Desk, capsys: pytest.Captu
     why = said(capsys, "why", job.id)
     assert "Its elements: 1 failed, exit 7: 2; 3 done." in why and "chasqui logs %s --element 2" % job.id[:8] in why
     number = desk.job(job).pbs.partition("[")[0]
-    assert "arr.o%s.2, arr.e%s.2." % (number, number) in why.replace("arr.e%s.2, arr.o%s.2" % (number, number),
-                                                                     "arr.o%s.2, arr.e%s.2" % (number, number))
+    assert "The output of element 2 is in " in why and "arr.e%s.2, arr.o%s.2." % (number, number) in why
     logs = said(capsys, "logs", job.id, "--element", "2")
     assert "element 2\n" in logs and "element 1\n" not in logs
     assert "elements of job arrays" not in said(capsys, "status")
+    assert cli.main(["logs", job.id, "--element", "9"]) == 2
+    assert "No output of element 9 of arr is here." in capsys.readouterr().err
 
 
 def test_a_cancelled_array_says_what_had_become_of_it(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
