@@ -66,11 +66,11 @@ def _ends(standing: "Standing") -> "List[End]":
 
 def _tally(ends: "List[End]", alive: bool = False) -> "Dict[str, Any]":
     kinds = elements.ALIVE if alive else elements.ENDED
-    told = []
-    for index, code, _, began in ends:
-        state = "failed" if code else "done" if code is not None else kinds[1] if began else kinds[2]
-        told.append((index, state, code))
-    return elements.tally(told, kinds)
+
+    def state(code: "Optional[int]", began: bool) -> str:
+        return "failed" if code else "done" if code is not None else kinds[1] if began else kinds[2]
+
+    return elements.tally(((index, state(code, began), code) for index, code, _, began in ends), kinds)
 
 
 def _sum(ends: "List[End]") -> "Dict[str, Any]":
