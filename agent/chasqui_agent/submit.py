@@ -239,10 +239,16 @@ def final_outputs(spool: "Spool", entry: Entry) -> "Tuple[str, str]":
             asked = directives.asked(stream.read())
     except FileNotFoundError:
         return "", ""
-    output, error, _ = output_paths(asked, folder, os.path.join(meta, entry.token), entry.job, entry.token)
+    name = _name(spool, entry, asked)
+    output, error, _ = output_paths(asked, folder, os.path.join(meta, entry.token), name, entry.token)
     output, error = [_with_id(path, meta, entry.token) for path in (output, error)]
-    inside = [path[len(folder) + 1 :] if path.startswith(folder + "/") else "" for path in (output, error)]
+    inside = [_plain(path[len(folder) + 1 :]) if path.startswith(folder + "/") else "" for path in (output, error)]
     return inside[0], "" if error == output else inside[1]
+
+
+def _plain(path: str) -> str:
+    """A path without the parts that say nothing, as `./logs/` has one."""
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def _with_id(path: str, meta: str, token: str) -> str:

@@ -19,13 +19,17 @@ from hypothesis import strategies as st
 
 from agent.agentroot import AGENT
 from chasqui_agent import cli, ending, fault, files, heartbeat, intake, operations, pump, settings  # noqa: F401  their points
-from chasqui_agent.spool import Spool, rank_of, shard_name
+from chasqui_agent.dependents import CONDITIONS
+from chasqui_agent.spool import AFTER, Spool, rank_of, shard_name
+from chasqui_agent.state import State
 from pbs.cluster import Cluster, Refusal
 from pbs.promises import SETTLED, Attempt, Promises, holds, on_their_way
 
 NODES = ("one", "two")
 MAX_RUNNING, MAX_QUEUED, INTERVAL, GRACE = 3, 4, 0.3, 1.0
-RELAY = ("ending", "files", "fill", "heartbeat", "intake", "journal", "lock", "marks", "operations", "pump", "submit")
+LIMITS = (None, None, 4, 6)  # of all jobs of this user; three are a job, the heartbeat and its next one
+RELAY = ("dependents", "ending", "files", "fill", "heartbeat", "intake", "journal", "lock", "marks", "operations",
+         "pump", "submit")  # fmt: skip
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in RELAY)
 KINDS = {"short": "exit 0", "fails": "exit 3", "while": "sleep 0.4", "again": "sleep 0.4", "gated": "wait_for_gate"}
 TOLD = ("adopted", "closed", "duplicate", "released", "repaired")
@@ -37,6 +41,7 @@ points = st.sampled_from(POINTS)
 kinds = st.sampled_from(sorted(KINDS))
 passes = st.sampled_from([1, 1, 2, 3])
 some = st.integers(0, 30)
+families = st.lists(some, min_size=1, max_size=3, unique=True)
 Step = tuple[str, dict[str, Any]]  # a method of AnyOrder and its arguments
 ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {}
 WEIGHTED: list[str] = []
@@ -96,7 +101,7 @@ class AnyOrder:
         self.marks: list[Path] = []  # one for each kill that was asked for; it exists once somebody was killed
         self.away: set[str] = set()  # faults of the server
         self.since, self.said, self.kills = 0.0, "", 0
-        self.harmed = 0.0
+        self.harmed, self.limited = 0.0, False
         self.cluster = Cluster(self.folder / "pbs", NODES, ncpus=4, scale=0.05, history=history, daemon_seconds=1)
 
     def __enter__(self) -> "AnyOrder":
@@ -158,19 +163,30 @@ class AnyOrder:
     def gate(self, job: str) -> Path:
         return self.folder / ("gate." + job)
 
-    def hand_over(self, job: str, attempt: int) -> None:
+    def hand_over(self, job: str, attempt: int, parents: list[Attempt] | None = None, condition: str = "ok") -> None:
         """As a session does it: a work folder, then a shard."""
         building = Path(self.spool.staging, "%s.%d" % (job, attempt))
         building.mkdir()
         meta = self.spool.meta_dir(job, attempt)
         os.makedirs(meta)
-        if self.kinds[job] == "again":
-            files.write_json(os.path.join(meta, "job.json"), {"rerun": True})
+        record: dict[str, Any] = {"rerun": True} if self.kinds[job] == "again" else {}
+        if parents:
+            record.update({"after": [[*parent, ""] for parent in parents], "if": condition})
+            self.promises.waits_for[job, attempt] = (parents, condition)
+        files.write_json(os.path.join(meta, "job.json"), record)
+        if record.get("rerun"):
             self.promises.rerunnable.add((job, attempt))
         (building / shard_name(0, job, attempt)).write_text(self.text(job, attempt))
         self.promises.added.append((job, attempt))
         self.newest[job] = attempt
-        self.spool.publish(str(building), rank_of(0), "20260101T000000-%s.%d-0000" % (job, attempt))
+        rank = AFTER if parents else rank_of(0)
+        self.spool.publish(str(building), rank, "20260101T000000-%s.%d-0000" % (job, attempt))
+
+    def named(self, kind: str) -> str:
+        """A new job's name."""
+        self.jobs.append("j%02d" % len(self.jobs))
+        self.kinds[self.jobs[-1]] = kind
+        return self.jobs[-1]
 
     def live_id(self, job: str) -> str:
         """The scheduler's id of a job, "" where it has none that lives."""
@@ -217,9 +233,7 @@ class AnyOrder:
     @step(4, kind=kinds, count=st.integers(1, 3), by_hand=st.booleans())
     def add(self, kind: str, count: int, by_hand: bool) -> None:
         for _ in range(count):
-            job = "j%02d" % len(self.jobs)
-            self.jobs.append(job)
-            self.kinds[job] = kind
+            job = self.named(kind)
             if by_hand and kind != "again":  # nobody could say so
                 path = Path(self.spool.waiting, job + ".sh")
                 path.with_name("." + job).write_text(self.text(job, 1))
@@ -229,11 +243,19 @@ class AnyOrder:
             else:
                 self.hand_over(job, 1)
 
+    @step(4, kind=kinds, numbers=families, condition=st.sampled_from(CONDITIONS))
+    def add_after(self, kind: str, numbers: list[int], condition: str) -> None:
+        """One that waits for others, or for one of their attempts that ended long ago."""
+        parents = {(job, self.newest[job]): None for job in map(self.the, numbers) if job}
+        if parents:
+            self.hand_over(self.named(kind), 1, list(parents), condition)
+
     @step(8)
     def pump(self) -> None:
         self.ground.done["pumps"] += 1
         code = self.agent("pump", "--json")
-        calm = not self.away and time.monotonic() - self.harmed > SETTLES
+        # Under a limit the places may be taken by jobs that end without a word to this relay.
+        calm = not self.away and not self.limited and time.monotonic() - self.harmed > SETTLES
         if code == 0 and calm and '"busy": false' in self.said:
             self.promises.wake_is_pending()
 
@@ -286,6 +308,14 @@ class AnyOrder:
     def somebody_submits(self) -> None:
         """Another job of this user's."""
         self.cluster.run("qsub", input="sleep 0.5\n")
+
+    @step(2, limit=st.sampled_from(LIMITS), published=st.booleans())
+    def site_limits(self, limit: int | None, published: bool) -> None:
+        """The relay is told, or learns it from a refusal."""
+        with contextlib.suppress(Refusal):
+            self.cluster.set_server("mock_hide_limits", not published)
+            self.cluster.set_server("max_queued", limit and "[u:PBS_GENERIC=%d]" % limit)
+            self.limited = bool(limit)
 
     @step(2, ahead=st.sampled_from([0, -900, 900, -40000, 40000]))
     def clock_jumps(self, ahead: float) -> None:
@@ -409,11 +439,21 @@ class AnyOrder:
             if len(found) != left:
                 left, end = len(found), time.monotonic() + PATIENCE
             holds(time.monotonic() < end, "P4", "the relay stands still: %s of %s" % (found, self.cluster.table()))
+            if self.no_heartbeat_fits():  # then the next contact tells how the last one ended
+                self.agent("pump")
             time.sleep(0.1)
+
+    def no_heartbeat_fits(self) -> bool:
+        """A limit of one or two, learnt while other jobs of hers took places, leaves no room for one."""
+        known = State(self.spool).value.get("site_limits", {})
+        return any(number < 3 for number, _ in known.values())
 
     def ended_as_it_should(self, attempt: Attempt) -> None:
         told = self.promises.ends()[attempt][0]
         starts = sum(other == attempt for other, _ in self.promises.starts())
+        if told["ev"] == "blocked":
+            holds(not starts and not self.promises.may_run(attempt), "P2", "%s: %s" % (attempt, told))
+            return
         words = "%s, %d starts: %s" % (attempt, starts, told)
         holds(starts or told.get("state") != "DONE", "P1", words)
         if attempt not in self.promises.disturbed | self.touched:

@@ -39,6 +39,7 @@ class Promises:
     added        the attempts that were handed over
     rerunnable   those of them that PBS may run again, under the same id
     disturbed    those whose processes or node were killed, or whose server died: how they end is no promise
+    waits_for    what some of them wait for: (attempts, ok, any or fail)
     freed        ids that the user released behind the relay's back
     excuses      [from, to] in seconds since 1970: no answer was to be had, or who got it was killed
     """
@@ -49,6 +50,7 @@ class Promises:
         self.added: list[Attempt] = []
         self.rerunnable: set[Attempt] = set()
         self.disturbed: set[Attempt] = set()
+        self.waits_for: dict[Attempt, tuple[list[Attempt], str]] = {}
         self.freed: set[str] = set()
         self.excuses: list[tuple[float, float]] = []
         self.never: set[Attempt] = set()  # ended without a start
@@ -57,6 +59,7 @@ class Promises:
 
     def check(self) -> None:
         self.at_most_once()
+        self.nobody_goes_first()
         self.journal_only_grows()
         self.nothing_lost()
         self.caps_hold()
@@ -76,6 +79,29 @@ class Promises:
         late = (self.never - self.disturbed) & set(counted)
         holds(not late, "P1", "started after the end was told: %s" % late)
 
+    def nobody_goes_first(self) -> None:
+        """What waits for others has not started before they had ended as it was to be: by their flags at once, else by
+        what was told."""
+        for attempt in {attempt for attempt, _ in self.starts()} & set(self.waits_for):
+            parents, condition = self.waits_for[attempt]
+            said = {parent: self._flags(parent) for parent in parents}
+            unsaid = [parent for parent in parents if not _fulfils(condition, said[parent])]
+            ends = self.ends() if unsaid else {}
+            holds(all(_fulfils(condition, told_states(ends.get(parent, []))) for parent in unsaid), "P1",
+                  "%s started for %s, which said %s" % (attempt, self.waits_for[attempt], said))  # fmt: skip
+
+    def may_run(self, attempt: Attempt) -> bool:
+        """Whether all that it waits for has ended as it was to be, by what was told of their ends."""
+        parents, condition = self.waits_for[attempt]
+        ends = self.ends()
+        return all(_fulfils(condition, told_states(ends[parent])) for parent in parents)
+
+    def _flags(self, attempt: Attempt) -> list[str]:
+        """DONE or FAIL as each flag of a submission of this attempt says it."""
+        folder = Path(self.spool.meta_dir(*attempt))
+        lines = [path.read_text().split("\n") for path in folder.glob("flag.*") if not path.name.endswith(".new")]
+        return ["DONE" if "exit=0" in some else "FAIL" for some in lines]
+
     # P2
 
     def places(self) -> dict[Attempt, list[str]]:
@@ -87,6 +113,8 @@ class Promises:
             for shard in self.spool.shards(new):
                 for entry in self.spool.shard_entries(shard):
                     found.setdefault((entry.job, entry.attempt), []).append("waiting")
+        for entry in self.spool.dependents():
+            found.setdefault((entry.job, entry.attempt), []).append("after")
         for state in STATES:
             for entry in self.spool.entries(state):
                 found.setdefault((entry.job, entry.attempt), []).append(state)
@@ -190,6 +218,15 @@ class Promises:
         self.written = now
         damaged = [record for record in self.records() if record["ev"] == "damaged"]
         holds(not damaged, "P5", damaged)
+
+
+def told_states(told: list[dict[str, Any]]) -> list[str]:
+    """DONE, FAIL or LOST, or the event of an end that has no state, of each record of an end."""
+    return [record.get("state", record["ev"]) for record in told]
+
+
+def _fulfils(condition: str, states: list[str]) -> bool:
+    return any(condition == "any" or (state == "DONE") == (condition == "ok") for state in states)
 
 
 def token_of(row: dict[str, Any]) -> str:

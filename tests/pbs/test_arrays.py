@@ -109,11 +109,14 @@ def test_elements_claim_apart_and_have_their_own_output(tmp_path: Path, cluster:
 
 def test_a_folder_for_output_gets_a_file_an_element(tmp_path: Path, cluster: Cluster) -> None:
     root = ArrayRoot(tmp_path / "root", cluster)
-    root.array("arr", "1-2", text="mkdir -p logs; echo $PBS_ARRAY_INDEX", directives="#PBS -j oe\n#PBS -o ./logs/")
+    root.array("arr", "1-2", text="mkdir -p logs; echo $PBS_ARRAY_INDEX",
+               directives="#PBS -N her.own -j oe\n#PBS -o ./logs/")
     root.pump()
     root.settle("arr")
     logs = Path(root.spool.work_dir("arr", 1), "logs")
     assert sorted(path.read_text() for path in logs.iterdir()) == ["1\n", "2\n"]
+    listing = deliver.listing(root.spool, ("arr", 1), root.spool.job_record("arr", 1).get("ledger"))
+    assert {(row[0], row[4]) for row in listing.files} == {("logs/" + path.name, "log") for path in logs.iterdir()}
 
 
 def test_elements_of_a_held_array_report_q_and_count_as_held(tmp_path: Path, cluster: Cluster) -> None:

@@ -758,6 +758,17 @@ def test_a_job_without_results_is_not_proved(desk, run):
     assert code == 1 and "not ended" in said
 
 
+def test_a_remote_that_is_not_configured_any_more_holds_up_no_others(desk, monkeypatch, capsys):
+    monkeypatch.setenv("CHASQUI_HOME", str(desk.home.path))
+    other, = desk.add(desk.folder("other", SCRIPT))
+    desk.later(25)
+    with desk.ledger() as ledger, ledger.transaction():
+        ledger.db.execute("UPDATE jobs SET remote = 'gone' WHERE id = ?", (other.id,))
+    code = cli.main(["clean", "--yes"])
+    out, err = capsys.readouterr()
+    assert code == 2 and desk.files() == set() and "gone: 0 files" in out and "no remote named gone" in err
+
+
 def test_answers_of_a_person(desk, monkeypatch, capsys):
     desk.later(25)
     monkeypatch.setenv("CHASQUI_HOME", str(desk.home.path))

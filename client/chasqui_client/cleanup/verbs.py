@@ -129,9 +129,16 @@ def _clean(command: Command) -> int:
 
 
 def _each(command: Command, ledger: Ledger, chosen: dict[str, list[str]], dry_run: bool) -> list[Report]:
-    keep = command.config.jobs.keep
-    return [clean(command.home, ledger, command.config.remote(name), jobs, keep, dry_run, command.interactive)
-            for name, jobs in sorted(chosen.items())]
+    return [_there(command, ledger, name, jobs, dry_run) for name, jobs in sorted(chosen.items())]
+
+
+def _there(command: Command, ledger: Ledger, name: str, jobs: list[str], dry_run: bool) -> Report:
+    """Clean on one remote; jobs of one that is not configured any more hold up no others."""
+    try:
+        remote = command.config.remote(name)
+    except errors.UnknownRemote as failure:
+        return Report(name, dry_run, failure=failure)
+    return clean(command.home, ledger, remote, jobs, command.config.jobs.keep, dry_run, command.interactive)
 
 
 def _ask(command: Command, plans: list[Report]) -> None:
@@ -140,6 +147,8 @@ def _ask(command: Command, plans: list[Report]) -> None:
         _tell(command, plan)
     gone = [job for plan in plans for job in plan.gone]
     if not gone:
+        for plan in plans:
+            _failed(command, plan.failure)
         raise errors.BadInput("Nothing was changed.", hint="chasqui clean --dry-run")
     sys.stderr.write("delete these %s? [y/N] " % _amount(gone, "files", "bytes"))
     sys.stderr.flush()
