@@ -47,6 +47,15 @@ scheduler = "openpbs"
 max_queued = 8
 max_running = 4
 
+[remotes.{user}-slurm]
+host = "cluster-{user}"
+ssh_config = "{folder}/ssh_config"
+scheduler = "slurm"
+root = "/home/{user}/chasqui-slurm"
+[remotes.{user}-slurm.caps]
+max_queued = 8
+max_running = 4
+
 """
 WELCOME = """\
 A PBS cluster: the login host on 127.0.0.1:{port}, compute hosts {nodes}. Its users are {users}, each with that shell.
@@ -58,7 +67,7 @@ ssh asks for a one-time code; the first command prints the next one of a user.
     {python} -m chasqui_client add FOLDER... --remote bash
     {python} -m chasqui_client sync --remote bash
 
-    ssh -F {folder}/ssh_config cluster-bash          # PBS is in /opt/pbs/bin
+    ssh -F {folder}/ssh_config cluster-bash          # PBS is in /opt/pbs/bin; and --remote bash-slurm is Slurm
     {exec} ask-pbs '{{"verb": "table"}}'
     make cluster-down
 """

@@ -35,12 +35,12 @@ class Laptop:
     """A client with a home of its own, talking as `user`, who answers ssh's question with the next code."""
 
     def __init__(self, cluster: Cluster, home: Path, user: str, caps: str = "", settings: str = "",
-                 root: str = "chasqui") -> None:  # fmt: skip
+                 root: str = "chasqui", scheduler: str = "openpbs") -> None:  # fmt: skip
         self.cluster, self.home, self.user, self.root = cluster, home, user, f"/home/{user}/{root}"
         home.mkdir(mode=0o700)
         (home / "config.toml").write_text(
             f'[remotes.hpc]\nhost = "cluster-{user}"\nssh_config = "{cluster.folder}/ssh_config"\n'
-            f'root = "{self.root}"\nscheduler = "openpbs"\npython = "{PYTHON36 if cluster.python36 else "auto"}"\n'
+            f'root = "{self.root}"\nscheduler = "{scheduler}"\npython = "{PYTHON36 if cluster.python36 else "auto"}"\n'
             f"[remotes.hpc.caps]\n{caps}\n[remotes.hpc.settings]\n{settings}\n"
         )
         askpass = home / "askpass"
