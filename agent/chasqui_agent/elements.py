@@ -18,7 +18,7 @@ if MYPY:
 
 ENDED = ("failed", "unfinished", "unstarted", "done")
 ALIVE = ("failed", "running", "waiting", "done")
-MOST = 3000  # characters of all indices together
+MOST = 3000  # characters of all indices together, unless there are many rows
 LEAST = 80  # of those of one row, though others have used up the room
 MOST_CODES = 20  # exit codes told apart; the rest is one row, of exit None
 MOST_ELEMENTS = 10**6

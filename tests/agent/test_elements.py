@@ -78,7 +78,8 @@ def test_the_table_stays_small_whatever_became_of_the_array(size, codes):
 
     found = [end(index) for index in range(size)]
     told = elements.tally(found, elements.ENDED)
-    assert len(json.dumps(told)) < 8000 and elements.checked(told) == told
+    assert len(json.dumps(told)) < 6000 and elements.checked(told) == told
+    assert sum(len(row["indices"]) for row in told["states"]) < 4500
     assert sum(told[kind] for kind in elements.ENDED) == sum(row["count"] for row in told["states"]) == size
     for row in told["states"]:
         assert row["indices"] and row["count"] <= told[row["state"]]
