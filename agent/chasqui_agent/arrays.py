@@ -51,8 +51,8 @@ def states(standing: "Standing", alive: bool = False) -> "Optional[Dict[str, Any
 
 
 def _ends(standing: "Standing") -> "List[End]":
-    """(index, exit code, when, whether it began) of each element; the code is None where nobody knows, or where TERM
-    makes it doubtful and it is 0."""
+    """(index, exit code, when, whether it began, or nobody can say) of each element; the code is None where nobody
+    knows, or where TERM makes it doubtful and it is 0."""
     found = []
     for index in standing.indices:
         element = standing.marks.elements.get(index, marks.Element(0, 0, False))
@@ -60,7 +60,7 @@ def _ends(standing: "Standing") -> "List[End]":
         flag = marks.read_flag(marks.flag_path(standing.meta, own, element.flags)) if element.flags else None
         code = int(flag["exit"]) if flag and flag.get("exit", "").isdigit() else None
         when = int(flag["ended"]) if flag and flag.get("ended", "").isdigit() else 0
-        found.append((index, (code or None) if element.term else code, when, max(element[:2]) > 0))
+        found.append((index, (code or None) if element.term else code, when, standing.spoilt or max(element[:2]) > 0))
     return found
 
 

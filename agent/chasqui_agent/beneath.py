@@ -21,6 +21,11 @@ def open_folder(path: str) -> int:
     return os.open(path, _FOLDER)
 
 
+def open_below(folder: int, name: bytes) -> int:
+    """A descriptor of the folder `name` in the descriptor `folder`."""
+    return os.open(name, _FOLDER, dir_fd=folder)
+
+
 def open_file(folder: int, path: bytes, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
     """A descriptor of the regular file `path`, relative to the descriptor `folder`.
 
@@ -81,7 +86,7 @@ def walk(
 
 def _walk_below(folder: int, name: bytes, prefix: bytes, depth: int) -> "Iterator[Tuple[bytes, os.stat_result]]":
     try:
-        below = os.open(name, _FOLDER, dir_fd=folder)
+        below = open_below(folder, name)
     except OSError:
         return
     try:

@@ -18,7 +18,7 @@ import json
 import os
 import time
 
-from . import beneath, clearance, fault, globs, lines, offers, verify, wire
+from . import beneath, clearance, fault, globs, lines, offers, spoiled, verify, wire
 
 MYPY = False
 if MYPY:
@@ -82,7 +82,7 @@ class Cleaner:
         except OSError as error:
             return _result("symlink" if error.errno in (errno.ELOOP, errno.ENOTDIR) else "gone")
         try:
-            record = self.spool.job_record(*key)
+            record = self.spool.own_record(*key)
             why = clearance.refusal(self._standing(key, record, superseded))
             if why:
                 return _result(why)
@@ -90,7 +90,8 @@ class Cleaner:
                 keep=self.keep, outputs=globs.compile_globs(record.get("outputs") or []),
                 exclude=globs.compile_globs(record.get("exclude") or []), max_file=record.get("max_file", 1 << 62),
                 **asked)
-            return Folder(folder, manifest, self.pipe).clean(self.ledger, self.dry_run)
+            return spoiled.let_in(
+                self.spool.meta_dir(*key), lambda: Folder(folder, manifest, self.pipe).clean(self.ledger, self.dry_run))
         finally:
             os.close(folder)
 
@@ -98,6 +99,8 @@ class Cleaner:
         # Numbers may be missing: an attempt that was taken back before it was sent has no folder.
         later = [(key[0], key[1] + more) for more in range(1, 10)]
         newer = [other for other in later if os.path.lexists(self.spool.work_dir(*other))]
+        made = {self.spool.next_attempt(*key), self.spool.final_attempt(*key)} - {0, key[1]}
+        newer += [(key[0], attempt) for attempt in made]  # by the relay: perhaps to be begun yet, with files from here
         if superseded:  # what may still run, or be sent from this attempt's files, is in the way all the same
             newer = [other for other in newer if clearance.unrest(*self._rest(other))]
         return clearance.Standing(*self._rest(key), mine=record.get("ledger") == self.ledger, newer=bool(newer))

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 
-from . import beneath, directives, fault, files, globs, journal, offers, packing, wire
+from . import beneath, directives, fault, globs, journal, offers, packing, spoiled, wire
 
 MYPY = False
 if MYPY:
@@ -42,18 +42,24 @@ _ENDINGS = ("ended", "repaired", "lost", "cancelled", "rejected")
 
 
 def log_pieces(log: str, cursor: int) -> "Iterator[Tuple[int, int, bytes, List[Key]]]":
-    """(from, to, records as JSON lines, attempts that ended in them) in pieces of about 1 MB."""
+    """(from, to, records as JSON lines, attempts that ended in them) in pieces of about 1 MB. An end that a retry
+    follows comes in one piece with the word of that; where it is not written yet, neither comes."""
     start, lines, size, ended = cursor, [], 0, []  # type: int, List[bytes], int, List[Key]
-    offset = cursor
-    for offset, record in journal.records(log, cursor):
+    offset, before, is_open = cursor, cursor, False
+    for following, record in journal.records(log, cursor):
+        before, offset = offset, following
         line = _ENCODER.encode(record).encode("ascii")
         lines.append(line)
         size += len(line) + 1
         if record.get("ev") in _ENDINGS and isinstance(record.get("job"), str):
             ended.append((record["job"], record.get("attempt", 1)))
-        if size >= _PIECE:
+        is_open = record.get("ev") == "ended" and bool(record.get("next"))
+        if size >= _PIECE and not is_open:
             yield start, offset, b"\n".join(lines), ended
             start, lines, size, ended = offset, [], 0, []
+    if lines and is_open:
+        offset = before
+        del lines[-1:], ended[-1:]
     if offset > start:
         yield start, offset, b"\n".join(lines), ended
 
@@ -101,14 +107,15 @@ def _time(status: "os.stat_result") -> int:
 
 
 def listing(spool: "Spool", key: "Key", ledger: str, fetch: "Optional[List[str]]" = None) -> "Optional[Listing]":
-    """What an ended attempt has to deliver; None where it has not ended, or belongs to another ledger.
+    """What an ended attempt has to deliver; None where it has not ended, was tried again by the relay, or belongs to
+    another ledger.
 
     fetch: patterns of files that are asked for whatever the job's own patterns and limits say; none of them: all that
     is new or changed, or named by its own outputs.
     """
     job, attempt = key
-    if not spool.settled_state(job, attempt):
-        return None
+    if not spool.settled_state(job, attempt) or spool.next_attempt(job, attempt):
+        return None  # of a job that is tried again the last attempt's results are the job's
     record = spool.job_record(job, attempt)
     found = Listing(key, spool.work_dir(job, attempt))
     try:
@@ -197,11 +204,11 @@ class _Choice:
     def _logs(self) -> None:
         """The scheduler's output files; those in .chasqui/ under the names a PBS user expects, NAME.o123, NAME.e123."""
         try:
-            final = files.read_json(os.path.join(self.found.folder, ".chasqui", "final.json"), {})
+            final = spoiled.read_json(os.path.join(self.found.folder, ".chasqui"), "final.json")
         except ValueError:
             return
         for letter, which in (("o", "stdout"), ("e", "stderr")):
-            source = final.get(which) if isinstance(final, dict) else None
+            source = final.get(which)
             if source:
                 name = _log_name(self.record.get("name") or self.found.key[0], letter, final)
                 for each in _elements(self.found) if directives.EACH in source else [""]:

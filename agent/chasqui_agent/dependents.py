@@ -13,6 +13,9 @@ for those that ended, and never at all that waits. Without that offset, or behin
 A job's end is settled when PBS has let go of it, but its own tail is the last to pump for a while: what its flags say
 for certain (no TERM came before) counts at once. Where they don't, the heartbeat is moved forward (`expected`).
 
+What is tried again by the relay has not ended: the last of those attempts is whom all wait for, under whichever of them
+they stand.
+
 Not `-W depend`: PBS deletes a dependent, or holds it for ever, where its parent is forgotten or was deleted [OpenPBS].
 """
 
@@ -20,7 +23,7 @@ import os
 import time
 from collections import namedtuple
 
-from . import fault, files, journal, reconcile
+from . import ending, fault, files, journal, reconcile
 from .spool import SHARD_SIZE, Entry, parse_name, shard_name
 from .state import State
 
@@ -74,13 +77,14 @@ def end_of(spool: "Spool", job: str, attempt: int, told: str = "") -> str:
     """How an attempt ended: completed, failed, lost, cancelled, rejected, blocked; "" where it has not, or none knows.
 
     told: what the client's ledger says of it; counts only where this root has nothing of the attempt (it was purged, or
-    taken back before it was sent).
+    taken back before it was sent). Of one that the relay tried again, it is how the last of those attempts ended.
     """
-    state = spool.settled_state(job, attempt)
+    last = spool.final_attempt(job, attempt)
+    state = spool.settled_state(job, last)
     if state == "completed":
-        with open(spool.entry_path(state, job, attempt, suffix="flag"), "rb") as stream:
+        with open(spool.entry_path(state, job, last, suffix="flag"), "rb") as stream:
             return _FLAGS.get(stream.readline(100).strip(), "")
-    if not state and not os.path.lexists(spool.work_dir(job, attempt)):
+    if not state and last == attempt and not os.path.lexists(spool.work_dir(job, attempt)):
         return told.lower() if told.lower() in _KINDS else ""
     return state
 
@@ -170,23 +174,42 @@ def settle(pump: "Round", alive: "Sequence[Standing]" = ()) -> int:
 
 
 def _flagged(spool: "Spool", alive: "Sequence[Standing]") -> "Dict[Key, str]":
-    """How those of them ended that have somebody waiting and whose flags say it for certain."""
+    """How those of them ended that have somebody waiting and whose flags say it for certain. That a job with a retry
+    policy failed is no end yet: what follows is decided when it is settled."""
     found = {}
     for standing in alive:
-        if standing.flagged and _has_children(spool, standing):
-            outcome = reconcile.told_by_flags(standing)
-            if outcome:
-                found[standing.entry.job, standing.entry.attempt] = _FLAGS[outcome["state"].encode("ascii")]
+        waited_for = _waited_for(spool, standing) if standing.flagged else []
+        outcome = reconcile.told_by_flags(standing) if waited_for else None
+        if outcome and (outcome["state"] == "DONE" or not spool.may_be_retried(*standing.entry[1:3])):
+            found.update(dict.fromkeys(waited_for, _FLAGS[outcome["state"].encode("ascii")]))
     return found
 
 
 def expected(spool: "Spool", alive: "Sequence[Standing]") -> bool:
-    """Whether the payload of one of these is over, only the scheduler can say how, and somebody waits for that."""
-    return any(standing.flagged >= standing.size and _has_children(spool, standing) for standing in alive)
+    """Whether the payload of one of these is over, only the scheduler can say how, and somebody waits for that: another
+    job, or its own next attempt."""
+    return any(standing.flagged >= standing.size and (_waited_for(spool, standing) or _may_go_on(spool, standing))
+               for standing in alive)
 
 
-def _has_children(spool: "Spool", standing: "Standing") -> bool:
-    return os.path.isdir(spool.after_dir(standing.entry.job, standing.entry.attempt))
+def _may_go_on(spool: "Spool", standing: "Standing") -> bool:
+    flag = standing.marks.flag or {}
+    return flag.get("exit", "0") != "0" and spool.may_be_retried(standing.entry.job, standing.entry.attempt)
+
+
+def _waited_for(spool: "Spool", standing: "Standing") -> "List[Key]":
+    """The attempts under which somebody waits for the end of this one."""
+    return [key for key in _chain(spool, standing.entry.job, standing.entry.attempt)
+            if os.path.isdir(spool.after_dir(*key))]
+
+
+def _chain(spool: "Spool", job: str, attempt: int) -> "List[Key]":
+    """An attempt, and those before it that the relay tried again: their ends are its end."""
+    found = [(job, attempt)]
+    while attempt > 1 and spool.next_attempt(job, attempt - 1):
+        attempt -= 1
+        found.append((job, attempt))
+    return found
 
 
 def _news(pump: "Round") -> "Tuple[List[Key], int]":
@@ -195,8 +218,8 @@ def _news(pump: "Round") -> "Tuple[List[Key], int]":
     last = journal.end(pump.spool.log)
     found, damaged = {}, not 0 <= offset <= last  # type: Dict[Key, None], bool
     for _, record in journal.records(pump.spool.log, offset) if not damaged else ():
-        if record.get("ev") in _ENDS:
-            found[str(record.get("job")), int(record.get("attempt", 0))] = None
+        if record.get("ev") in _ENDS and not record.get("next"):
+            found.update(dict.fromkeys(_chain(pump.spool, str(record.get("job")), int(record.get("attempt", 0)))))
         damaged = damaged or record.get("ev") == "damaged"
     return (_all_parents(pump.spool) if damaged else list(found)), last
 
@@ -242,10 +265,7 @@ def _children(spool: "Spool", parent: "Key", ends: "Ends") -> "List[Tuple[Entry,
 
 
 def _dependent(spool: "Spool", entry: "Entry", under: "Optional[Key]" = None) -> Dependent:
-    try:
-        record = spool.job_record(entry.job, entry.attempt)
-    except ValueError:
-        record = {}
+    record = spool.job_record(entry.job, entry.attempt)
     parents = [tuple(parent) for parent in record.get("after") or ()]
     at = [parent[:2] for parent in parents].index(under) if under in [parent[:2] for parent in parents] else -1
     return Dependent(entry, parents, record.get("if", "ok"), at)
@@ -302,11 +322,7 @@ def _to_the_first_open(ends: "Iterable[str]") -> "Iterable[str]":
 
 def name_of(spool: "Spool", job: str, attempt: int) -> str:
     """What its owner calls it; the id where this root does not know that."""
-    try:
-        name = spool.job_record(job, attempt).get("name")
-    except ValueError:
-        name = ""
-    return str(name or job)[:200]
+    return str(spool.job_record(job, attempt).get("name") or job)[:200]
 
 
 # -- renames -----------------------------------------------------------------------------------------------------------
@@ -346,6 +362,7 @@ def _move_on(pump: "Round", moves: "List[Tuple[Dependent, Verdict]]") -> "List[K
     ready = [found.entry for found, judged in moves if judged.kind == "ready"]
     blocked = [found.entry for found, judged in moves if judged.kind == "blocked"]
     for entry in blocked:
+        ending.forget_inputs(pump.spool, entry.job, entry.attempt)
         _rename(entry.path, pump.spool.entry_path("blocked", entry.job, entry.attempt))
         fault.point("dependents.moved")
     if blocked:

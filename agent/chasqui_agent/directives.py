@@ -6,6 +6,8 @@
 import re
 import shlex
 
+from . import spoiled
+
 MYPY = False
 if MYPY:
     from typing import Dict, List, Sequence, Tuple
@@ -75,11 +77,13 @@ def asked(script: bytes) -> "Dict[str, str]":
 
 
 def asked_in(path: str) -> "Dict[str, str]":
-    """What the script at `path` asks for; nothing where it is gone."""
+    """What the script at `path` asks for; nothing where it is gone, or there is something else."""
     try:
         with open(path, "rb") as stream:
             return asked(stream.read())
-    except FileNotFoundError:
+    except OSError as error:
+        if not spoiled.gone(error):
+            raise
         return {}
 
 

@@ -74,7 +74,7 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
     # PBS counts an ending job until it is quite gone: 32 s were seen.
     no_place = refused in ("limit", "temporary") or bool(site.held_back)
-    waits = ends and no_place or dependents.expected(pump.spool, standing)
+    waits = ends and no_place or pump.put_off or dependents.expected(pump.spool, standing)
     silent = bool(pump.report["note"]) and pump.report["note"] != way.REFUSED
     _note_debt(pump, waits)
     alone = has_beat and heartbeat.needed(pump.spool) and not _wake_is_certain(pump, standing)
@@ -198,6 +198,8 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
         elif answer.kind == "permanent":
             pump.report["rejected"] += 1
             pump.state.value["rejected"] = answer.text
+        elif answer.kind == "unfit":
+            pump.report["rejected"] += 1
         else:
             pump.report["refused"], last = answer.text, answer.kind
             if answer.learn is not None:

@@ -14,7 +14,7 @@ from . import files, wire
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, List
+    from typing import Any, Callable, Dict, List, Optional
 
 STALE = 86400.0  # seconds after which a session's staging folder is rubbish
 PARTIAL, CONTENT, SHARDS, TAKEN = "partial", "content", "shards", "taken"
@@ -102,12 +102,14 @@ class Leftovers:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def hash_of(path: str) -> str:
-    """The SHA-256 of a file, "" where it can't be read."""
+def hash_of(path: str, tick: "Optional[Callable[[], None]]" = None) -> str:
+    """The SHA-256 of a file, "" where it can't be read. tick: called before every piece, and may raise."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as stream:
             for chunk in iter(lambda: stream.read(wire.CHUNK), b""):
+                if tick:
+                    tick()
                 digest.update(chunk)
     except OSError:
         return ""

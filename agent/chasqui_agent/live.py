@@ -15,16 +15,18 @@ if MYPY:
 MOST_TOLD = 200  # arrays in one report of their progress
 
 
-class Standing(namedtuple("Standing", "entry meta id held marks indices")):
-    """One entry of submitted/. id: the scheduler's, "" where the id file is missing; held: with our hold, as far as we
-    know; indices: of an array's elements, none of any other job. Counts are by element."""
+class Standing(namedtuple("Standing", "entry meta id held marks indices spoilt")):
+    """One entry of submitted/. id: the scheduler's, "" where its record is gone; held: with our hold, as far as we
+    know; indices: of an array's elements, none of any other job; spoilt: what tells whether it has started is gone
+    (spoiled.py). Counts are by element."""
 
     __slots__ = ()
 
     def __new__(
-        cls, entry: "Entry", meta: str, id: str, held: bool, marks: "marks.Marks", indices: "Sequence[int]" = ()
+        cls, entry: "Entry", meta: str, id: str, held: bool, marks: "marks.Marks", indices: "Sequence[int]" = (),
+        spoilt: bool = False,
     ) -> "Standing":
-        return super().__new__(cls, entry, meta, id, held, marks, indices)
+        return super().__new__(cls, entry, meta, id, held, marks, indices, spoilt)
 
     @property
     def size(self) -> int:
@@ -49,17 +51,22 @@ def standings(spool: "Spool") -> "List[Standing]":
         meta = spool.meta_dir(entry.job, entry.attempt)
         known = marks.read_id(meta, entry.token)
         job_id = known.get("id", "")
-        indices = directives.elements(directives.asked_in(entry.path)) if "[]" in job_id else ()
         job_marks = marks.read(meta, entry.token)
-        found.append(Standing(entry, meta, job_id, bool(known.get("held")), job_marks, indices))
+        held = bool(known.get("held"))
+        found.append(Standing(entry, meta, job_id, held, job_marks, indices(entry, job_id), spoilt=not known))
     return sorted(found, key=lambda standing: (_number(standing.id), standing.entry.path))
+
+
+def indices(entry: "Entry", job_id: str) -> "Sequence[int]":
+    """Of the elements of a submission with this id; none where it is no array."""
+    return directives.elements(directives.asked_in(entry.path)) if "[]" in job_id else ()
 
 
 def progress(standing: "List[Standing]") -> "Dict[str, List[int]]":
     """Job -> [attempt, elements that ended, that run, that wait] of arrays in the scheduler. From the names of marks
     alone: how an element ended stands in its flag, and 10,000 flags are not read for a report."""
     told = {}
-    for job in [job for job in standing if job.indices][:MOST_TOLD]:
+    for job in [job for job in standing if job.indices and not job.spoilt][:MOST_TOLD]:
         waiting = max(0, job.size - max(job.begun, job.flagged))
         told[job.entry.job] = [job.entry.attempt, job.flagged, max(0, job.size - waiting - job.flagged), waiting]
     return told

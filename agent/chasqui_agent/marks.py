@@ -14,7 +14,7 @@ import os
 import re
 from collections import namedtuple
 
-from . import fault, files, lock
+from . import fault, files, lock, spoiled
 
 MYPY = False
 if MYPY:
@@ -37,7 +37,16 @@ _MARK = re.compile(r"(run|flag|term)\.([^.]+)(?:\.([0-9]+))?\.([0-9]+)$")
 
 
 def read(meta: str, token: str) -> Marks:
-    """The marks of one token; empty ones where the folder is gone."""
+    """The marks of one token; empty ones where the folder is gone, or something else stands there."""
+    try:
+        return spoiled.let_in(meta, lambda: _read(meta, token))
+    except OSError as error:
+        if not spoiled.gone(error):
+            raise
+        return Marks("", 0, None, False, False, {})
+
+
+def _read(meta: str, token: str) -> Marks:
     highest: "Dict[Optional[int], Dict[str, Set[int]]]" = {}
     cancel = False
     for name in files.names(meta):
@@ -72,7 +81,9 @@ def read_flag(path: str) -> "Optional[Dict[str, str]]":
     try:
         with open(path, "rb") as stream:
             text = stream.read(8192).decode("utf-8", "replace")
-    except FileNotFoundError:
+    except OSError as error:
+        if not spoiled.gone(error):
+            raise
         return None
     body, whole, _ = text.partition("\nwhole\n")
     if not whole:
@@ -102,9 +113,14 @@ def close(meta: str, token: str, generation: int) -> str:
     """Take the claim of a token so that nothing can start under it: "" if it is closed now, else the id that started,
     of an array the whole one's.
 
-    A closed token stays closed; a job of the scheduler that comes up with it later refuses to run.
+    A closed token stays closed; a job of the scheduler that comes up with it later refuses to run. Raises
+    FileNotFoundError where the folder is gone.
     """
     fault.point("marks.close.before")
+    return spoiled.let_in(meta, lambda: _close(meta, token, generation))
+
+
+def _close(meta: str, token: str, generation: int) -> str:
     path = os.path.join(meta, "claim." + token)
     mine = "closed:%d" % generation
     found = ""
@@ -132,11 +148,24 @@ def is_closed(claim: str) -> bool:
 
 
 def write_id(meta: str, token: str, pbs_id: str, held: bool) -> None:
-    """Record the scheduler's id of a token, durably."""
-    files.write_json(os.path.join(meta, token + ".id"), {"id": pbs_id, "held": held})
+    """Record the scheduler's id of a token, durably; not where the folder is gone: the journal has it, too."""
+    path = os.path.join(meta, token + ".id")
+    try:
+        spoiled.let_in(meta, lambda: files.write_json(path, {"id": pbs_id, "held": held}))
+    except OSError as error:
+        if not spoiled.gone(error):
+            raise
+
+
+def ask_to_cancel(meta: str, token: str) -> None:
+    """Note that a job which has started is to be cancelled."""
+    spoiled.let_in(meta, lambda: files.write_file(os.path.join(meta, "cancel." + token), b""))
 
 
 def read_id(meta: str, token: str) -> "Dict[str, Any]":
-    """{"id", "held"} of a token; {} where none is recorded."""
-    found = files.read_json(os.path.join(meta, token + ".id"), {})
-    return found if isinstance(found, dict) and isinstance(found.get("id"), str) else {}
+    """{"id", "held"} of a token; {} where none is recorded, or no more."""
+    try:
+        found = spoiled.read_json(meta, token + ".id")
+    except ValueError:
+        return {}
+    return found if isinstance(found.get("id"), str) else {}

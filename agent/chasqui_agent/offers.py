@@ -5,7 +5,7 @@ import json
 import os
 import re
 
-from . import files, globs, wire
+from . import globs, spoiled, wire
 from .spool import JOB
 
 MYPY = False
@@ -48,7 +48,7 @@ def keys_of(fields: "Dict[str, Any]") -> "List[Key]":
 def manifest_of(folder: str) -> "List[Dict[str, Any]]":
     """What was uploaded into a work folder; nothing where its record is gone or damaged."""
     try:
-        return list(files.read_json(os.path.join(folder, ".chasqui", "manifest.json"), {"files": []})["files"])
+        return list(spoiled.read_json(os.path.join(folder, ".chasqui"), "manifest.json").get("files", []))
     except (ValueError, TypeError, KeyError):
         return []
 
@@ -118,7 +118,24 @@ def _check_rest(job: "Dict[str, Any]") -> None:
         raise Refusal("max_file or max_job out of bounds")
     if not isinstance(job.get("rerun", False), bool):
         raise Refusal("rerun is not what it should be")
+    if job.get("retry") is not None:
+        _check_policy(job)
     _check_after(job)
+
+
+def _check_policy(job: "Dict[str, Any]") -> None:
+    from . import policy
+
+    why = policy.wrong(job["retry"])
+    if why:
+        raise Refusal(why)
+    if keeps_inputs(job) and sum(item["size"] for item in job["files"]) > policy.MOST_COPIED:
+        raise Refusal("its inputs are too large to be kept for retries: resume = true needs no copies of them")
+
+
+def keeps_inputs(job: "Dict[str, Any]") -> bool:
+    """Whether a job's inputs are kept as they were uploaded, to be tried again from them."""
+    return bool(job.get("retry")) and not job["retry"].get("resume")
 
 
 def _check_after(job: "Dict[str, Any]") -> None:

@@ -6,7 +6,7 @@ wake/op.<id>   {"id", "op": "cancel"|"hold"|"release", "job", "attempt" (0: the 
 import os
 import re
 
-from . import dependents, fault, files, live, marks, reconcile
+from . import dependents, ending, fault, files, live, marks, reconcile, spoiled
 from .schedulers.base import Unreachable
 from .spool import Entry, random_name
 
@@ -98,6 +98,7 @@ def _apply_one(pump: "Round", operation: "Dict[str, Any]", index: "Dict[Any, Ent
     """Carry out one operation; "" or why nothing was done."""
     job, op = operation["job"], operation["op"]
     attempt = operation["attempt"] or _newest_attempt(pump.spool, job)
+    attempt = pump.spool.final_attempt(job, attempt)  # she may not know yet of a retry that the relay made
     entry = index.get((job, attempt)) or pump.spool.find_dependent(job, attempt)
     if entry is not None and os.path.lexists(entry.path):
         return _waiting(pump, entry, op, operation, index)
@@ -127,9 +128,11 @@ def _say(pump: "Round", event: str, entry: Entry, operation: "Dict[str, Any]") -
 def _waiting(pump: "Round", entry: Entry, op: str, operation: "Dict[str, Any]", index: "Dict[Any, Entry]") -> str:
     if op == "release":
         return "%s is not held" % entry.job
-    state, event = ("cancelled", "cancelled") if op == "cancel" else ("held", "held")
-    _say(pump, event, entry, operation)
-    files.move(entry.path, pump.spool.entry_path(state, entry.job, entry.attempt))
+    if op == "cancel":
+        _cancel(pump, entry, operation)
+    else:
+        _say(pump, "held", entry, operation)
+        files.move(entry.path, pump.spool.entry_path("held", entry.job, entry.attempt))
     index.pop((entry.job, entry.attempt), None)
     return ""
 
@@ -138,17 +141,38 @@ def _held(pump: "Round", entry: Entry, op: str, operation: "Dict[str, Any]") -> 
     if op == "hold":
         return "%s is held already" % entry.job
     if op == "cancel":
-        _say(pump, "cancelled", entry, operation)
-        files.move(entry.path, pump.spool.entry_path("cancelled", entry.job, entry.attempt))
+        _cancel(pump, entry, operation)
         return ""
     # The mark outlives the move: a `#PBS -h` in the script holds it once, not again after she released it.
-    files.write_file(os.path.join(pump.spool.meta_dir(entry.job, entry.attempt), "released"), b"")
+    _mark_released(pump.spool.meta_dir(entry.job, entry.attempt))
     _say(pump, "released", entry, operation)
-    if pump.spool.job_record(entry.job, entry.attempt).get("after"):
+    if _waits_for_others(pump.spool, entry):
         dependents.place(pump, [entry])
     else:
         files.move(entry.path, pump.spool.requeue_path(entry, pump.rank_of(entry)))
     return ""
+
+
+def _waits_for_others(spool: "Spool", entry: Entry) -> bool:
+    try:
+        return bool(spool.own_record(entry.job, entry.attempt).get("after"))
+    except ValueError:
+        return True  # nobody knows: it is blocked for that, rather than run too early
+
+
+def _mark_released(meta: str) -> None:
+    try:
+        spoiled.let_in(meta, lambda: files.write_file(os.path.join(meta, "released"), b""))
+    except OSError as error:
+        if not spoiled.gone(error):
+            raise  # else it is rejected for that when its turn comes
+
+
+def _cancel(pump: "Round", entry: Entry, operation: "Dict[str, Any]") -> None:
+    """Cancel what the scheduler does not have."""
+    _say(pump, "cancelled", entry, operation)
+    ending.forget_inputs(pump.spool, entry.job, entry.attempt)
+    files.move(entry.path, pump.spool.entry_path("cancelled", entry.job, entry.attempt))
 
 
 def _in_scheduler(pump: "Round", entry: Entry, op: str, operation: "Dict[str, Any]") -> str:
@@ -157,10 +181,15 @@ def _in_scheduler(pump: "Round", entry: Entry, op: str, operation: "Dict[str, An
         return "%s is not held" % entry.job
     meta = pump.spool.meta_dir(entry.job, entry.attempt)
     job_id = marks.read_id(meta, entry.token).get("id", "")
-    if pump.close_token(meta, entry.token):
+    spoilt = not job_id and (os.path.dirname(entry.path) == pump.spool.submitted or not spoiled.names(meta))
+    if spoilt or pump.close_token(meta, entry.token):
         if op == "hold":
             return "%s has started; it can be cancelled, not held" % entry.job
-        files.write_file(os.path.join(meta, "cancel." + entry.token), b"")
+        if spoilt:
+            job_id = pump.id_of(entry)
+            pump.state.closed.append(entry.token)  # there is no place for a mark in its folder
+        else:
+            marks.ask_to_cancel(meta, entry.token)
         if job_id:
             pump.delete(job_id)
         return ""

@@ -33,7 +33,8 @@ def main() -> None:
 
 
 def follow(spool: Spool, job: str, attempt: int, source: int, sink: int) -> None:
-    """Write what the attempt's outputs hold and gain to `sink`, until it has ended or `source` is at its end."""
+    """Write what the attempt's outputs hold and gain to `sink`, and those of the attempts that the relay makes of it,
+    until the last has ended or `source` is at its end."""
     folder = beneath.open_folder(spool.meta_dir(job, attempt))
     shown: "Dict[str, int]" = {}
     try:
@@ -42,10 +43,14 @@ def follow(spool: Spool, job: str, attempt: int, source: int, sink: int) -> None
             for name in sorted(os.listdir(folder)):
                 if name.endswith(_OUTPUTS):
                     shown[name] = _show(folder, name, shown.get(name, 0), sink)
-            if ended or _gone(source):
+            following = spool.next_attempt(job, attempt) if ended else 0
+            if following and os.path.isdir(spool.meta_dir(job, following)):
+                break
+            if ended and not (following and not spool.settled_state(job, following)) or _gone(source):
                 return
     finally:
         os.close(folder)
+    follow(spool, job, following, source, sink)
 
 
 def _gone(source: int) -> bool:

@@ -25,6 +25,7 @@ from . import (
     records,
     schedulers,
     settings,
+    spoiled,
     submit,
     way,
 )
@@ -71,7 +72,7 @@ def pump(
 ) -> "Dict[str, Any]":
     """Pump until no request is left or `budget` seconds are gone; what was done, as one flat dictionary:
 
-    accepted submitted released ended rejected queries rounds (counts), settling (scripts too young), operations
+    accepted submitted released ended rejected retried queries rounds (counts), settling (scripts too young), operations
     (id -> note), refused (the scheduler's words), stalled_since, note, full (which limit of space or inodes stopped
     it), busy (somebody else pumps). Raises SpoolError
     for a root that can't be used. A full disk, a lost lock and a silent scheduler end the round with a note: nothing
@@ -168,6 +169,7 @@ class Round:
         self.lock = lock
         self.journal = journal
         self.behind = Behind()
+        self.copying = self.put_off = False  # for retries: done in this round, left for another one
         self.report = report
         self._before = dict(report)  # a pump may take several rounds; the journal tells of each
         self.scheduler = schedulers.choose(spool, chosen)
@@ -190,7 +192,7 @@ class Round:
         standing = self._settle(snapshot, fresh)
         done = operations.apply(self)
         if done:
-            standing = live.standings(self.spool)
+            standing = self.standings()
         dependents.settle(self, standing)
         if snapshot is not None:
             # What is gone, and only its flag still waited for, takes no place and wakes nobody.
@@ -235,10 +237,11 @@ class Round:
 
     def _snapshot(self) -> "Tuple[Optional[Snapshot], bool]":
         """The scheduler's view and whether it was asked now; None where it could not be asked: then nothing changes."""
-        standing, in_flight = live.standings(self.spool), self.spool.entries("submitting")
+        standing, in_flight = self.standings(), self.spool.entries("submitting")
         cached = self.state.cached_snapshot(self.settings.query_interval)
-        # A job that was told to end: its flag is not its fate, only the scheduler knows that.
-        doubt = bool(in_flight) or any(job.marks.term or job.marks.cancel for job in standing)
+        # A job that was told to end: its flag is not its fate, only the scheduler knows that. Nor is a flag expected
+        # of one that has spoilt our folder.
+        doubt = bool(in_flight) or any(job.marks.term or job.marks.cancel or job.spoilt for job in standing)
         if cached is not None and (self.scheduler.asks_a_server or not doubt):
             return cached, False
         # Those whose flag says how they ended need only be seen to be gone.
@@ -284,14 +287,15 @@ class Round:
     def _settle(self, snapshot: "Optional[Snapshot]", fresh: bool) -> "List[live.Standing]":
         """Settle what has ended; what is still alive."""
         alive = []
-        for standing in live.standings(self.spool):
+        for standing in self.standings():
             if not reconcile.submitted(self, standing, snapshot, fresh):
                 alive.append(self._corrected(standing, snapshot) if fresh and snapshot else standing)
         tokens = {standing.entry.token for standing in alive}
         in_flight = {entry.token for entry in self.spool.entries("submitting")}
         self.state.started[:] = [start for start in self.state.started if start.split(".")[0] in tokens]
-        for token in set(self.state.doubt) - tokens - in_flight:
-            del self.state.doubt[token]
+        for known in (self.state.doubt, self.state.value.get("ids", {})):  # type: Dict[str, Any]
+            for token in set(known) - tokens - in_flight:
+                del known[token]
         return alive
 
     def _corrected(self, standing: "live.Standing", snapshot: "Snapshot") -> "live.Standing":
@@ -318,7 +322,7 @@ class Round:
 
     def _finish(self, handled: "List[str]", done: "List[str]", events: int, answered: bool) -> None:
         """Record the round where it did something, remember it, and drop the requests it dealt with."""
-        counted = ("accepted", "submitted", "released", "ended", "rejected")
+        counted = ("accepted", "submitted", "released", "ended", "rejected", "retried")
         news = {key: self.report[key] - self._before[key] for key in counted if self.report[key] > self._before[key]}
         if news or events or done:
             self.journal.later(dict(news, ev="pumped", reason=self.report["reason"]))
@@ -348,6 +352,24 @@ class Round:
             self.report["unfinished"] = True  # another round, should the heartbeat have been there for this alone
 
     # -- what the steps share --------------------------------------------------------------------------------------
+
+    def standings(self) -> "List[live.Standing]":
+        """As `live.standings`; an id that its job has taken away comes from the journal."""
+        return [self._with_id(job) if job.spoilt else job for job in live.standings(self.spool)]
+
+    def _with_id(self, job: "live.Standing") -> "live.Standing":
+        job_id = self.id_of(job.entry)
+        return job._replace(id=job_id, indices=live.indices(job.entry, job_id))
+
+    def id_of(self, entry: "Entry") -> str:
+        """The scheduler's id of a submission whose own record of it is gone; "" where nobody knows it. Raises OSError
+        where it is not this job that has taken it away."""
+        spoiled.check_work(self.spool.work)
+        known = self.state.value.setdefault("ids", {})  # type: Dict[str, str]
+        found = known.get(entry.token) or spoiled.id_in_journal(self.spool.log, entry.token)
+        if found:
+            known[entry.token] = found
+        return found
 
     def calls(self) -> int:
         """Calls of the scheduler in this minute, by all pumps."""

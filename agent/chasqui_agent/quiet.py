@@ -23,7 +23,7 @@ def idle(spool: "Spool") -> bool:
 
 def empty_report(reason: str) -> "Dict[str, Any]":
     """A pump's report before it has done anything; `pump.pump` says what each key means."""
-    counts = ("accepted", "submitted", "released", "ended", "rejected", "settling", "queries", "rounds")
+    counts = ("accepted", "submitted", "released", "ended", "rejected", "retried", "settling", "queries", "rounds")
     report: "Dict[str, Any]" = dict.fromkeys(counts, 0)
     report.update(reason=reason, operations={}, refused="", stalled_since="", note="", full="", busy=False)
     return report

@@ -25,7 +25,7 @@ import sys
 import time
 from collections import namedtuple
 
-from . import beneath, channel, copies, dependents, durable, fault, files, leftovers, space, wire
+from . import beneath, channel, copies, dependents, durable, fault, files, leftovers, offers, space, wire
 from . import spool as spools
 from .leftovers import CONTENT, PARTIAL, SHARDS, Leftovers
 from .objects import Objects
@@ -172,7 +172,8 @@ class Receiver:
         lacking = dependents.missing(self.spool, job.get("after", []), self._taken, self._offers)
         if lacking:
             return {"m": "refuse", "why": dependents.NOT_HERE + lacking}
-        why = self._room.take(*space.need(job["files"] + self._kept_too(job["files"])))
+        kept = self._kept_too(job["files"]) + (job["files"] if offers.keeps_inputs(job) else [])
+        why = self._room.take(*space.need(job["files"] + kept))
         if why:
             return {"m": "refuse", "why": why}
         self._take_offer(key, job)
@@ -454,6 +455,8 @@ class Receiver:
         folder, rank = self._job_folder(key), _rank(job)
         script = self._script_of(job, folder)
         self._write_meta(os.path.join(folder, ".chasqui"), job, manifest)
+        if offers.keeps_inputs(job):
+            self._keep_inputs(folder, manifest)
         entry = self._entry(key, rank)
         files.write_file(entry, script, durable=False)
         fault.point("receive.built")
@@ -478,6 +481,14 @@ class Receiver:
         self._make(os.fsencode(meta))
         for name, value in (("manifest.json", {"files": manifest}), ("job.json", record)):
             files.write_file(os.path.join(meta, name), json.dumps(value).encode("ascii"), durable=False)
+
+    def _keep_inputs(self, folder: str, manifest: "List[Dict[str, Any]]") -> None:
+        """Keep the inputs as they are now: the job may rewrite them, and be tried again (retries.py)."""
+        top = os.path.join(os.fsencode(folder), b".chasqui", b"inputs")
+        self._make(top)
+        for sha, path in {item["sha256"]: item["path"] for item in manifest}.items():
+            source = os.path.join(os.fsencode(folder), wire.path_bytes(path))
+            copies.copy(source, os.path.join(top, sha.encode("ascii")), 0o600)
 
     def _entry(self, key: "Key", rank: int) -> str:
         """Where a job's script is put to be published with the batch."""
@@ -542,7 +553,7 @@ class Receiver:
 
 
 _RECORD = ("job", "attempt", "name", "priority", "script", "outputs", "exclude", "expect", "max_file", "max_job",
-           "rerun", "after", "if")
+           "rerun", "retry", "after", "if")
 
 
 class _Index:

@@ -8,17 +8,18 @@ claim made is never submitted again by the relay: a retry is the user's decision
 
 import os
 
-from . import arrays, ending, files, marks, runner, submit
+from . import arrays, ending, files, live, marks, runner, spoiled, submit
 from .schedulers.base import DELETED, NotNow
 
 MYPY = False
 if MYPY:
     from typing import Any, Dict, Optional
 
-    from .live import Standing
     from .pump import Round
     from .schedulers.base import Ended, Snapshot
     from .spool import Entry
+
+    Standing = live.Standing
 
 SECOND_ROUND = 2  # good query rounds without a trace before something is given up
 REFUSED_RERUN = "started again without rerun = true, which was refused; how its first start ended is not known"
@@ -53,12 +54,32 @@ def _look_for(pump: "Round", entry: "Entry", meta: str, snapshot: "Snapshot") ->
 def _take_back(pump: "Round", entry: "Entry", meta: str) -> None:
     """Close the token of a submission without a trace and queue its script again; adopt it where it has started. Not
     adopted under a closed token: what the scheduler has of it will end unrun, and without a history look lost."""
+    if not spoiled.names(meta):
+        _lose_track(pump, entry, meta)
+        return
     started = pump.close_token(meta, entry.token)
     if started:
         submit.record_id(pump, entry, started, False, "adopted")
     else:
         pump.state.keep_closed(submit.sought(pump, entry), pump.now, entry.job, entry.attempt)
         back_to_waiting(pump, entry, "the scheduler never got it")
+
+
+def _lose_track(pump: "Round", entry: "Entry", meta: str) -> None:
+    """End a submission without a trace of which nobody can say any more whether it has started."""
+    spoiled.check_work(pump.spool.work)
+    standing = live.Standing(entry, meta, "", False, marks.read(meta, entry.token), spoilt=True)
+    if not _cancelled_spoilt(pump, standing):
+        end(pump, standing, {"state": "LOST", "exit": None, "why": "the scheduler does not know it"})
+        pump.state.closed.append(entry.token)
+    else:
+        cancelled(pump, standing, "cancelled", None)
+    pump.state.keep_closed(submit.sought(pump, entry), pump.now, entry.job, entry.attempt)
+
+
+def _cancelled_spoilt(pump: "Round", standing: "Standing") -> bool:
+    """Whether a cancel was asked for of a job whose folder has no place for the mark of that (operations.py)."""
+    return standing.spoilt and standing.entry.token in pump.state.closed
 
 
 def _given_up(pump: "Round", token: str) -> bool:
@@ -81,16 +102,21 @@ def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]
     if found.runs and _start(standing) not in pump.state.started:
         _journal_start(pump, standing)
     if found.flag and not found.term and not pump.scheduler.stages_output:
-        end(pump, standing, _by_flag(found.flag))
-        return True
-    if snapshot is None or not fresh or standing.id in snapshot.live:
+        return end(pump, standing, _by_flag(found.flag))
+    if snapshot is None or not fresh or _is_live(standing, snapshot):
         return False
     certain = told_by_flags(standing)
     if certain:
         return end(pump, standing, certain)
-    if not snapshot.knows(standing.id):
+    if standing.id and not snapshot.knows(standing.id):
         return False
     return _gone(pump, standing, snapshot.ended.get(standing.id))
+
+
+def _is_live(standing: "Standing", snapshot: "Snapshot") -> bool:
+    if standing.id:
+        return standing.id in snapshot.live
+    return any(job.token == standing.entry.token for job in snapshot.live.values())
 
 
 def told_by_flags(standing: "Standing") -> "Optional[Dict[str, Any]]":
@@ -120,30 +146,30 @@ def _journal_start(pump: "Round", standing: "Standing") -> None:
 
 def _started(standing: "Standing") -> bool:
     found = standing.marks
-    return bool(found.runs or (found.claim and not marks.is_closed(found.claim)))
+    return bool(standing.spoilt or found.runs or (found.claim and not marks.is_closed(found.claim)))
 
 
 def _gone(pump: "Round", standing: "Standing", ended: "Optional[Ended]") -> bool:
     """A job the scheduler no longer runs. True when settled; False while its end is not yet certain."""
-    found = standing.marks
+    cancel = standing.marks.cancel or _cancelled_spoilt(pump, standing)
     if ended is None or ended.lost:
         if ended is None and not _given_up(pump, standing.entry.token):
             return False
         return _vanished(pump, standing, ended.why if ended else "gone from the scheduler without a trace")
     started = _started(standing)
-    if ended.why == DELETED or found.cancel:
+    if ended.why == DELETED or cancel:
         if not started and pump.close_token(standing.meta, standing.entry.token):
             return False  # PBS forgot it (qdel -W force) while its runner was on the way to the claim
-        why = "cancelled" if found.cancel else "deleted in " + pump.scheduler.called
+        why = "cancelled" if cancel else "deleted in " + pump.scheduler.called
         return cancelled(pump, standing, why, ended.exit)
     if not started:
         return _never_ran(pump, standing, ended)
     missing = standing.flagged < max(1, standing.begun)
     if pump.scheduler.stages_output and missing and not _given_up(pump, standing.entry.token):
         return False  # a flag may still be on its way through the file server's caches
-    if standing.indices:
+    if standing.indices and not standing.spoilt:
         return end(pump, standing, arrays.by_scheduler(standing, ended.why))
-    return end(pump, standing, _by_scheduler(ended))
+    return end(pump, standing, _by_scheduler(ended, standing.spoilt))
 
 
 def _never_ran(pump: "Round", standing: "Standing", ended: "Ended") -> bool:
@@ -165,7 +191,7 @@ def _vanished(pump: "Round", standing: "Standing", why: str) -> bool:
     found, started = standing.marks, _started(standing)
     if not started and pump.close_token(standing.meta, standing.entry.token):
         return False  # it started this very moment: its marks say more next time
-    if found.cancel:
+    if found.cancel or _cancelled_spoilt(pump, standing):
         return cancelled(pump, standing, "cancelled", None)
     if standing.indices and found.runs:
         return end(pump, standing, arrays.by_scheduler(standing, why, lost=True))
@@ -181,23 +207,35 @@ def _by_flag(flag: "Dict[str, str]") -> "Dict[str, Any]":
     return {"state": "FAIL" if code else "DONE", "exit": code, "why": "exit %d" % code if code else "", "when": when}
 
 
-def _by_scheduler(ended: "Ended") -> "Dict[str, Any]":
+def _by_scheduler(ended: "Ended", spoilt: bool = False) -> "Dict[str, Any]":
     code = ended.exit
     if code is None:  # it started, and the scheduler does not say how it ended
         return {"state": "LOST", "exit": None, "why": ended.why or "ended without an exit status in the scheduler"}
     if code == runner.EXIT_REFUSED:  # the end of a second start; the first may live on, and its flag repair this
-        return {"state": "LOST", "exit": None, "why": REFUSED_RERUN}
+        return {"state": "LOST", "exit": None, "why": "exit 97: perhaps it did not start" if spoilt else REFUSED_RERUN}
     if code >= 256:
         return {"state": "FAIL", "exit": code, "why": ended.why or "killed (%d)" % code}
     return {"state": "FAIL" if code else "DONE", "exit": code, "why": ended.why or ("exit %s" % code if code else "")}
 
 
 def end(pump: "Round", standing: "Standing", outcome: "Dict[str, Any]") -> bool:
-    """Settle an attempt: DONE, FAIL or LOST."""
+    """Settle an attempt: DONE, FAIL or LOST. False where this round has no time to copy what its next one begins
+    with."""
     entry = standing.entry
     record = {"ev": "ended", "job": entry.job, "attempt": entry.attempt, "pbs": standing.id}
     record.update(outcome)
-    ending.begin(pump, entry, "completed", record, _final(pump, standing))
+    following = None
+    if record["state"] != "DONE" and pump.spool.may_be_retried(entry.job, entry.attempt):
+        from . import carry, retries
+
+        try:
+            following = retries.following(pump, standing, record)
+        except carry.PutOff:
+            pump.put_off = pump.report["unfinished"] = True
+            return False
+    if standing.spoilt:
+        record["why"] = "; ".join([why for why in (record["why"], spoiled.GONE) if why])
+    ending.begin(pump, entry, "completed", record, _final(pump, standing), following)
     pump.report["ended"] += 1
     return True
 
@@ -262,7 +300,7 @@ def late_flag(pump: "Round", job: str, attempt: int, token: str) -> None:
     except FileNotFoundError:
         return
     meta = pump.spool.meta_dir(job, attempt)
-    if not lost or os.path.isdir(pump.spool.work_dir(job, attempt + 1)):
+    if not lost or os.path.isdir(pump.spool.work_dir(job, attempt + 1)) or pump.spool.next_attempt(job, attempt):
         return
     found = marks.read(meta, token)
     outcome = _by_flag(found.flag) if found.flag else arrays.late(meta, job, attempt, token, found)

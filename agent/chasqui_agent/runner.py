@@ -75,6 +75,17 @@ refuse() {
     exit 97
 }
 
+# The job runs in the folder above ours. It may have protected that (`chmod -R a-w .`), or taken ours away: how it ended
+# is to be told all the same.
+let_us_in() {
+    [ ! -w "$meta" ] || [ ! -w "$room" ] || return 0
+    [ -x "$dir" ] || chmod u+rx "$dir"
+    [ -d "$meta" ] || mv -f "$meta" "$meta.$token" 2>/dev/null
+    [ -d "$meta" ] || mkdir -m 700 "$meta"
+    [ -w "$meta" ] && [ -x "$meta" ] || chmod u+rwx "$meta"
+    [ ! -e "$room" ] || [ -w "$room" ] || chmod u+rw "$room"
+} 2>/dev/null
+
 # 1. Room for the flag, before anything else: a full quota at the end must not eat the truth.
 room=$meta/flag.$own.$host.$$.new
 printf '%4096s\n' '' 2>/dev/null >"$room" || exit 97
@@ -115,7 +126,8 @@ fi
 on_term() {
     [ -z "$term" ] || return 0
     term=1
-    : >"$meta/term.$own.$k"
+    let_us_in
+    true 2>/dev/null >"$meta/term.$own.$k"
     event term
 }
 trap on_term TERM INT HUP
@@ -157,6 +169,7 @@ if [ "$code" -gt 128 ]; then
 fi
 
 # 5. The flag: the room is overwritten in place and renamed. A later start of the same id has the word.
+let_us_in
 if [ ! -L "$meta/run.$own.$((k + 1))" ]; then
     printf 'exit=%s\nid=%s\nk=%s\nterm=%s\nhost=%s\nended=%s\nwhole\n' \
         "$code" "$id" "$k" "${term:-0}" "$host" "$(date +%s)" 1<>"$room"

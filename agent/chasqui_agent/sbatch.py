@@ -53,11 +53,17 @@ def options(script: bytes) -> "List[Tuple[str, str]]":
 
 
 def _lines(script: bytes) -> "List[str]":
-    """What follows #SBATCH, which begins its line. As sbatch does it, reading ends at the first command."""
+    """What follows #SBATCH."""
+    lines = script.split(b"\n")
+    return [lines[at][len(MAGIC) :].decode("utf-8", "replace").strip() for at in places(lines)]
+
+
+def places(lines: "List[bytes]") -> "List[int]":
+    """Which lines begin with #SBATCH. As sbatch does it, reading ends at the first command."""
     found = []
-    for raw in script.split(b"\n"):
+    for at, raw in enumerate(lines):
         if raw.startswith(MAGIC) and raw[len(MAGIC) :][:1] in (b" ", b"\t"):
-            found.append(raw[len(MAGIC) :].decode("utf-8", "replace").strip())
+            found.append(at)
         elif raw.strip() and not raw.lstrip().startswith(b"#"):
             break
     return found
@@ -101,8 +107,8 @@ def _letter(option: str, value: str, name: str) -> "List[Tuple[str, str]]":
         return [("J", _indices(value))]
     if option == "export":
         return [("v", ",".join(word for word in value.split(",") if word not in ("ALL", "NONE", "NIL")))]
-    if option == "time" and _seconds(value) is not None:
-        return [("l", "walltime=%d" % _seconds(value))]  # type: ignore[str-format]
+    if option == "time" and seconds(value) is not None:
+        return [("l", "walltime=%d" % seconds(value))]  # type: ignore[str-format]
     return []
 
 
@@ -112,7 +118,7 @@ def _indices(value: str) -> str:
     return ",".join(piece + "-" + piece if piece.isdigit() else piece for piece in pieces)
 
 
-def _seconds(value: str) -> "Optional[int]":
+def seconds(value: str) -> "Optional[int]":
     """Of a --time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
     found = _TIME.match(value)
     if not found:
@@ -150,9 +156,10 @@ def head(script: bytes, shell: str) -> str:
         if not option:
             text += "#SBATCH %s\n" % value
         elif option not in _OURS:
-            text += "#SBATCH --%s%s\n" % (option, "=" + _quoted(value) if value else "")
+            text += "#SBATCH --%s%s\n" % (option, "=" + quoted(value) if value else "")
     return text
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """A value as it stands in a #SBATCH line."""
     return value if re.match(r"[\w.,:/%@=+*\[\]&|()-]+$", value) else '"%s"' % re.sub(r'(["\\])', r"\\\1", value)

@@ -50,7 +50,7 @@ UNASKED = 4 << 20  # bytes of results in turn 4: what a line carries while the c
 ACKED = 1000  # jobs acknowledged in one message
 PUMP_BUDGET = 120.0
 PATIENCE = 10.0  # seconds a query may take while the client waits for journal and results
-CAPABILITIES = ["log-pieces", "after"]
+CAPABILITIES = ["log-pieces", "after", "retry"]
 
 
 class Failed(Exception):

@@ -14,6 +14,7 @@
     cancelled/<job>.<attempt>.sh
     blocked/<job>.<attempt>.sh                       did not run, for how a job ended that it waited for
     work/<job>[.<attempt>]/                          where the job runs; attempt 1 has no suffix
+    work/.retries/                                   work folders of next attempts, being built (retries.py)
     work/<job>[.<attempt>]/.chasqui/                 ours: job.json, script, runner, claims, marks, flags, output
     staging/<session>/<job>.<attempt>/               an upload in progress
 
@@ -25,7 +26,7 @@ import os
 import re
 from collections import namedtuple
 
-from . import files
+from . import files, spoiled
 
 MYPY = False
 if MYPY:
@@ -36,6 +37,7 @@ STATES = ("held",) + ON_THEIR_WAY + ("completed", "rejected", "cancelled", "bloc
 FOLDERS = STATES + ("after", "agent", "staging", "waiting", "work", "log", "lock", "wake")
 SHARD_SIZE = 1000
 MIDDLE_PRIORITY = 500
+RETRIES = ".retries"
 AFTER = 1000  # the rank of scripts that wait for other jobs: behind all others, and nobody submits from there
 JOB = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 TOKEN = re.compile(r"[a-z][a-z2-7]{7}\Z")
@@ -135,9 +137,16 @@ class Spool:
         return os.path.join(self.root, state, "%s.%s.%s" % (job, middle, suffix))
 
     def job_record(self, job: str, attempt: int) -> "Dict[str, Any]":
-        """What was said about the job when it was handed over (job.json)."""
-        record = files.read_json(os.path.join(self.meta_dir(job, attempt), "job.json"), {})
-        return record if isinstance(record, dict) else {}
+        """What was said about the job when it was handed over (job.json); {} where that is gone, or damaged: jobs can
+        write to it."""
+        try:
+            return self.own_record(job, attempt)
+        except ValueError:
+            return {}
+
+    def own_record(self, job: str, attempt: int) -> "Dict[str, Any]":
+        """As `job_record`. Raises ValueError where it is damaged."""
+        return spoiled.read_json(self.meta_dir(job, attempt), "job.json")
 
     # -- reading states --------------------------------------------------------------------------------------------
 
@@ -227,6 +236,29 @@ class Spool:
                 return state
         return ""
 
+    def next_attempt(self, job: str, attempt: int) -> int:
+        """The attempt that the relay made, or is about to make, of the end of this one by the job's retry policy; 0
+        where there is none."""
+        try:
+            with open(self.entry_path("completed", job, attempt, suffix="flag"), "rb") as stream:
+                lines = stream.read(65536).split(b"\n")
+        except OSError:
+            return 0
+        return attempt + 1 if b"next=%d" % (attempt + 1) in lines else 0
+
+    def final_attempt(self, job: str, attempt: int) -> int:
+        """The last of the attempts that the relay made of this one; itself where it made none. Only the end of that one
+        is the job's end: it has none yet while this one is "" in `settled_state`."""
+        while True:
+            following = self.next_attempt(job, attempt)
+            if not following:
+                return attempt
+            attempt = following
+
+    def may_be_retried(self, job: str, attempt: int) -> bool:
+        """Whether an attempt's job was handed over with a retry policy."""
+        return bool(self.job_record(job, attempt).get("retry"))
+
     def known(self, job: str, attempt: int) -> str:
         """The state of an attempt, "" for one this spool never published. Scans folders: not for pumps."""
         settled = self.settled_state(job, attempt)
@@ -265,10 +297,7 @@ class Spool:
     def find_dependent(self, job: str, attempt: int) -> "Optional[Entry]":
         """The script of an attempt that waits for others; None where it does not. Looks at its parents alone, in their
         order, as a script moves on from one to the next."""
-        try:
-            after = self.job_record(job, attempt).get("after") or ()
-        except ValueError:
-            return None  # damaged; what can't be found by its parents is nowhere
+        after = self.job_record(job, attempt).get("after") or ()  # what can't be found by its parents is nowhere
         for shard in self.dependent_shards() if after else ():
             for entry in self.shard_entries(shard):
                 if (entry.job, entry.attempt) == (job, attempt):

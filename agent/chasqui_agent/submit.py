@@ -12,7 +12,7 @@ import os
 import pwd
 import re
 
-from . import directives, ending, fault, files, heartbeat, launch, marks, runner, way
+from . import directives, ending, fault, files, heartbeat, launch, marks, runner, spoiled, way
 from .schedulers.base import NotQueued, Request, Sought, Submission
 from .spool import Entry, new_token
 
@@ -41,8 +41,13 @@ def submit(pump: "Round", entry: Entry, hold: bool, following: "Optional[Entry]"
     """Submit one waiting script; meanwhile record the one before it and prepare the one that is likely to follow.
     Afterwards it is in rejected/, back in waiting/, or in submitting/: where it was accepted, until `pump.behind` has
     recorded it, and where the outcome is unknown. Refused for good in the words of the last such refusal it is
-    "doubted", and back in waiting/ too. An exception (lost lock, full disk) leaves it in one of those too."""
-    request = pump.behind.take_prepared(entry.path) or prepare(pump, entry)
+    "doubted", and back in waiting/ too; "unfit" it was rejected without a call. An exception
+    (lost lock, full disk) leaves it in one of those too."""
+    try:
+        request = pump.behind.take_prepared(entry.path) or _prepare_at_last(pump, entry)
+    except _Unfit as error:
+        reject_waiting(pump, entry, str(error))
+        return Submission("unfit", "", str(error))
     request = request._replace(hold=hold)
     job, attempt, token = entry.job, entry.attempt, request.token
     pump.journal.append({"ev": "intent", "job": job, "attempt": attempt, "token": token})
@@ -82,6 +87,28 @@ def submit(pump: "Round", entry: Entry, hold: bool, following: "Optional[Entry]"
             files.move(in_flight.path, entry.path)
             files.remove(request.script)  # one for every refusal would pile up, and count as starts of the job
     return answer
+
+
+class _Unfit(Exception):
+    """A work folder that nobody can write to: it must not keep other jobs from being submitted."""
+
+
+def _prepare_at_last(pump: "Round", entry: Entry) -> Request:
+    """`prepare`. Raises _Unfit."""
+    try:
+        return prepare(pump, entry)
+    except OSError as error:
+        if not spoiled.gone(error) or not os.path.lexists(entry.path):
+            raise
+    spoiled.check_work(pump.spool.work)
+    files.server_time(pump.spool.work)  # an NFS client's names may be older than the folder: it reads them again now
+    try:
+        return prepare(pump, entry)
+    except OSError as error:
+        if not spoiled.gone(error):
+            raise
+        folder = error.filename or pump.spool.work_dir(entry.job, entry.attempt)
+        raise _Unfit("not submitted: %s can't be used: %s" % (folder, error.strerror)) from None
 
 
 def _check_lock(pump: "Round") -> None:
@@ -147,7 +174,7 @@ def prepare(pump: "Round", entry: Entry) -> Request:
     asked = directives.asked(script)
     name = _name(spool, entry, asked)
     rerun = bool(record.get("rerun"))
-    files.write_file(os.path.join(meta, "script"), script, 0o700, durable=False)
+    spoiled.let_in(meta, lambda: files.write_file(os.path.join(meta, "script"), script, 0o700, durable=False))
     values = {
         "dir": folder,
         "root": spool.root,
@@ -184,12 +211,7 @@ def prepare(pump: "Round", entry: Entry) -> Request:
 
 def sought(pump: "Round", entry: Entry) -> Sought:
     """What a submission whose outcome is unknown can be recognised by."""
-    meta = pump.spool.meta_dir(entry.job, entry.attempt)
-    try:
-        with open(os.path.join(meta, "script"), "rb") as stream:
-            asked = directives.asked(stream.read())
-    except FileNotFoundError:
-        asked = {}
+    asked = directives.asked_in(os.path.join(pump.spool.meta_dir(entry.job, entry.attempt), "script"))
     name = pump.scheduler.name_in_queue(_name(pump.spool, entry, asked))
     name = queue_name(name, entry.token, pump.scheduler.name_limit)
     return Sought(entry.token, name, pump.spool.work_dir(entry.job, entry.attempt))
@@ -234,11 +256,10 @@ def final_outputs(spool: "Spool", entry: Entry) -> "Tuple[str, str]":
     "" for one that is elsewhere or joined."""
     folder = spool.work_dir(entry.job, entry.attempt)
     meta = spool.meta_dir(entry.job, entry.attempt)
-    try:
-        with open(os.path.join(meta, "script"), "rb") as stream:
-            asked = directives.asked(stream.read())
-    except FileNotFoundError:
+    script = os.path.join(meta, "script")
+    if not os.path.isfile(script):
         return "", ""
+    asked = directives.asked_in(script)
     name = _name(spool, entry, asked)
     output, error, _ = output_paths(asked, folder, os.path.join(meta, entry.token), name, entry.token)
     output, error = [_with_id(path, meta, entry.token) for path in (output, error)]

@@ -73,7 +73,7 @@ class Probe:
             raise wire.WireError("a list of files that is none")
         try:
             # Made here, where the record is read, too: a job's own damage is its own failure, not the end of all.
-            why = "" if self.spool.job_record(*key).get("ledger") == self.ledger else clearance.FOREIGN
+            why = "" if self.spool.own_record(*key).get("ledger") == self.ledger else clearance.FOREIGN
             folder = beneath.open_folder(self.spool.work_dir(*key))
         except (OSError, ValueError) as error:
             self.pipe.say(job=job, attempt=attempt, why=getattr(error, "strerror", "") or "its record is damaged")

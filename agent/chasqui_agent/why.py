@@ -18,6 +18,7 @@ from . import (
     outlook,
     schedulers,
     settings,
+    spoiled,
     status,
 )
 from .schedulers.base import Unreachable
@@ -41,14 +42,16 @@ SHOWN_LIMITS = 3
 def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
     """What this root knows of one attempt (0: the newest), as JSON can hold it:
 
-    job, attempt, state ("" where it is not here, "dropped" for a script not yet taken in), and by state:
+    job, attempt (the last that the relay made of the one asked for), again (of one that it made: which it is, after
+    what end, and what it asks for now), left (how often it may be tried again yet), state ("" where it is not here,
+    "dropped" for a script not yet taken in), and by state:
     waiting: ahead (scripts before it), priority, back (in words, the limits that kept it back in the last round).
     after: if (ok, any, fail), parents [[id, name, state]] that have not ended, the first of them, and more (how many
     others). held: by ("script": its own #PBS -h, else "hold").
-    submitting: grace (seconds). submitted: id, held (by us), began (when its script did; 0: not yet), over (its script
-    has ended), told (it was told to end), letter (the scheduler's state of it), words (the scheduler's own), silent
-    (why it could not be asked), elements (of an array, as elements.tally). completed, rejected, cancelled, blocked: end
-    (DONE, FAIL, LOST), words.
+    submitting: grace (seconds). submitted: id, held (by us), began (when its script did; 0: not yet), spoilt (what
+    tells that is gone), over (its script has ended), told (it was told to end), letter (the scheduler's state of it),
+    words (the scheduler's own), silent (why it could not be asked), elements (of an array, as elements.tally).
+    completed, rejected, cancelled, blocked: end (DONE, FAIL, LOST), words.
 
     Of what has not ended also: counts [payloads, queued, live], caps {max_running, max_queued, max_total, running_cap},
     refused [words, since when], called (the scheduler), asks (whether that is a
@@ -57,11 +60,11 @@ def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
     """
     if not JOB.match(job):
         raise SpoolError("%r is not the id of a job" % job[:80])
-    attempt = attempt or _newest(spool, job)
-    found: "Facts" = {"job": job, "attempt": attempt, "state": spool.known(job, attempt)}
+    attempt = spool.final_attempt(job, attempt or _newest(spool, job))
+    found: "Facts" = dict(_retries(spool, job, attempt), job=job, attempt=attempt, state=spool.known(job, attempt))
     if not found["state"] and job + ".sh" in [os.path.basename(path) for path in spool.dropped()]:
         found["state"] = "dropped"
-    if found["state"] in ("completed", "rejected", "cancelled", "blocked"):
+    if found["state"] in _OVER:
         return dict(found, **_end(spool, found["state"], job, attempt))
     if not found["state"]:
         return found
@@ -81,6 +84,14 @@ def _newest(spool: "Spool", job: str) -> int:
     while os.path.isdir(spool.work_dir(job, attempt + 1)):
         attempt += 1
     return attempt
+
+
+def _retries(spool: "Spool", job: str, attempt: int) -> "Facts":
+    record = spool.job_record(job, attempt)
+    again, rule, made = record.get("again"), record.get("retry"), record.get("tries", 0)
+    if not isinstance(rule, dict) or not isinstance(rule.get("retries"), int) or not isinstance(made, int):
+        return {}
+    return {"again": again[:SHOWN] if isinstance(again, str) else "", "left": max(0, rule["retries"] - made)}
 
 
 def _waiting(spool: "Spool", job: str, attempt: int, chosen: "Settings") -> "Facts":
@@ -106,7 +117,9 @@ def _after(spool: "Spool", job: str, attempt: int) -> "Facts":
 
 
 def _standing(spool: "Spool", job: str, attempt: int) -> str:
-    """As `Spool.known`; "running" for a submitted one whose script has begun."""
+    """As `Spool.known`, of the last attempt that the relay made of this one; "running" for a submitted one whose script
+    has begun."""
+    attempt = spool.final_attempt(job, attempt)
     state = spool.known(job, attempt)
     for entry in spool.entries("submitted") if state == "submitted" else ():
         if (entry.job, entry.attempt) == (job, attempt) and marks.read(spool.meta_dir(job, attempt), entry.token).runs:
@@ -132,12 +145,12 @@ def _entry(spool: "Spool", state: str, entry: "Entry", chosen: "Settings") -> "F
 def _submitted(spool: "Spool", entry: "Entry", chosen: "Settings") -> "Facts":
     meta = spool.meta_dir(entry.job, entry.attempt)
     left, known = marks.read(meta, entry.token), marks.read_id(meta, entry.token)
-    job_id = str(known.get("id", ""))
-    found = {"id": job_id, "held": bool(known.get("held")), "told": left.term or left.cancel,
+    job_id = str(known.get("id", "")) or spoiled.id_in_journal(spool.log, entry.token)
+    found = {"spoilt": not known, "id": job_id, "held": bool(known.get("held")), "told": left.term or left.cancel,
              "over": left.flag is not None, "letter": "", "words": "", "silent": ""}
     found["began"] = marks.started_at(meta, entry.token, left) if left.runs else 0
-    indices = directives.elements(directives.asked_in(entry.path)) if "[]" in job_id else ()
-    if indices:
+    indices = live.indices(entry, job_id)
+    if indices and known:
         found["elements"] = arrays.states(live.Standing(entry, meta, job_id, False, left, indices), alive=True)
     try:
         found["letter"], found["words"] = schedulers.choose(spool, chosen).words_on(job_id) if job_id else ("", "")
@@ -212,7 +225,27 @@ def words(found: "Facts") -> "List[str]":
     """The facts as sentences; [] where they say nothing."""
     state = found.get("state")
     say = _SAYINGS.get(state) if isinstance(state, str) else None
-    return say(found) if say else []
+    return _said_again(found) + say(found) + _said_left(found) if say else []
+
+
+def _said_again(found: "Facts") -> "List[str]":
+    again, over = _text(found, "again"), found.get("state") in _OVER
+    said = "It was %s." if over else "The relay tries it again by itself: %s."
+    return [said % again.rstrip(".")] if again else []
+
+
+def _said_left(found: "Facts") -> "List[str]":
+    left = _number(found, "left")
+    return [retries_left(left)] if left and found.get("state") in ("submitted", "ending") else []
+
+
+def retries_left(left: int) -> str:
+    """What a job that has not ended may come to yet, by its retry policy; left: how many times."""
+    return "If it ends as its retry policy says, the relay tries it again, %s." % (
+        "once" if left == 1 else "%d times at most" % left)
+
+
+_OVER = ("completed", "rejected", "cancelled", "blocked")
 
 
 def _said_dropped(found: "Facts") -> "List[str]":
@@ -318,6 +351,9 @@ def _said_submitted(found: "Facts") -> "List[str]":
         since = _when(found.get("began"))
         told = " It was told to end (TERM), and has up to half a minute for it." if found.get("told") else ""
         return ["It runs%s, as %s.%s" % (" since " + since if since else "", job_id, told)] + _elements(found)
+    if found.get("spoilt"):
+        ends = "how it ends is known by the word of %s alone" % _called(found)
+        return ["It is in %s as %s; %s: %s." % (_called(found), job_id, spoiled.GONE, ends)] + _own_words(found)
     lines = ["It is in %s as %s and has not started." % (_called(found), job_id)]
     return lines + (_cap_hold(found) if found.get("held") else []) + _own_words(found)
 

@@ -8,7 +8,7 @@ Nothing here prints, prompts or exits; failures are the exceptions of `errors`.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,12 +169,15 @@ def show(home: Home, word: str) -> dict[str, Any]:
                 "inputs": inputs, "result_files": results}
 
 
-def retry(home: Home, selection: Selection) -> list[Job]:
+def retry(home: Home, selection: Selection, resources: "Mapping[str, str] | None" = None) -> list[Job]:
     """A new attempt of each selected job, with its inputs as they are now, and of those that are BLOCKED because of
-    these alone; all or none."""
+    these alone; all or none.
+
+    resources: what the scripts of the selected are to ask for instead: walltime, mem and the like, queue.
+    """
     from . import jobs
     with open_ledger(home) as ledger:
-        return jobs.retry(home, ledger, home.config(), select.find(ledger, selection))
+        return jobs.retry(home, ledger, home.config(), select.find(ledger, selection), resources)
 
 
 def cancel(home: Home, selection: Selection) -> tuple[list[Job], list[Job]]:

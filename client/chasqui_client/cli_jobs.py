@@ -38,6 +38,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-job", type=_bytes, metavar="BYTES", help="of a job's results; the biggest stay there")
     parser.add_argument("--follow", action="store_true", default=None, help="take what symlinked folders hold")
     parser.add_argument("--rerun", action="store_true", default=None, help="the scheduler may run it a second time")
+    parser.add_argument("--retries", metavar="N", help="times it is tried again by the relay, without you (default 0)")
+    parser.add_argument("--retry-on", action="append", metavar="END",
+                        help="after which ends: exit codes (7, 1-9), SIGKILL, walltime, memory, node, lost"
+                             " (default: 1-255,walltime,memory,node)")
+    parser.add_argument("--retry-set", action="append", metavar="KEY=VALUE",
+                        help="what it asks for then: walltime=x1.5, mem=x2, queue=long")
+    parser.add_argument("--retry-max", action="append", metavar="KEY=VALUE", help="and at most: walltime=48:00:00")
+    parser.add_argument("--resume", action="store_true", default=None,
+                        help="a retry by the relay finds the files of the attempt before")
     parser.add_argument("--after", action="append", metavar="JOB[,JOB]",
                         help="run it when these have ended: id, its beginning, name or folder, of the same cluster")
     parser.add_argument("--if", dest="condition", default="", choices=("ok", "any", "fail"),
@@ -59,7 +68,7 @@ def _add(command: Command) -> int:
         raise errors.BadInput("No folders were given.", hint="chasqui add DIR ...")
     asked = Asked(args.script, args.template, _settings(args.set), _patterns(args.inputs), _patterns(args.exclude),
                   _patterns(args.outputs), args.name, args.priority, args.max_file, args.follow, args.rerun,
-                  _patterns(args.expect), args.max_job, _patterns(args.after), args.condition)
+                  _patterns(args.expect), args.max_job, _patterns(args.after), args.condition, _retry_said(args))
     added = api.add(command.home, folders, asked, _target(command), args.again)
     command.data = {"jobs": [{"id": job.id, "name": job.name, "folder": wire.path_text(job.folder)}
                              for job in added.jobs],
@@ -70,6 +79,16 @@ def _add(command: Command) -> int:
     if added.jobs:
         command.say("next: chasqui sync" + (" --all" if args.remote == ANY else ""))
     return 0
+
+
+def _retry_said(args: argparse.Namespace) -> dict[str, Any]:
+    said = {"retries": args.retries and [args.retries], "retry_on": args.retry_on, "retry_set": args.retry_set,
+            "retry_max": args.retry_max, "resume": args.resume and ["true"]}
+    words = {key: value for key, value in said.items() if value is not None}
+    if not words:
+        return {}
+    from . import retry_policy
+    return retry_policy.of_words(words)
 
 
 def _target(command: Command) -> Remote:
@@ -323,8 +342,16 @@ def _log_text(job: Job, log: bytes) -> str:
 # -- retry, cancel, hold, release --------------------------------------------------------------------------------------
 
 
+def _retry_arguments(parser: argparse.ArgumentParser) -> None:
+    add_selection(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="what the script asks for, now and later: walltime=48:00:00, mem=64gb, queue=long")
+
+
 def _retry(command: Command) -> int:
-    found = api.retry(command.home, command.confirmed_selection())
+    from . import retry_policy
+    resources = retry_policy.asked_for(command.args.set)
+    found = api.retry(command.home, command.confirmed_selection(), resources)
     command.data = {"jobs": [api.as_dict(job) for job in found]}
     command.say("%s will be tried again" % count(len(found), "job") if found else "no jobs")
     if found:
@@ -368,7 +395,8 @@ VERBS = {
                  _logs_arguments, _logs),
     "retry": Verb("A new attempt of ended jobs, in a fresh folder, with their inputs as they are on disk now; and of\n"
                   "those that are BLOCKED because of these.",
-                  "  chasqui retry --state FAILED,LOST && chasqui sync", add_selection, _retry),
+                  "  chasqui retry --state FAILED,LOST && chasqui sync\n"
+                  "  chasqui retry kx3f --set walltime=48:00:00 --set queue=long", _retry_arguments, _retry),
     "cancel": Verb("Take jobs back. What the cluster already has is cancelled by the next sync.",
                    "  chasqui cancel kx3f && chasqui sync", add_selection, _operation(api.cancel, "cancelled")),
     "hold": Verb("Keep jobs out of the queue until `chasqui release`.", "  chasqui hold --name 'Fe*' && chasqui sync",

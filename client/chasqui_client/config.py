@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chasqui_agent import wire
 
@@ -77,6 +77,7 @@ class JobDefaults:
     expect: tuple[str, ...] = ()
     max_job: int = 0
     keep: tuple[str, ...] = ()  # of all jobs, at the time of a clean
+    retry: Mapping[str, Any] = field(default_factory=dict)  # what is said of retries (retry_policy.py)
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,17 @@ def _jobs(table: Table) -> JobDefaults:
         raise table.bad("priority", "must be a whole number from -499 to 500")
     jobs = JobDefaults(table.texts("inputs"), table.texts("exclude"), table.texts("outputs"), priority,
                        table.bytes("max_file", MAX_FILE), table.texts("expect"), table.bytes("max_job", 0),
-                       table.texts("keep"))
-    table.done("inputs, exclude, outputs, expect, priority, max_file, max_job, keep")
+                       table.texts("keep"), _retry(table))
+    table.done("inputs, exclude, outputs, expect, priority, max_file, max_job, keep, retries, retry_on, retry_set, "
+               "retry_max, resume")
     return jobs
+
+
+def _retry(table: Table) -> Mapping[str, Any]:
+    if not {"retries", "retry_on", "retry_set", "retry_max", "resume"} & table.values.keys():
+        return {}
+    from . import retry_policy
+    return {key: value for key, value in retry_policy.read(table).items() if value != retry_policy.DEFAULTS[key]}
 
 
 def _remote(remotes: Table, name: str) -> Remote:
@@ -368,6 +377,11 @@ _HEAD = """\
 #max_file = 100000000     # bytes; bigger results stay on the cluster until asked for
 #max_job = 0              # bytes of a job's results in all (0: no limit); the biggest stay there
 #keep = []                # what `chasqui clean` never deletes on the cluster
+#retries = 0              # how often a job is tried again by the relay, without you, ...
+#retry_on = ["1-255", "walltime", "memory", "node"]   # ... behind which ends; also "SIGKILL", "lost"
+#retry_set = {}           # what it asks for then, such as {walltime = "x1.5", mem = "x2", queue = "long"}
+#retry_max = {}           # and at most, such as {walltime = "48:00:00", mem = "256gb"}
+#resume = false           # true: a retry finds the files of the attempt before, not the inputs alone
 """
 
 _REMOTE = """

@@ -56,9 +56,12 @@ class Piece:
             return ""
         self._seen.add((job.id, digest))
         at, why = _text(record, "t") or now(), _text(record, "why") or _text(record, "text")
-        new = "" if attempt < job.attempt else self._news(job, event, record, at, why)
+        if event == "retried":
+            new = self._retried(job, record, at) if attempt == job.attempt else ""
+        else:
+            new = "" if attempt < job.attempt else self._news(job, event, record, at, why)
         self._events.append((job.id, attempt, at, event, job.state if new else "", new, why, digest))
-        return new
+        return "" if record.get("next") and event == "ended" else new  # not its end: `retried` is the next record
 
     def _news(self, job: Job, event: str, record: Record, at: str, why: str) -> str:
         """Of the newest attempt: the state it is in now, "" where that is the one before."""
@@ -82,6 +85,21 @@ class Piece:
             self._jobs[job.id] = replace(job, **facts)
         return new if new != job.state else ""
 
+    def _retried(self, job: Job, record: Record, at: str) -> str:
+        """The relay tries a job again: what is said from now on is of its next attempt. The agent makes no more of
+        them than the job's policy has."""
+        policy, following = job.options.get("retry") or {}, job.attempt + 1
+        most = self.ledger.uploaded_attempt(job.id, job.attempt) + int(policy.get("retries", 0))
+        if record.get("next") != following or following > most:
+            return ""
+        self._write_attempts([job])
+        self.ledger.follow_attempt(job, at)
+        self._facts[job.id] = {}
+        self._jobs[job.id] = replace(
+            job, attempt=following, state=states.UPLOADED, changed=at, exit=None, signal=None, pbs="",
+            why=_text(record, "why"), acked=following, offered=following, results_state=states.NONE, missing=())
+        return states.UPLOADED
+
     def write(self) -> None:
         """What was taken is in the ledger."""
         db = self.ledger.db
@@ -89,16 +107,20 @@ class Piece:
         changed = [self._jobs[job] for job in self._facts]
         db.executemany(_JOB, [(job.state, job.changed, job.exit, job.signal, job.why, job.pbs, job.elements, job.acked,
                                job.offered, job.id) for job in changed])
+        self._write_attempts(changed)
+        for job_id in self._reopened:
+            self.ledger.set_results_state(job_id, states.NONE)
+
+    def _write_attempts(self, changed: Sequence[Job]) -> None:
+        """What was learnt of the attempts these jobs are at."""
         alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
         for job in changed:
-            facts = self._facts[job.id]
+            facts = self._facts.get(job.id, {})
             alike.setdefault(tuple(facts), []).append((*facts.values(), job.id, job.attempt))
         for columns, rows in alike.items():
             if columns:
                 sets = ", ".join("%s = ?" % column for column in columns)
-                db.executemany("UPDATE attempts SET %s WHERE job = ? AND attempt = ?" % sets, rows)
-        for job_id in self._reopened:
-            self.ledger.set_results_state(job_id, states.NONE)
+                self.ledger.db.executemany("UPDATE attempts SET %s WHERE job = ? AND attempt = ?" % sets, rows)
 
 
 def _facts(event: str, record: Record, why: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from chasqui_agent import caps, directives, globs, spool, wire
 
-from . import errors, inputs, states, tables, templates
+from . import errors, inputs, retry_policy, states, tables, templates
 from .config import ANY, Config, Home, JobDefaults, Remote
 from .drafts import Drafts
 from .ledger import InputFile, Job, Ledger
@@ -47,6 +47,8 @@ class Asked:
     max_job: int | None = None
     after: Patterns | None = None  # jobs to wait for: ids, names, folders
     condition: str = ""  # how each of them has to end: ok, any, fail
+    retry: Mapping[str, Any] = field(default_factory=dict)  # what is said of retries, by the keys of a policy
+    resources: Mapping[str, str] = field(default_factory=dict)  # said at a retry: what the script is to ask for
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> "Asked":
@@ -62,7 +64,8 @@ class Asked:
         said = {key: value for key, value in vars(self).items() if value not in (None, "")}
         if "script" in said or "template" in said:
             other = replace(other, script="", template="")
-        return replace(other, **{**said, "settings": {**other.settings, **self.settings}})
+        tables = {kind: {**getattr(other, kind), **getattr(self, kind)} for kind in ("settings", "retry", "resources")}
+        return replace(other, **{**said, **tables})
 
 
 @dataclass(frozen=True)
@@ -129,20 +132,31 @@ class Planner:
         if template and template.patterns.get("inputs") and said.inputs is None and not files:
             raise errors.BadJob("none of %s is here" % " ".join(template.patterns["inputs"]))
         script = self._generated(template, said) if template else self._script(folder, said.script)
-        self._check_array(folder, script)
         files = _with_script(files, script)
         if said.condition and not said.after:
             raise errors.BadJob("--if says how another job has to end, and none is named (--after)")
         if said.condition not in ("", *CONDITIONS):
             raise errors.BadJob("if must be one of %s" % ", ".join(CONDITIONS))
+        content = _content(folder, script)
+        if said.resources:
+            files, script = retry_policy.with_resources(files, script, content, said.resources,
+                                                        self.remote.scheduler)
+            content = script.content or b""
+        self._check_array(content)
         options = self._options(asked, said, template)
+        options["retry"] = self._policy(said, template, content, files)
         return Plan(folder, _name(folder, said.name), self._priority(said), script.path, options, files,
                     said.after or (), asked.after is None, said.condition or "ok")
 
-    def _check_array(self, folder: bytes, script: InputFile) -> None:
+    def _policy(self, said: Asked, template: templates.Template | None, script: bytes,
+                files: Sequence[InputFile]) -> dict[str, Any] | None:
+        header = retry_policy.of_words(template.retry) if template else {}
+        size = sum(item.size for item in files)
+        return retry_policy.together({**self.defaults.retry, **header, **said.retry}, script, size,
+                                     self.remote.scheduler)
+
+    def _check_array(self, content: bytes) -> None:
         """Raises BadJob for a job array that the remote's agent would reject under its caps."""
-        inside = os.path.join(folder, script.path)
-        content = _read_script(inside) if script.content is None else script.content
         size, beats = len(directives.elements(directives.asked(content))), int(self.remote.settings.heartbeat > 0)
         most = self.remote.caps
         why = caps.too_large(size, beats, caps.Caps(most.max_running, most.max_queued, most.max_total or 0))
@@ -224,6 +238,10 @@ def _absolute(script: str) -> str:
     return os.path.abspath(script) if script and os.path.isfile(script) else script
 
 
+def _content(folder: bytes, script: InputFile) -> bytes:
+    return _read_script(os.path.join(folder, script.path)) if script.content is None else script.content
+
+
 def _read_script(path: bytes) -> bytes:
     try:
         with open(path, "rb") as stream:
@@ -274,9 +292,9 @@ def _job_toml(folder: bytes) -> Asked:
         max_file=_given(table, "max_file", lambda key: table.bytes(key, 0)),
         max_job=_given(table, "max_job", lambda key: table.bytes(key, 0)),
         follow=_given(table, "follow", table.flag), rerun=_given(table, "rerun", table.flag),
-        after=_given(table, "after", table.texts), condition=table.text("if", ""))
+        after=_given(table, "after", table.texts), condition=table.text("if", ""), retry=retry_policy.read(table))
     table.done("script, template, set, inputs, exclude, outputs, expect, name, priority, max_file, max_job, follow, "
-               "rerun, after, if")
+               "rerun, after, if, " + ", ".join(retry_policy.KEYS))
     return asked
 
 
@@ -348,10 +366,12 @@ def _insert(ledger: Ledger, remote: Remote, plan: Plan, again: bool, added: Adde
     return job_id
 
 
-def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> list[Job]:
+def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job],
+          resources: Mapping[str, str] | None = None) -> list[Job]:
     """A new attempt of each ended job, with its inputs as they are now, and of those that are BLOCKED because of these
     alone; all or none. Returns the jobs as they are then.
 
+    resources: what the scripts of those named are to ask for instead, now and later: walltime, mem and the like, queue.
     Raises WrongState for a job that has not ended, BadFolders as `add` does.
     """
     running = [job for job in jobs if not job.ended]
@@ -359,6 +379,7 @@ def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> li
         raise errors.WrongState("%s (%s) is %s: only ended jobs can be tried again"
                                 % (running[0].name, running[0].id, running[0].state),
                                 hint="chasqui cancel %s && chasqui sync" % running[0].id[:8])
+    named = {job.id for job in jobs} if resources else set()
     jobs = _with_blocked(ledger, jobs)
     problems = Problems()
     planners: dict[str, Planner] = {}
@@ -366,7 +387,10 @@ def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job]) -> li
         for job in jobs:
             planner = planners.setdefault(job.remote, Planner(home, config.jobs, _target(config, job.remote)))
             with problems.of(job.folder):
-                plans.add(planner.plan(job.folder, Asked.load(job.options["asked"])))
+                asked = Asked.load(job.options["asked"])
+                if job.id in named:
+                    asked = replace(asked, resources={**asked.resources, **(resources or {})})
+                plans.add(planner.plan(job.folder, asked))
         problems.done()
         with ledger.transaction():
             for job, plan in zip(jobs, plans, strict=True):

@@ -231,10 +231,16 @@ class Ledger:
         return {state: found[state] for state in chosen if state in found}
 
     def files(self, job: str, attempt: int) -> list[InputFile]:
-        """The inputs of an attempt, sorted by path."""
+        """The inputs of an attempt, sorted by path: of one that the relay made, those of the one it was made of."""
         columns = "path, size, mode, sha256, mtime_ns, source, content"
-        rows = self.rows("SELECT %s FROM files WHERE job = ? AND attempt = ? ORDER BY path" % columns, job, attempt)
+        rows = self.rows("SELECT %s FROM files WHERE job = ? AND attempt = ? ORDER BY path" % columns, job,
+                         self.uploaded_attempt(job, attempt))
         return [InputFile(*row) for row in rows]
+
+    def uploaded_attempt(self, job: str, attempt: int) -> int:
+        """The attempt whose inputs this one has: itself, unless the relay made it; 0 where there is none."""
+        row = self.rows("SELECT MAX(attempt) FROM files WHERE job = ? AND attempt <= ?", job, attempt)[0]
+        return row[0] or 0
 
     def attempts(self, job: str) -> list[dict[str, Any]]:
         """Every attempt, oldest first: attempt, state, exit, signal, why, pbs, added, started, ended, elements."""
@@ -277,6 +283,14 @@ class Ledger:
                             (attempt, job.script, json.dumps(job.options), job.id))
             self._new_attempt(job.id, attempt, inputs)
         return attempt
+
+    def follow_attempt(self, job: Job, at: str) -> None:
+        """The relay has made the next attempt of a job itself, from the same inputs; inside a transaction."""
+        self.set_missing(job.id, ())
+        self.set_results_state(job.id, states.NONE)
+        self.db.execute("UPDATE jobs SET attempt = ? WHERE id = ?", (job.attempt + 1, job.id))
+        self.db.execute("INSERT INTO attempts(job, attempt, state, added) VALUES (?, ?, ?, ?)",
+                        (job.id, job.attempt + 1, states.UPLOADED, at))
 
     def _new_attempt(self, job: str, attempt: int, inputs: Iterable[InputFile]) -> None:
         self.db.execute("INSERT INTO attempts(job, attempt, state, added) VALUES (?, ?, ?, ?)",

@@ -2,6 +2,7 @@
 
     PREPARED -> QUEUED_LOCAL -> UPLOADED -> SUBMITTED -> RUNNING -> COMPLETED | FAILED | LOST | REJECTED | CANCELLED
 
+(UPLOADED leads from FAILED and LOST, too, where the relay itself makes the next attempt: that is no move of this one.)
 HELD is what the user put aside (here or on the cluster). BLOCKED is an end, too: the job did not run, for how one ended
 that it waited for. From an end only a new attempt (QUEUED_LOCAL) leads on; LOST alone can be repaired, by a flag that
 shows up late.

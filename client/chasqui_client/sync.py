@@ -253,6 +253,8 @@ class Exchange(Handler):
                   "expect": options.get("expect", []), "max_file": options.get("max_file", 0),
                   "max_job": options.get("max_job", 0), "rerun": bool(options.get("rerun")),
                   "previous": job.attempt - 1}
+        if options.get("retry"):
+            fields["retry"] = options["retry"]
         if parents:
             fields["after"] = [[parent.id, parent.attempt, parent.state if parent.ended else ""] for parent in parents]
             fields["if"] = parents[0].condition
@@ -314,10 +316,13 @@ class Exchange(Handler):
         if serial < chasqui_agent.SERIAL and self.options.deploy:
             raise _OlderAgent
         can = fields.get("capabilities")
-        if not (isinstance(can, list) and "after" in can) and self._offers_dependents():
-            # It would run them at once.
+        can = can if isinstance(can, list) else []
+        # It would run them at once; or not again.
+        lacking = ("--after" if "after" not in can and self._offers_dependents() else
+                   "--retries" if "retry" not in can and self._offers_retries() else "")
+        if lacking:
             raise errors.VersionsApart(remote=self.remote.name, theirs=serial, ours=chasqui_agent.SERIAL,
-                                       hint="chasqui agent deploy    (it knows nothing of --after)")
+                                       hint="chasqui agent deploy    (it knows nothing of %s)" % lacking)
         if uuid != self.ledger.remote_state(self.remote.name).uuid:  # each commit is several fsyncs
             self.ledger.set_remote(self.remote.name, uuid=uuid)
         for note in fields.get("notes") or []:
@@ -337,6 +342,11 @@ class Exchange(Handler):
     def _offers_dependents(self) -> bool:
         ids = self.ledger.to_upload(self.remote.name)[:MAX_JOBS] if self.options.upload else []
         return bool(ids and self.ledger.parents(ids[-1:]))  # they are the last
+
+    def _offers_retries(self) -> bool:
+        ids = self.ledger.to_upload(self.remote.name)[:MAX_JOBS] if self.options.upload else []
+        return any(job.options.get("retry") for at in range(0, len(ids), 500)
+                   for job in self.ledger.jobs_by_id(ids[at:at + 500]).values())
 
     def refused(self, key: Key, why: str) -> None:
         from chasqui_agent import dependents, space
@@ -400,10 +410,14 @@ class Exchange(Handler):
         """Apply so many records of the piece at hand; in one transaction with the last ones the cursor moves on."""
         if self._cursor < 0:
             return
+        most = _together(self._piece, most)
         some, self._piece = self._piece[:most], self._piece[most:]
         with self.ledger.transaction():
-            for at in range(0, len(some), _STEP):  # memory: all jobs of what is applied at once are read
-                self._apply(some[at:at + _STEP])
+            at = 0
+            while at < len(some):  # memory: all jobs of what is applied at once are read
+                end = _together(some, at + _STEP)
+                self._apply(some[at:end])
+                at = end
             if not self._piece:
                 self.ledger.set_remote(self.remote.name, cursor=self._cursor)
         if not self._piece:
@@ -411,7 +425,7 @@ class Exchange(Handler):
 
     def _apply(self, found: list[dict[str, Any]]) -> None:
         for state in self.ledger.apply_records(self.remote.name, found):
-            counter = _COUNTED.get(state)
+            counter = _COUNTED.get(state)  # what was tried again by the relay has moved to UPLOADED, not FAILED
             if counter:
                 setattr(self.report, counter, getattr(self.report, counter) + 1)
 
@@ -501,6 +515,13 @@ class Exchange(Handler):
         self._settle()
         if self._receiver:
             self._receiver.close()
+
+
+def _together(found: list[dict[str, Any]], count: int) -> int:
+    """So many records, or more: an end that the relay's retry follows is never applied without the word of that."""
+    while 0 < count < len(found) and found[count - 1].get("ev") == "ended" and found[count - 1].get("next"):
+        count += 1
+    return count
 
 
 def _name_changes(job: Job, changes: list[tuple[bytes, str]], report: SyncReport) -> None:

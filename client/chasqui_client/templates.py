@@ -3,6 +3,7 @@
     #% cpus = 16              a default; --set cpus=32 or [remotes.NAME.templates.T] in config.toml replaces it
     #% command                no default: must be given
     #% inputs = POSCAR INCAR  what is uploaded; likewise exclude, outputs, expect (patterns)
+    #% retries = 2            likewise retry_on, retry_set, retry_max (words), resume = true
 
 Header lines do not go into the script. A user's template is $CHASQUI_HOME/templates/NAME.sh and hides a built-in one.
 """
@@ -21,17 +22,20 @@ _BUILT_IN = Path(__file__).parent / "templates"
 _HEADER = re.compile(r"#%\s*([A-Za-z_][A-Za-z0-9_]*)\s*(?:=\s*(.*?)\s*)?\Z")
 _PLACEHOLDER = re.compile(r"\{\{\s*([^{}\n]*?)\s*\}\}")
 _PATTERNS = ("inputs", "exclude", "outputs", "expect")
+_RETRY = ("retries", "retry_on", "retry_set", "retry_max", "resume")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template. defaults: key -> value, None where one must be given. patterns: as `_PATTERNS` names them."""
+    """A parsed template. defaults: key -> value, None where one must be given. patterns: as `_PATTERNS` names them.
+    retry: words, as `_RETRY` does."""
 
     name: str
     body: str
     defaults: Mapping[str, str | None] = field(default_factory=dict)
     patterns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    retry: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def render(self, settings: Mapping[str, str]) -> bytes:
         """The script with `settings` filled in. Raises BadTemplate, naming what is unknown, missing or not one line."""
@@ -82,6 +86,7 @@ def parse(name: str, text: str) -> Template:
     body: list[str] = []
     defaults: dict[str, str | None] = {}
     patterns: dict[str, tuple[str, ...]] = {}
+    retry: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         if not line.startswith("#%"):
             body.append(line)
@@ -90,8 +95,8 @@ def parse(name: str, text: str) -> Template:
         if not found:
             raise errors.BadTemplate("line %d is not like `#%% key = value`" % number, name=name)
         key, value = found.groups()
-        if key in _PATTERNS:
-            patterns[key] = tuple((value or "").split())
+        if key in (*_PATTERNS, *_RETRY):
+            (patterns if key in _PATTERNS else retry)[key] = tuple((value or "").split())
         else:
             defaults[key] = value
     whole = "".join(body)
@@ -99,4 +104,4 @@ def parse(name: str, text: str) -> Template:
         if key not in defaults:
             why = "{{%s}} is not declared in its header (`#%% %s = default`)" % (key, key)
             raise errors.BadTemplate(why, name=name)
-    return Template(name, whole, defaults, patterns)
+    return Template(name, whole, defaults, patterns, retry)

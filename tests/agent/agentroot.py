@@ -32,6 +32,8 @@ def until(condition, what, patience=PATIENCE):
 class Root:
     """One root: its spool, the agent's verbs as processes, and the payloads' own record of what ran."""
 
+    before = None  # called in each of these processes before it becomes the agent
+
     def __init__(self, path, **chosen):
         self.path = str(path)
         self.spool = Spool(self.path)
@@ -45,7 +47,8 @@ class Root:
         environment = dict(os.environ, **more)
         command = [sys.executable, "-I", "-S", os.path.join(AGENT, "chasqui_agent"), "--root", self.path] + list(argv)
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+            preexec_fn=self.before,
         )
         out, err = process.communicate(timeout=300)
         return process.returncode, out.decode("utf-8"), err.decode("utf-8")

@@ -150,7 +150,7 @@ def test_how_far_it_is(array):
     array.leave(3)
     standing = array.standing()
     assert live.progress([standing]) == {"job": [1, 2, 1, 1]}
-    assert live.progress([standing._replace(indices=())]) == {}  # a job of another kind
+    assert live.progress([standing._replace(indices=()), standing._replace(spoilt=True)]) == {}
     told = elements.short(arrays.states(standing, alive=True))
     assert told == "1 done, 1 failed, 1 running, 1 waiting"
     array.leave(3, k=2, code=0)  # PBS began it again
@@ -167,6 +167,12 @@ def test_a_file_server_that_does_not_answer_leaves_no_table(array, monkeypatch):
 
     monkeypatch.setattr(marks, "read_flag", stale)
     assert arrays.states(array.standing()) is None
+
+
+def test_without_its_folder_nobody_says_that_an_element_never_started(array):
+    array.leave(1, code=0)
+    told = arrays.states(array.standing()._replace(spoilt=True))["states"]
+    assert [(row["state"], row["indices"]) for row in told] == [("unfinished", "2-4"), ("done", "1")]
 
 
 def test_after_term_an_element_that_says_0_did_not_finish(array):

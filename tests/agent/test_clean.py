@@ -224,6 +224,36 @@ def test_an_attempt_that_is_superseded_goes_when_later_ones_are_at_rest(job, fla
     assert (job.left() == before) == bool(word)
 
 
+def retried(job, attempt, word=b"FAIL"):
+    """The relay has ended an attempt, and makes the next one of it."""
+    with open(job.spool.entry_path("completed", job.job, attempt, suffix="flag"), "wb") as stream:
+        stream.write(word + b"\n1.vm\nattempt=%d\nnext=%d\nwhy=exit 7\n" % (attempt, attempt + 1))
+
+
+@pytest.mark.parametrize("superseded", [False, True])
+def test_an_attempt_that_the_relay_is_about_to_try_again_stays(job, superseded):
+    """The next one's folder has no name yet; with `resume` it gets the files of this one."""
+    retried(job, 1)
+    before = job.left()
+    assert job.clean(superseded=superseded)["why"] == "newer" and job.left() == before
+
+
+def test_all_attempts_of_a_chain_stay_until_its_last_one_is_at_rest(job):
+    """However long it is: a policy may have more retries than there are numbers that are looked for."""
+    for attempt in range(1, 14):
+        retried(job, attempt)
+        if attempt > 1:
+            os.makedirs(job.spool.meta_dir(job.job, attempt))
+    before = job.left()
+    assert job.clean(superseded=True)["why"] == "newer" and job.left() == before
+    os.makedirs(job.spool.meta_dir(job.job, 14))
+    assert job.clean(superseded=True)["why"] == "newer" and job.left() == before
+    with open(job.spool.entry_path("completed", job.job, 14, suffix="flag"), "wb") as stream:
+        stream.write(b"DONE\n1.vm\n")
+    assert job.clean()["why"] == "newer" and job.left() == before
+    assert job.clean(superseded=True)["why"] == "" and job.left() == set()
+
+
 def test_what_cannot_be_opened_is_not_proved(job):
     os.unlink(os.path.join(job.folder, "out"))
     os.mkdir(os.path.join(job.folder, "out"))

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from agent.agentroot import AGENT
-from chasqui_agent import beneath, deliver, files, globs, wire
+from chasqui_agent import beneath, deliver, files, globs, journal, wire
 from chasqui_agent.spool import Spool
 
 CONTENT = bytes(bytearray(range(251))) * 4000  # four chunks, the last not whole
@@ -273,3 +273,27 @@ def test_a_pattern_for_one_file_alone_in_any_locale(name):
     for locale in ("C", "C.UTF-8"):
         done = subprocess.run([sys.executable, "-c", said], env={"LC_ALL": locale, "PYTHONPATH": AGENT})
         assert done.returncode == 1
+
+
+def test_an_end_that_a_retry_follows_goes_with_the_word_of_it(tmp_path, monkeypatch):
+    """Whatever piece of the journal it stands at the end of; where the pump has died in between, neither goes yet."""
+    os.mkdir(str(tmp_path / "log"))
+    writer = journal.Writer(str(tmp_path / "log"), 1)
+    for number in range(1, 40):
+        writer.append({"ev": "started", "job": "it", "attempt": number, "why": "x" * (number * 7 % 40)})
+        writer.append({"ev": "ended", "job": "it", "attempt": number, "next": number + 1},
+                      {"ev": "retried", "job": "it", "attempt": number, "next": number + 1})
+    whole = journal.end(writer.folder)
+    writer.append({"ev": "ended", "job": "it", "attempt": 40, "next": 41})
+    for size in (1, 100, 333, 1000, 1 << 20):
+        monkeypatch.setattr(deliver, "_PIECE", size)
+        pieces = list(deliver.log_pieces(writer.folder, 0))
+        told = [[json.loads(line) for line in lines.splitlines()] for _, _, lines, _ in pieces]
+        assert all(records[-1]["ev"] != "ended" for records in told) and sum(map(len, told)) == 3 * 39
+        assert pieces[-1][1] == whole and [key for piece in pieces for key in piece[3]] == [
+            ("it", number) for number in range(1, 40)]
+        assert len(pieces) >= min(39, whole // size // 3) and list(deliver.log_pieces(writer.folder, whole)) == []
+    writer.append({"ev": "ended", "job": "it", "attempt": 40, "next": 41}, {"ev": "retried", "job": "it", "next": 41})
+    (_, to, lines, _), = deliver.log_pieces(writer.folder, whole)
+    assert to == journal.end(writer.folder) and lines.count(b"\n") == 2
+    writer.close()

@@ -181,6 +181,14 @@ CAUSES = [
     ("over", {"state": "submitted", "id": "7.s", "began": NOW, "over": True}, ["PBS has not let go of it yet (7.s)"]),
     ("ending", {"state": "ending"}, ["the next pump writes down how"]),
     ("lost", {"state": "completed", "end": "LOST", "words": "gone"}, ["It has ended there: LOST, gone."]),
+    ("tried again", {"state": "waiting", "again": "attempt 2 of 3 after exit 137, mem raised to 16gb", "left": 1},
+     ["The relay tries it again by itself: attempt 2 of 3 after exit 137, mem raised to 16gb. It waits there"]),
+    ("may be tried again", {"state": "submitted", "id": "7.s", "began": NOW, "left": 2},
+     ["If it ends as its retry policy says, the relay tries it again, 2 times at most."]),
+    ("may be tried once more", {"state": "ending", "left": 1}, ["the relay tries it again, once."]),
+    ("was tried again", {"state": "completed", "end": "FAIL", "again": "attempt 3 of 3 after exit 7", "left": 0,
+                         "words": "exit 7; not tried again: the last of 2 retries"},
+     ["It was attempt 3 of 3 after exit 7. It has ended there: FAIL, exit 7; not tried again: the last of 2 retries."]),
 ]
 
 
@@ -193,7 +201,7 @@ def test_each_cause_in_words(facts, said):
 @pytest.mark.parametrize("value", [None, 1, -1.5, "x", "", [], [1], ["a", "b"], {}, {"a": 1}, True, 1e300], ids=repr)
 def test_facts_that_are_none_end_in_words_all_the_same(value):
     keys = list(RELAY) + ["ahead", "priority", "by", "grace", "id", "held", "told", "over", "letter", "words", "silent",
-                          "began", "end", "parents", "more", "if"]
+                          "began", "end", "parents", "more", "if", "again", "left"]
     for state in why._SAYINGS:
         assert why.words(dict(dict.fromkeys(keys, value), state=state))
         assert why.words({"state": state})

@@ -491,6 +491,28 @@ def test_an_earlier_attempt_is_cleaned_again_where_that_was_not_recorded(again, 
     assert whys(again) == [(2, ""), (1, "")] and whys(again) == [(2, "cleaned")]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_attempts_that_the_relay_made(tmp_path, resume):
+    """The newest goes, its inputs known by those that were uploaded; of the others nothing came home: all stays."""
+    desk = Desk(tmp_path)
+    script = "cat in.dat >>out; echo spoilt >in.dat; echo $PWD >>made; case $PWD in *.3) ;; *) exit 7;; esac"
+    job, = desk.add(desk.folder("it", script, **{"in.dat": b"input", "plain": b"plain"}),
+                    retry={"retries": 2, "on": ["7"], "resume": resume})
+    desk.finish()
+    assert desk.completed(job).attempt == 3
+    there = [desk.root / "work" / (job.id + suffix) for suffix in ("", ".2", ".3")]
+    with desk.ledger() as ledger, ledger.transaction():
+        ledger.db.execute("UPDATE proofs SET at = at - 90000, up = up - 90000")
+        ledger.db.execute("UPDATE attempts SET added = '2020-01-01T00:00:00Z'")
+    with desk.ledger() as ledger:
+        report = clean.clean(desk.home, ledger, desk.remote, [job.id], ())
+    assert [(one.job.attempt, one.why) for one in report.jobs] == [(3, ""), (1, "unverified"), (2, "unverified")]
+    left = [sorted(os.listdir(folder)) for folder in there]
+    earlier = [".chasqui"] if resume else [".chasqui", "in.dat", "job.sh", "made", "out", "plain"]
+    assert left == [earlier, earlier, [".chasqui"]]
+    assert (tmp_path / "jobs/it/results/out").read_text() == ("inputspoilt\nspoilt\n" if resume else "input")
+
+
 def test_a_sync_cleans_earlier_attempts_with_the_newest(again):
     again.remote = replace(again.remote, cleanup="verified")
     report = again.sync()

@@ -128,6 +128,41 @@ def test_jobs_that_wait_for_others(desk: Asker) -> None:
     assert desk.causes("grandchild") == ["state", "completed"]
 
 
+def test_a_job_that_the_relay_tries_again(desk: Asker) -> None:
+    """Before and after a sync tells of it, and when it is over."""
+    folder = desk.folder("it")
+    text = "#!/bin/sh\n#PBS -l walltime=1:00:00\ncase $PWD in *.2) %s;; esac\nexit 7\n" % desk.wait
+    (folder / "job.sh").write_text(text)
+    desk.add(folder, retry={"retries": 2, "on": ["7"], "set": {"walltime": "x2"}})
+    assert "retry" not in desk.why("it")
+    desk.sync()
+    again = "attempt 2 of 3 after exit 7, walltime raised to 02:00:00."
+    until(lambda: again + " It runs since" in desk.why("it"), "the second runs")
+    said = desk.why("it")
+    assert said.startswith("it is RUNNING, attempt 2. The relay tries it again by itself: " + again)
+    assert "If it ends as its retry policy says, the relay tries it again, once." in said
+    until(lambda: (desk.sync(), desk.jobs()[0].state == "RUNNING")[1], "the ledger knows it")
+    assert desk.causes("it", "--offline") == ["state", "again", "running", "retries-left", "as-of"]
+    assert again in desk.why("it", "--offline")
+    desk.gate.touch()
+    until(lambda: (desk.sync(), desk.jobs()[0].ended)[1], "its end")
+    desk.finish()
+    said = desk.why("it")
+    assert said.startswith("it is FAILED, attempt 3. It was attempt 3 of 3 after exit 7, walltime raised to 04:00:00. ")
+    assert "code 7. The relay does not try it again: the last of 2 retries.\nnext: chasqui logs " in said
+
+
+def test_one_that_waits_for_a_job_that_is_tried_again(desk: Asker) -> None:
+    a, = desk.add(desk.folder("parent", "case $PWD in *.2) %s; exit 0;; esac; exit 7" % desk.wait),
+                  retry={"retries": 1, "on": ["7"]})
+    desk.add(desk.folder("child"), after=("parent",), retry={"retries": 1})
+    desk.sync()
+    until(lambda: "(%s, running) to end ok.\n" % a.id[:8] in desk.why("child"), "the parent's second attempt runs")
+    desk.gate.touch()
+    desk.finish()
+    assert desk.why("child") == "child is COMPLETED. It completed (exit 0).\n"
+
+
 def test_inputs_that_changed_or_went_away(desk: Asker) -> None:
     folder = desk.folder("j", **{"in.dat": b"1"})
     job, = desk.add(folder)

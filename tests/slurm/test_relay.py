@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.agentroot import until
+from agent.test_retries import hand_over, rule
 from chasqui_agent import settings
 from chasqui_agent.schedulers import slurm_refusals
 from pbs.test_relay import PbsRoot
@@ -73,6 +74,23 @@ def test_what_slurm_ends_has_failed_with_its_reason(tmp_path: Path, cluster: Clu
     cluster.start_node("n2")
     assert why == {"slow": "walltime", "lost": "node lost", "killed": "killed (265)"}
     assert root.ended("after")["state"] == "DONE" and root.starts("after") == 1
+
+
+def test_a_job_that_ran_out_of_time_is_tried_again_with_more(tmp_path: Path, cluster: Cluster) -> None:
+    root = SlurmRoot(tmp_path / "root", cluster)
+    text = "#!/bin/sh\n#SBATCH -n1 --time=5\necho start >> %s/it\nwhile [ ! -e %s/go ]; do sleep 0.1; done\n"
+    hand_over(root, "it", text % (root.ran, root.ran), rule(1, "walltime", set={"walltime": "x2.5"}))
+    root.pump()
+    until(lambda: root.starts("it") == 1, "it runs")
+    assert cluster.run("scontrol", "update", "JobId=" + root.id_of("it"), "EndTime=now").returncode == 0
+    until(lambda: root.starts("it") == 2 or (time.sleep(1.1), root.pump()) is None, "the second attempt runs", 120)
+    shown = cluster.run("scontrol", "show", "job", root.events("it", "submitted")[1]["pbs"]).stdout
+    assert "TimeLimit=00:12:30" in shown or "TimeLimit=00:13:00" in shown, "Slurm counts whole minutes"
+    assert [r["why"] for r in root.events("it", "retried")] == [
+        "attempt 2 of 2 after walltime, walltime raised to 00:12:30"]
+    Path(root.ran, "go").touch()
+    until(lambda: root.spool.settled_state("it", 2) or (time.sleep(1.1), root.pump()) is None, "its end", 120)
+    assert root.flag("it", 2)[0] == "DONE" and root.starts("it") == 2
 
 
 def test_what_cannot_begin_is_tried_a_few_times_and_fails(tmp_path: Path, cluster: Cluster) -> None:

@@ -253,7 +253,7 @@ class Supervisor:
 
     def run(self) -> bool:
         """Run the job to its end; True where the caller shall wake: a killed runner has no tail, and the tail of a
-        deleted one ran while the job was still here."""
+        deleted one, or of one without its flag, ran while the job was still here."""
         fault.point("shell.run.before")
         # Before the job is ours: a delete may signal us as soon as it is.
         signal.signal(signal.SIGTERM, self._on_term)
@@ -279,7 +279,8 @@ class Supervisor:
         process.signal_all(self._others(), signal.SIGKILL)
         self._insist(lambda: self._record(status))
         self.scheduler.start_ready(most=1)  # the slot that is free now
-        return os.WIFSIGNALED(status) or self._term
+        known = os.path.join(job["folder"], ".chasqui", job["token"] + ".id")
+        return os.WIFSIGNALED(status) or self._term or not os.path.lexists(known)
 
     def _take(self) -> "Any":
         with Table(self.scheduler.folder) as table:

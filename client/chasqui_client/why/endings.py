@@ -6,9 +6,11 @@ import signal
 from typing import Any
 
 from chasqui_agent import elements, wire
+from chasqui_agent.policy import NOT_AGAIN
 
 from .. import states
 from ..command import count, incomplete, place, size
+from ..fields import replace
 from ..rows import of_element
 from .known import Known
 
@@ -36,12 +38,20 @@ _BY_SIGNAL = {
 
 def how(known: Known) -> list[tuple[str, str]]:
     """(cause, sentence) of a job that has ended, results after it."""
-    cause, text = _END[known.job.state](known)
-    found = [(cause, text)]
-    found += _elements(known)
+    why, _, kept = known.job.why.partition(NOT_AGAIN)
+    cause, text = _END[known.job.state](replace(known, job=replace(known.job, why=why)))
+    found = [(cause, text), *_elements(known), *_not_again(known, kept)]
     if known.starts:
         found.append(("requeued", "The scheduler had started it again %s." % _times(known.starts)))
     return found + _results(known)
+
+
+def _not_again(known: Known, kept: str) -> list[tuple[str, str]]:
+    """Why the relay did not try it once more, of a job with a retry policy. kept: its own words for that."""
+    if known.job.state not in (states.FAILED, states.LOST) or not (kept or known.retries):
+        return []
+    text = kept.rstrip(".") or "its retry policy names no such end"
+    return [("not-again", "The relay does not try it again: %s." % text)]
 
 
 def _completed(known: Known) -> tuple[str, str]:

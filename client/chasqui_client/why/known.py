@@ -4,6 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from chasqui_agent import wire
+
 from .. import deploy, errors, inputs, states
 from ..config import Home, Remote
 from ..fields import dataclass, field
@@ -31,6 +33,8 @@ class Known:
     caps: tuple[int, int] = (0, 0)  # max_running, max_queued
     paused: str = ""  # until when no file is transferred, "" for now
     starts: int = 0  # how often the scheduler started it again
+    again: str = ""  # of an attempt that the relay made: which it is, after what end, and what it asks for now
+    retries: int = 0  # how often the relay may try it again yet, by its policy
     left: tuple[ResultFile, ...] = ()  # results that were left there
     logs: tuple[ResultFile, ...] = ()  # its output that is here
     progress: Mapping[str, int] | None = None  # of a job array in the scheduler, as of the last sync
@@ -47,8 +51,9 @@ def gather(home: Home, ledger: Ledger, job: Job, remotes: Mapping[str, Remote], 
     state = ledger.remote_state(job.remote)
     so_far = progress(job, arrays_of(state.report))
     known = Known(job, remote is not None, len(remotes) > 1, state.synced, state.report or {}, _operations(ledger, job))
-    values: dict[str, Any] = dict(vars(known), progress=so_far, **_place(ledger, job), starts=_starts(ledger, job),
-                                  parents=_parents(ledger, job), blocker=_blocker(ledger, job.id))
+    values: dict[str, Any] = dict(vars(known), **_place(ledger, job), starts=_starts(ledger, job), progress=so_far,
+                                  parents=_parents(ledger, job), blocker=_blocker(ledger, job.id),
+                                  **_retries(ledger, job))
     if remote:
         values.update(caps=(remote.caps.max_running, remote.caps.max_queued), paused=_paused(remote))
     if job.state == states.QUEUED_LOCAL and job.offered < job.attempt:
@@ -72,7 +77,7 @@ def _operations(ledger: Ledger, job: Job) -> tuple[str, ...]:
 def _parents(ledger: Ledger, job: Job) -> tuple[Parent, ...]:
     """Nothing once the relay has said that all of them ended as they had to: a parent may have been tried again."""
     if job.ended or ledger.rows("SELECT 1 FROM events WHERE job = ? AND attempt = ? AND event = 'ready'",
-                                job.id, job.attempt):
+                                job.id, ledger.uploaded_attempt(job.id, job.attempt)):
         return ()
     return tuple(ledger.parents([job.id]).get(job.id, ()))
 
@@ -100,6 +105,16 @@ def _place(ledger: Ledger, job: Job) -> dict[str, int]:
 def _starts(ledger: Ledger, job: Job) -> int:
     return int(ledger.rows("SELECT COUNT(*) FROM events WHERE job = ? AND attempt = ? AND event = 'requeued'",
                            job.id, job.attempt)[0][0])
+
+
+def _retries(ledger: Ledger, job: Job) -> dict[str, Any]:
+    policy, uploaded = job.options.get("retry"), ledger.uploaded_attempt(job.id, job.attempt)
+    if not policy:
+        return {}
+    told = ledger.rows("SELECT why FROM events WHERE job = ? AND attempt = ? AND event = 'retried' AND new <> ''"
+                       " ORDER BY id DESC LIMIT 1", job.id, job.attempt - 1) if job.attempt > uploaded else []
+    return {"again": wire.printable(told[0]["why"]) if told else "",
+            "retries": max(0, uploaded + int(policy.get("retries", 0)) - job.attempt)}
 
 
 def _paused(remote: Remote) -> str:

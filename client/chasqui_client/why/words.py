@@ -34,18 +34,26 @@ def explain(known: Known) -> Answer:
     job = known.job
     causes = _head(known)
     if job.ended:
-        causes += endings.how(known)
+        causes += _again(known, "It was %s.") + endings.how(known)
     elif known.there is not None and why.words(dict(known.there)):
         causes += _said_there(known, known.there)
     else:
+        causes += _again(known, "The relay tries it again by itself: %s.")
         causes += _STATES[job.state](known) + _age(known)
     causes += _requests(known)
     return Answer(causes, _next(known, {cause for cause, _ in causes}))
 
 
+def _again(known: Known, said: str) -> Causes:
+    """What is told of an attempt that the relay made."""
+    return [("again", said % known.again.rstrip("."))] if known.again else []
+
+
 def _head(known: Known) -> Causes:
     job = known.job
-    again = ", attempt %d" % job.attempt if job.attempt > 1 else ""
+    newest = (known.there or {}).get("attempt")  # the relay may have made some that no sync has told of
+    attempt = max(job.attempt, newest) if isinstance(newest, int) and newest < 1 << 31 else job.attempt
+    again = ", attempt %d" % attempt if attempt > 1 else ""
     state = _THERE.get(_there(known), job.state)
     state = states.RUNNING if _there(known) == "submitted" and _runs(known) else state
     return [("state", "%s is %s%s." % (job.name, state, again))]
@@ -194,12 +202,16 @@ def _submitted(known: Known) -> Causes:
     for note in notes.split("; ") if isinstance(notes, str) else ():
         if note.startswith(job.id):
             found.append(("comment", "PBS said: %s" % _ended(note.partition(": ")[2])))
-    return found
+    return found + _left(known)
 
 
 def _running(known: Known) -> Causes:
     told = "" if known.progress is None else " Its elements: %s." % elements.short(dict(known.progress))
-    return [("running", "It runs, as %s.%s" % (known.job.pbs or "?", told))]
+    return [("running", "It runs, as %s.%s" % (known.job.pbs or "?", told)), *_left(known)]
+
+
+def _left(known: Known) -> Causes:
+    return [("retries-left", why.retries_left(known.retries))] if known.retries else []
 
 
 _STATES = {states.PREPARED: _prepared, states.QUEUED_LOCAL: _queued_here, states.HELD: _held,

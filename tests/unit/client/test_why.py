@@ -142,6 +142,14 @@ CAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "requeued": (_ended("FAILED", exit=1, why="exit 1"), {"starts": 1}, "started it again once", "chasqui logs"),
     "lost": (_ended("LOST", why="gone from the scheduler without a trace"), {}, "It may have run, even to its end.",
              "chasqui logs abcdefgh"),
+    "again": ({"attempt": 2, "acked": 2, "offered": 2}, {"again": "attempt 2 of 3 after exit 137, mem raised to 16gb"},
+              ". The relay tries it again by itself: attempt 2 of 3 after exit 137, mem raised to 16gb. It waits",
+              "chasqui sync"),
+    "retries-left": ({"state": "RUNNING", "pbs": "7.s"}, {"retries": 1},
+                     "ends as its retry policy says, the relay tries it again, once.", "chasqui logs -f abcdefgh"),
+    "not-again": (_ended("FAILED", exit=-29, why="walltime; not tried again: walltime is at its most, 48:00:00"), {},
+                  "scheduler ended it. The relay does not try it again: walltime is at its most, 48:00:00.",
+                  "chasqui logs abcdefgh"),
     "rejected": ({"state": "REJECTED", "why": "qsub: Illegal attribute"}, {}, "words: qsub: Illegal attribute.",
                  "correct its script, then: chasqui retry abcdefgh && chasqui sync"),
     "cancelled": ({"state": "CANCELLED", "why": "asked for", "acked": 0}, {}, "You cancelled it.", "chasqui retry"),
@@ -228,6 +236,28 @@ def test_jobs_that_wait_for_others(job: dict[str, Any], more: dict[str, Any], sa
     answer = words.explain(_known(job, **more))
     assert said in answer.paragraph
     assert answer.next.startswith(typed) and bool(typed) == bool(answer.next), answer.next
+
+
+@pytest.mark.parametrize("job, more, said", [
+    (_ended("FAILED", exit=7, why="exit 7"), {"retries": 2},
+     "exit code 7. The relay does not try it again: its retry policy names no such end."),
+    (_ended("FAILED", exit=7, why="exit 7; not tried again: the last of 2 retries", attempt=3),
+     {"again": "attempt 3 of 3 after exit 7"},
+     "3. It was attempt 3 of 3 after exit 7. Its script ended with exit code 7. The relay does not try it again: the"),
+    (_ended("LOST", why="gone; not tried again: in is not there any more"), {},
+     "lost it: gone. It may have run, even to its end. It is not started again without your word. The relay does not"),
+    (_ended("COMPLETED", attempt=2), {"again": "attempt 2 of 2 after walltime", "retries": 1},
+     "attempt 2. It was attempt 2 of 2 after walltime. It completed (exit 0)."),
+])
+def test_jobs_with_a_retry_policy(job: dict[str, Any], more: dict[str, Any], said: str) -> None:
+    assert said in words.explain(_known(job, **more)).paragraph
+
+
+@pytest.mark.parametrize("attempt, said", [(2, "attempt 2"), (1, "T300 is RUNNING. "), ("3", "T300 is RUNNING. "),
+                                           (1 << 40, "T300 is RUNNING. ")])
+def test_an_attempt_that_no_sync_has_told_of(attempt: Any, said: str) -> None:
+    there = _there(state="submitted", id="7.s", began=NOW, attempt=attempt, again="attempt 2 of 3 after exit 7", left=1)
+    assert said in words.explain(_known({"state": "RUNNING"}, there=there)).paragraph
 
 
 @pytest.mark.parametrize("nonsense", [{}, {"state": 3}, {"state": "\x1b"}, {"pump": 1}])
