@@ -272,6 +272,30 @@ def _doctor(root: str, argv: "List[str]") -> int:
     return 0 if all(good for _, _, good in rungs) else 1
 
 
+def _wakes(root: str, argv: "List[str]") -> int:
+    """What `chasqui doctor --job` runs: one line of JSON in, which then stays open; lines of JSON out, each with the
+    nonce. Whoever hangs up ends it, and nothing stays."""
+    import json
+    import select
+    import signal
+
+    from . import wakes
+
+    nonce = _options(argv, nonce="")["nonce"]
+    asked = json.loads(sys.stdin.readline())
+
+    def tell(form: str, words: str) -> None:
+        _print(_json({"doctor": nonce, "form": form, "words": words}))
+
+    def gone() -> bool:
+        return bool(select.select([0], [], [], 0)[0]) and not os.read(0, 1)
+
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    _print(_json(dict(wakes.answer(_spool(root, create=True), asked, tell, gone), doctor=nonce)))
+    return 0
+
+
 def _selftest(root: str, argv: "List[str]") -> int:
     from . import selftest
 
@@ -392,4 +416,5 @@ VERBS = {
     "_supervise": _supervise,
     "_beat": _beat,
     "_linger": _linger,
+    "_wakes": _wakes,
 }

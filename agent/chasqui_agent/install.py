@@ -81,13 +81,13 @@ def remove(spool: "Spool", purge: bool) -> "List[str]":
     nothing is done."""
     import shutil
 
-    from . import status
+    from . import status, wakes
 
     uuid(spool)  # never remove what is no root of ours
-    busy = status.busy_jobs(spool)
+    busy = status.busy_jobs(spool) or wakes.remains(spool)
     if busy:
         return busy
-    for name in FOLDERS + ("shell", "heartbeat", "linger", "objects"):
+    for name in FOLDERS + ("shell", "heartbeat", "linger", "objects", "doctor"):
         if name != "work":
             shutil.rmtree(os.path.join(spool.root, name), ignore_errors=True)
     for name in (".objects", ".staging"):  # there where work_root is on another file system

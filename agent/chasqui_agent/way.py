@@ -24,6 +24,7 @@ REFUSED = "jobs can't be submitted from compute nodes here"
 LEFT_BY = "CHASQUI_LEFT_BY"  # in the environment: the job that began a process which outlives it
 SSH_SECONDS = 30.0
 SSH_BUDGET = 15  # seconds the pump at the other end gets
+SSH_SAID = ".ssh"  # in wake/: what the last ssh said that did not get through
 # No master is left on the node by the user's own ssh configuration, and nothing is asked: there is nobody to answer.
 SSH = "-T -a -x -o BatchMode=yes -o ConnectTimeout=10 -o ControlMaster=no -o ControlPath=none".split()
 NOT_BY_A_TAIL = ("hook", "late", "heartbeat")  # reasons for which a node pumps itself though its tails do not
@@ -89,6 +90,12 @@ def login_environment(state: "Dict[str, Any]") -> "Dict[str, str]":
     return {name: str(given[name]) for name in names if given.get(name)} if isinstance(given, dict) else {}
 
 
+def login_here() -> "Dict[str, Any]":
+    """What a submission made here notes as "login"."""
+    given = {name: os.environ[name] for name in runner.SERVER + ("PATH",) if os.environ.get(name)}
+    return {"host": process.host(), "environment": given}
+
+
 def forward(spool: "Spool", way: str) -> None:
     """Wake the relay on another host, in at most SSH_SECONDS. That this works is noted there, by the pump it starts;
     where it does not, the request here waits."""
@@ -102,11 +109,24 @@ def forward(spool: "Spool", way: str) -> None:
     line = " ".join(shlex.quote(word) for word in words)
     places = os.environ.get("PATH", os.defpath).split(os.pathsep) + ["/usr/bin"]
     found = [path for path in [os.path.join(place, "ssh") for place in places] if os.access(path, os.X_OK)]
+    argv = (found or ["ssh"])[:1] + SSH + ["--", way[len("ssh:") :], line]
     try:
-        for ssh in found[:1]:
-            pbs_commands.run([ssh] + SSH + ["--", way[len("ssh:") :], line], dict(os.environ), "/", SSH_SECONDS)
-    except pbs_commands.NotStarted:
-        pass
+        result = pbs_commands.run(argv, dict(os.environ), "/", SSH_SECONDS)
+        ended = "ended with %s" % result.code if result.code is not None else "took more than %d s" % SSH_SECONDS
+        _note_ssh(spool, result.code == 0, "%s %s: %s" % (way, ended, result.err.strip()[-500:]))
+    except pbs_commands.NotStarted as error:
+        _note_ssh(spool, False, str(error))
+
+
+def _note_ssh(spool: "Spool", well: bool, words: str) -> None:
+    path = os.path.join(spool.wake, SSH_SAID)
+    try:
+        if well:
+            files.remove(path)
+        else:
+            files.replace_file(path, words.encode("utf-8", "replace"), durable=False)
+    except OSError:
+        pass  # nothing but an explanation
 
 
 def hand_on(spool: "Spool", chosen: "Settings", report: "Dict[str, Any]", by_ssh: bool) -> None:
@@ -130,9 +150,8 @@ def learn(pump: "Round", answer: "Submission") -> "Submission":
     if answer.kind == "accepted":
         if on_compute_node():
             state.pop("wake_via", None)
-        else:
-            given = {name: os.environ[name] for name in runner.SERVER + ("PATH",) if os.environ.get(name)}
-            state["login"] = {"host": process.host(), "environment": given}
+        elif pump.report["reason"] != "cron" or not state.get("login"):  # Slurm's cron runs on a compute node
+            state["login"] = login_here()
     if not answer.here or answer.kind in ("accepted", "unknown"):
         return answer
     if not on_compute_node():

@@ -65,11 +65,27 @@ def _logout(command: Command) -> int:
     return 0
 
 
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    _named_arguments(parser)
+    parser.add_argument("--job", action="store_true",
+                        help="find out by real tiny jobs what wakes the relay there, and write wake_via")
+    parser.add_argument("--only", metavar="FORM,..", help="--job: these alone: tail, hook, ssh, cron, heartbeat")
+    parser.add_argument("--patience", type=_seconds, metavar="SECONDS",
+                        help="--job: how long the jobs may queue (default 300, at most 3600)")
+    parser.add_argument("--dry-run", action="store_true", help="--job: only print the line for config.toml")
+    parser.add_argument("--yes", action="store_true", help="--job: don't ask before submitting")
+
+
 def _doctor(command: Command) -> int:
     from . import doctor
-    remote = _named(command)
-    report = doctor.run(command.home.create(), remote, say=command.say, interactive=command.interactive)
+    args, remote = command.args, _named(command)
+    if not args.job and (args.only or args.patience or args.dry_run):
+        raise errors.BadInput("--only, --patience and --dry-run go with --job.", hint="chasqui doctor --job")
+    report = doctor.run(command.home.create(), remote, command.say, command.interactive, job=not args.job)
     command.data = {"remote": remote.name, "rungs": report}
+    if args.job:
+        from . import wake_trial
+        wake_trial.run(command, remote)
     return 0
 
 
@@ -369,8 +385,9 @@ VERBS = {
                   "  chasqui login hpc", _named_arguments, _login),
     "logout": Verb("Close the connection. The relay goes on alone.", "  chasqui logout hpc", _named_arguments, _logout),
     "doctor": Verb("Find out what does not work: name, port, host key, login, shell, python, disk, scheduler, a job;"
-                   "\nstops at the first that fails and says what to type.", "  chasqui doctor hpc",
-                   _named_arguments, _doctor),
+                   "\nstops at the first that fails and says what to type. With --job, real tiny jobs show what wakes"
+                   "\nthe relay when a job ends there; the best of it is written into config.toml.",
+                   "  chasqui doctor hpc\n  chasqui doctor --job hpc --dry-run", _doctor_arguments, _doctor),
     "sync": Verb("Hand over what is new, bring home what is finished. One ssh command.",
                  "  chasqui sync\n  chasqui sync --watch 60 --fail\n  chasqui sync --all", _sync_arguments, _sync),
     "results": Verb("Where results are and what was left on the cluster; `results fetch` gets that.",

@@ -34,9 +34,10 @@ class OutOfReach(errors.Unreachable):
     """{remote}: {rung}: {message}"""
 
 
-def run(home: Home, remote: Remote, say: Say, interactive: bool = False) -> list[dict[str, str]]:
-    """Climb; returns a dict (rung, said) for each rung. Raises the first failure, which says what to type next."""
-    return _Ladder(home, remote, say, interactive).climb()
+def run(home: Home, remote: Remote, say: Say, interactive: bool = False, job: bool = True) -> list[dict[str, str]]:
+    """Climb; returns a dict (rung, said) for each rung. job: up to a tiny job in the relay's own root. Raises the first
+    failure, which says what to type next."""
+    return _Ladder(home, remote, say, interactive).climb(job)
 
 
 class _Ladder:
@@ -46,13 +47,13 @@ class _Ladder:
         self.lines: list[str] = []  # of the rung at hand, told below it
         self.connected = remote.is_local
 
-    def climb(self) -> list[dict[str, str]]:
+    def climb(self, job: bool) -> list[dict[str, str]]:
         if not self.remote.is_local:
             self._reach()
         self.transport: Transport = deploy.transport_to(self.home, self.remote, sure=True)
         for name, rung in (("shell", self._shell), ("python", self._python), ("root", self._root),
                            ("agent", self._agent), ("scheduler", self._scheduler), ("caps", self._caps),
-                           ("job", self._job)):
+                           *([("job", self._job)] if job else [])):
             self._rung(name, rung)
             for line in self.lines:
                 self.say("      " + line)

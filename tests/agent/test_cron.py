@@ -122,3 +122,15 @@ def test_cron_gets_the_environment_that_the_last_submission_needed(root, monkeyp
     assert os.environ["PATH"] == "/usr/bin:/bin"
     way.wake(root.spool, "cron", 5)
     assert os.environ["PATH"] == "/opt/pbs/bin:/usr/bin:/bin"
+
+
+@pytest.mark.parametrize("reason", ["cron", "by hand"])
+def test_where_cron_runs_is_not_taken_for_a_login_host(root, reason):
+    """The line of a scrontab runs as a job, on a compute node."""
+    state = State(root.spool)
+    state.value["login"] = {"host": "login1", "environment": {}}
+    state.save()
+    root.drop("one")
+    root.agent("wake", "--reason", reason)
+    root.wait_finished(1)
+    assert State(root.spool).value["login"]["host"] == ("login1" if reason == "cron" else os.uname()[1])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chasqui_agent import clearance, elements, journal, settings, wire
+from chasqui_agent import clearance, elements, journal, settings, wakes, wire
 from chasqui_agent import cli as agent_cli
 from chasqui_client import cli, config
 from chasqui_client.errors import EXIT_CODES
@@ -82,6 +82,14 @@ def test_journal_events_are_all_described() -> None:
     written |= {"adopted", "held", "released"}  # written through a variable
     written |= set(re.findall(r'record_id\([^)]*"(\w+)"\)', _sources(AGENT)))
     assert {row[0] for row in table(AGENT_README, "ev")} == written
+
+
+def test_whatever_wakes_the_relay_is_told() -> None:
+    hooks = "".join((AGENT.parent / "hooks" / name).read_text("utf-8") for name in ("epilogue", "execjob_end.py"))
+    written = set(re.findall(r'"--reason", "(\w+)"', _sources(AGENT))) | set(re.findall(r"--reason (\w+)", hooks))
+    written |= {reason for reasons in wakes.REASONS.values() for reason in reasons}
+    told = re.search(r"The `reason` of `pumped`.*?\n\n", AGENT_README.read_text("utf-8"), re.S)
+    assert told and {"cron", "hook", "ssh", "late", "linger"} <= written <= set(re.findall(r"`([\w ]+)`", told[0]))
 
 
 def test_the_table_of_elements_is_what_the_code_writes() -> None:

@@ -6,6 +6,7 @@ that runs"), so that the same list is the same steps; one that has no object by 
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -18,7 +19,18 @@ from typing import Any
 from hypothesis import strategies as st
 
 from agent.agentroot import AGENT
-from chasqui_agent import cli, ending, fault, files, heartbeat, intake, operations, pump, settings  # noqa: F401  their points
+from chasqui_agent import (  # noqa: F401  their points
+    cli,
+    ending,
+    fault,
+    files,
+    heartbeat,
+    intake,
+    operations,
+    pump,
+    retries,
+    settings,
+)  # fmt: skip
 from chasqui_agent.dependents import CONDITIONS
 from chasqui_agent.spool import AFTER, Spool, rank_of, shard_name
 from chasqui_agent.state import State
@@ -29,10 +41,12 @@ NODES = ("one", "two")
 MAX_RUNNING, MAX_QUEUED, INTERVAL, GRACE = 3, 4, 0.3, 1.0
 LIMITS = (None, None, 4, 6)  # of all jobs of this user; three are a job, the heartbeat and its next one
 RELAY = ("dependents", "ending", "files", "fill", "heartbeat", "intake", "journal", "lock", "marks", "operations",
-         "pump", "submit")  # fmt: skip
+         "pump", "retries", "submit")  # fmt: skip
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in RELAY)
-KINDS = {"short": "exit 0", "fails": "exit 3", "while": "sleep 0.4", "again": "sleep 0.4", "gated": "wait_for_gate"}
-TOLD = ("adopted", "closed", "duplicate", "released", "repaired")
+KINDS = {"short": "exit 0", "fails": "exit 3", "while": "sleep 0.4", "again": "sleep 0.4", "gated": "wait_for_gate",
+         "tries": "exit 3"}  # fmt: skip
+POLICY = {"retries": 2, "on": ["1-255", "SIGKILL", "node", "lost"]}  # of those that try
+TOLD = ("retried", "adopted", "closed", "duplicate", "released", "repaired")
 PATIENCE = 90.0  # seconds in which nothing at all gets on
 KILLED_WITHIN = 2.0  # seconds: PBS takes up to 1 from TERM to KILL here
 SETTLES = 1.0  # seconds after some harm: a pump may go by what it was told before
@@ -95,7 +109,6 @@ class AnyOrder:
         self.ground, self.history = ground, history
         self.folder = Path(tempfile.mkdtemp(dir=self.ground.folder))
         self.jobs: list[str] = []
-        self.newest: dict[str, int] = {}
         self.kinds: dict[str, str] = {}
         self.touched: set[Attempt] = set()  # cancelled
         self.marks: list[Path] = []  # one for each kill that was asked for; it exists once somebody was killed
@@ -154,10 +167,10 @@ class AnyOrder:
         """One of the jobs; "" while there is none."""
         return self.jobs[number % len(self.jobs)] if self.jobs else ""
 
-    def text(self, job: str, attempt: int) -> str:
+    def text(self, job: str) -> str:
         gate = "wait_for_gate() { while [ ! -e '%s' ] && [ ! -e '%s' ]; do sleep 0.1; done; }" % (
             self.gate(job), self.gate("all"))  # fmt: skip
-        start = "echo start %s %d $PBS_JOBID >>'%s'" % (job, attempt, self.promises.ran)
+        start = "echo start $(basename \"$PWD\") $PBS_JOBID >>'%s'" % self.promises.ran
         return "#!/bin/sh\n%s\n%s\n%s\n" % (start, gate, KINDS[self.kinds[job]])
 
     def gate(self, job: str) -> Path:
@@ -173,14 +186,30 @@ class AnyOrder:
         if parents:
             record.update({"after": [[*parent, ""] for parent in parents], "if": condition})
             self.promises.waits_for[job, attempt] = (parents, condition)
+        if self.kinds[job] == "tries":
+            record.update({"retry": POLICY, "ledger": "hers"})
+            self.inputs(Path(meta), self.text(job).encode())
         files.write_json(os.path.join(meta, "job.json"), record)
         if record.get("rerun"):
             self.promises.rerunnable.add((job, attempt))
-        (building / shard_name(0, job, attempt)).write_text(self.text(job, attempt))
+        (building / shard_name(0, job, attempt)).write_text(self.text(job))
         self.promises.added.append((job, attempt))
-        self.newest[job] = attempt
         rank = AFTER if parents else rank_of(0)
         self.spool.publish(str(building), rank, "20260101T000000-%s.%d-0000" % (job, attempt))
+
+    def inputs(self, meta: Path, script: bytes) -> None:
+        """The job's inputs, kept as they were uploaded: its script."""
+        sha = hashlib.sha256(script).hexdigest()
+        (meta / "inputs").mkdir()
+        for path in (meta / "inputs" / sha, meta.parent / "job.sh"):
+            path.write_bytes(script)
+        row = {"path": "job.sh", "size": len(script), "mode": 0o600, "sha256": sha,
+               "mtime_ns": (meta.parent / "job.sh").stat().st_mtime_ns}  # fmt: skip
+        files.write_json(str(meta / "manifest.json"), {"files": [row]})
+
+    def last(self, job: str) -> int:
+        """The newest attempt of a job, whoever made it."""
+        return max((attempt for name, attempt in self.promises.known() if name == job), default=0)
 
     def named(self, kind: str) -> str:
         """A new job's name."""
@@ -208,9 +237,9 @@ class AnyOrder:
     @contextlib.contextmanager
     def cancelling(self, job: str) -> Iterator[None]:
         """It may be cancelled, and a tail's pump killed with it."""
-        self.touched |= {(job, attempt) for attempt in range(1, self.newest[job] + 1)}
         began = time.time()
         yield
+        self.touched |= {(job, attempt) for attempt in range(1, self.last(job) + 2)}
         self.promises.excuses.append((began, time.time() + KILLED_WITHIN))
 
     def trouble(self, name: str, **values: Any) -> None:
@@ -234,11 +263,10 @@ class AnyOrder:
     def add(self, kind: str, count: int, by_hand: bool) -> None:
         for _ in range(count):
             job = self.named(kind)
-            if by_hand and kind != "again":  # nobody could say so
+            if by_hand and kind not in ("again", "tries"):  # nobody could say so
                 path = Path(self.spool.waiting, job + ".sh")
-                path.with_name("." + job).write_text(self.text(job, 1))
+                path.with_name("." + job).write_text(self.text(job))
                 self.promises.added.append((job, 1))
-                self.newest[job] = 1
                 path.with_name("." + job).rename(path)
             else:
                 self.hand_over(job, 1)
@@ -246,7 +274,7 @@ class AnyOrder:
     @step(4, kind=kinds, numbers=families, condition=st.sampled_from(CONDITIONS))
     def add_after(self, kind: str, numbers: list[int], condition: str) -> None:
         """One that waits for others, or for one of their attempts that ended long ago."""
-        parents = {(job, self.newest[job]): None for job in map(self.the, numbers) if job}
+        parents = {(job, self.last(job)): None for job in map(self.the, numbers) if job}
         if parents:
             self.hand_over(self.named(kind), 1, list(parents), condition)
 
@@ -284,7 +312,7 @@ class AnyOrder:
     def retry(self, number: int) -> None:
         """She has been told of its end."""
         job = self.the(number)
-        attempt = (job, self.newest.get(job, 0))
+        attempt = (job, self.last(job))
         places = self.promises.places().get(attempt, [""])
         if places[0] in SETTLED and attempt in self.promises.ends():
             self.ground.done["retries"] += 1
@@ -404,14 +432,14 @@ class AnyOrder:
             time.sleep(INTERVAL)
         self.relay_does_the_rest()
         self.promises_hold()
-        for attempt in self.promises.added:
+        for attempt in self.promises.known():
             self.ended_as_it_should(attempt)
         self.tell()
 
     def tell(self) -> None:
         """What was seen, so that nobody takes an idle run for a proof."""
         done, records = self.ground.done, list(self.promises.records())
-        done.update(clusters=1, jobs=len(self.jobs), attempts=len(self.promises.added), rounds=self.promises.rounds,
+        done.update(clusters=1, jobs=len(self.jobs), attempts=len(self.promises.known()), rounds=self.promises.rounds,
                     kills=self.kills)  # fmt: skip
         done.update(record["ev"] for record in records if record["ev"] in TOLD)
         done.update(told[0].get("state", told[0]["ev"]) for told in self.promises.ends().values())
@@ -435,13 +463,18 @@ class AnyOrder:
 
     def relay_does_the_rest(self) -> None:
         left, end = -1, 0.0
-        while found := [a for a in self.promises.added if not self.spool.settled_state(*a)]:
+        while found := self.unsettled():
             if len(found) != left:
                 left, end = len(found), time.monotonic() + PATIENCE
             holds(time.monotonic() < end, "P4", "the relay stands still: %s of %s" % (found, self.cluster.table()))
             if self.no_heartbeat_fits():  # then the next contact tells how the last one ended
                 self.agent("pump")
             time.sleep(0.1)
+
+    def unsettled(self) -> list[Attempt]:
+        known = self.promises.known()
+        found = [attempt for attempt in known if not self.spool.settled_state(*attempt)]
+        return found or [attempt for attempt in self.promises.known() if attempt not in known]
 
     def no_heartbeat_fits(self) -> bool:
         """A limit of one or two, learnt while other jobs of hers took places, leaves no room for one."""
@@ -457,5 +490,5 @@ class AnyOrder:
         words = "%s, %d starts: %s" % (attempt, starts, told)
         holds(starts or told.get("state") != "DONE", "P1", words)
         if attempt not in self.promises.disturbed | self.touched:
-            state = ("FAIL", 3) if self.kinds[attempt[0]] == "fails" else ("DONE", 0)
+            state = ("FAIL", 3) if self.kinds[attempt[0]] in ("fails", "tries") else ("DONE", 0)
             holds(starts == 1 and (told.get("state"), told.get("exit")) == state, "P2", words)

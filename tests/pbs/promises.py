@@ -33,10 +33,10 @@ def holds(true: object, promise: str, what: object) -> None:
 class Promises:
     """`check` raises Broken where one of them does not hold.
 
-    ran          file to which each payload appends "start JOB ATTEMPT ID" when it starts
+    ran          file to which each payload appends "start FOLDER ID" when it starts; its work folder's name
     caps         payloads that may run, jobs that may be queued
     interval     query_interval
-    added        the attempts that were handed over
+    added        the attempts that were handed over; `known` has those, too, that the relay made by a retry policy
     rerunnable   those of them that PBS may run again, under the same id
     disturbed    those whose processes or node were killed, or whose server died: how they end is no promise
     waits_for    what some of them wait for: (attempts, ok, any or fail)
@@ -70,7 +70,16 @@ class Promises:
     def starts(self) -> list[tuple[Attempt, str]]:
         """(attempt, id of the scheduler's job) of every start."""
         lines = [line.split() for line in self.ran.read_text().splitlines()] if self.ran.exists() else []
-        return [((job, int(attempt)), job_id) for _, job, attempt, job_id in lines]
+        names = [(folder.partition("."), job_id) for _, folder, job_id in lines]
+        return [((job, int(attempt or 1)), job_id) for (job, _, attempt), job_id in names]
+
+    def following(self) -> dict[Attempt, Attempt]:
+        """The attempt that the relay made behind each one that it tried again."""
+        told = [record for record in self.records() if record["ev"] == "retried"]
+        return {(one["job"], one["attempt"]): (one["job"], one["next"]) for one in told}
+
+    def known(self) -> list[Attempt]:
+        return self.added + [made for made in self.following().values() if made not in self.added]
 
     def at_most_once(self) -> None:
         counted = Counter(attempt for attempt, _ in self.starts() if attempt not in self.rerunnable)
@@ -83,7 +92,7 @@ class Promises:
         """What waits for others has not started before they had ended as it was to be: by their flags at once, else by
         what was told."""
         for attempt in {attempt for attempt, _ in self.starts()} & set(self.waits_for):
-            parents, condition = self.waits_for[attempt]
+            parents, condition = self._last(attempt)
             said = {parent: self._flags(parent) for parent in parents}
             unsaid = [parent for parent in parents if not _fulfils(condition, said[parent])]
             ends = self.ends() if unsaid else {}
@@ -92,9 +101,19 @@ class Promises:
 
     def may_run(self, attempt: Attempt) -> bool:
         """Whether all that it waits for has ended as it was to be, by what was told of their ends."""
-        parents, condition = self.waits_for[attempt]
+        parents, condition = self._last(attempt)
         ends = self.ends()
         return all(_fulfils(condition, told_states(ends[parent])) for parent in parents)
+
+    def _last(self, attempt: Attempt) -> tuple[list[Attempt], str]:
+        """What it waits for, as the last attempts there are: one that is tried again has not ended for good."""
+        parents, condition = self.waits_for[attempt]
+        following, last = self.following(), []
+        for parent in parents:
+            while parent in following:
+                parent = following[parent]  # noqa: PLW2901
+            last.append(parent)
+        return last, condition
 
     def _flags(self, attempt: Attempt) -> list[str]:
         """DONE or FAIL as each flag of a submission of this attempt says it."""
@@ -141,8 +160,11 @@ class Promises:
 
     def _misplaced(self) -> str:
         places = self.places()
-        wrong = {attempt: places.get(attempt, []) for attempt in self.added if len(places.get(attempt, ())) != 1}
-        unknown = set(places) - set(self.added)
+        coming = {self.following().get((entry.job, entry.attempt)) for entry in self.spool.entries("ending")}
+        known = self.known()
+        wrong = {attempt: places.get(attempt, []) for attempt in known if len(places.get(attempt, ())) != 1}
+        wrong = {attempt: states for attempt, states in wrong.items() if states or attempt not in coming}
+        unknown = set(places) - set(known)
         return "not in exactly one place: %s; never added: %s" % (wrong, unknown) if wrong or unknown else ""
 
     def _untold(self) -> str:
@@ -180,7 +202,7 @@ class Promises:
     def _closed(self, row: dict[str, Any]) -> bool:
         """Whether it was given up before it turned up: nobody could count it."""
         name, token = row["name"].rpartition(".")[0], token_of(row)
-        folders = [self.spool.meta_dir(*attempt) for attempt in self.added if attempt[0] == name]
+        folders = [self.spool.meta_dir(*attempt) for attempt in self.known() if attempt[0] == name]
         return any(marks.is_closed(marks.read(folder, token).claim) for folder in folders)
 
     def manners(self) -> None:

@@ -76,8 +76,8 @@ class RunsTwice(AnyOrder):
         self.taken.append(steps)
         super().take(steps)
 
-    def text(self, job: str, attempt: int) -> str:
-        first, start, *rest = super().text(job, attempt).split("\n")
+    def text(self, job: str) -> str:
+        first, start, *rest = super().text(job).split("\n")
         return "\n".join([first, start] + [start] * (self.kinds[job] in ("short", "while")) + rest)
 
 
