@@ -61,6 +61,7 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     todo = _first_waiting(pump, int(limits.max_queued), limits, int(has_beat), site)
     counts = live.count(standing, submitting, snapshot, known if has_beat else None)
     plan = caps.plan(counts, limits, pump.state.value.get("turns"))
+    before = pump.report["submitted"]
     _release_first(pump, [job for job in standing if job.held and not job.marks.runs], plan)
     try:
         refused = _submit(pump, todo, plan, site)
@@ -72,8 +73,9 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     _note_limits(pump, site)
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
     ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
-    # PBS counts an ending job until it is quite gone: 32 s were seen.
-    no_place = refused in ("limit", "temporary") or bool(site.held_back)
+    # PBS counts an ending job until it is quite gone: 32 s were seen. So does max_total.
+    more = limits.max_total and not plan.queue.left and len(todo) > pump.report["submitted"] - before
+    no_place = refused in ("limit", "temporary") or bool(site.held_back or more)
     waits = ends and no_place or pump.put_off or dependents.expected(pump.spool, standing)
     silent = bool(pump.report["note"]) and pump.report["note"] != way.REFUSED
     _note_debt(pump, waits)

@@ -86,6 +86,17 @@ def test_ending_jobs_hold_their_slots_for_long_and_all_finish(
 # -- ends that nobody was told of --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_under_a_cap_of_all_jobs_each_follows_the_one_before(tmp_path: Path, cluster: Cluster, most: int) -> None:
+    """Its tail counts it, too, and the heartbeat, where there is a place for one, is a quarter of an hour away."""
+    root = PbsRoot(tmp_path / "root", cluster, max_total=most)
+    names = ["job%d" % number for number in range(4)]
+    for name in names:
+        root.drop(name, seconds=0.3)
+    root.pump()
+    until(lambda: started(root, names) == len(names), "all of them, without another pump by hand", 180)
+
+
 def killed_at_once(root: PbsRoot) -> list[str]:
     """Two jobs that ran and were SIGKILLed together, so that no tail ran; the names of six that wait."""
     for number in range(2):
