@@ -2,7 +2,7 @@
 
 import os
 
-from . import directives, live, marks
+from . import directives, elements, live, marks
 from .spool import Entry
 
 MYPY = False
@@ -10,6 +10,7 @@ if MYPY:
     from typing import Any, Dict, List, Optional, Tuple
 
     Standing = live.Standing
+    End = Tuple[int, Optional[int], int, bool]
 
 MOST_NAMED = 10  # elements named in one line
 
@@ -19,7 +20,7 @@ def by_flags(standing: "Standing") -> "Optional[Dict[str, Any]]":
     if standing.flagged < standing.size or standing.marks.term:
         return None
     ends = _ends(standing)
-    return None if any(code is None for _, code, _ in ends) else _sum(ends)
+    return None if any(code is None for _, code, _, _ in ends) else _sum(ends)
 
 
 def late(meta: str, job: str, attempt: int, token: str, found: "marks.Marks") -> "Optional[Dict[str, Any]]":
@@ -40,9 +41,18 @@ def by_scheduler(standing: "Standing", why: str, lost: bool = False) -> "Dict[st
     return outcome
 
 
-def _ends(standing: "Standing") -> "List[Tuple[int, Optional[int], int]]":
-    """(index, exit code, when) of each element; the code is None where nobody knows, or where TERM makes it doubtful
-    and it is 0."""
+def states(standing: "Standing", alive: bool = False) -> "Optional[Dict[str, Any]]":
+    """What has become of each element so far, as elements.tally tells it; None where that can't be read, and nothing
+    depends on it. alive: the scheduler still has the array."""
+    try:
+        return _tally(_ends(standing), alive)
+    except OSError:
+        return None
+
+
+def _ends(standing: "Standing") -> "List[End]":
+    """(index, exit code, when, whether it began, or nobody can say) of each element; the code is None where nobody
+    knows, or where TERM makes it doubtful and it is 0."""
     found = []
     for index in standing.indices:
         element = standing.marks.elements.get(index, marks.Element(0, 0, False))
@@ -50,25 +60,33 @@ def _ends(standing: "Standing") -> "List[Tuple[int, Optional[int], int]]":
         flag = marks.read_flag(marks.flag_path(standing.meta, own, element.flags)) if element.flags else None
         code = int(flag["exit"]) if flag and flag.get("exit", "").isdigit() else None
         when = int(flag["ended"]) if flag and flag.get("ended", "").isdigit() else 0
-        found.append((index, (code or None) if element.term else code, when))
+        found.append((index, (code or None) if element.term else code, when, standing.spoilt or max(element[:2]) > 0))
     return found
 
 
-def _sum(ends: "List[Tuple[int, Optional[int], int]]") -> "Dict[str, Any]":
-    failed = [(index, code) for index, code, _ in ends if code]
-    unfinished = [index for index, code, _ in ends if code is None]
+def _tally(ends: "List[End]", alive: bool = False) -> "Dict[str, Any]":
+    kinds = elements.ALIVE if alive else elements.ENDED
+
+    def state(code: "Optional[int]", began: bool) -> str:
+        return "failed" if code else "done" if code is not None else kinds[1] if began else kinds[2]
+
+    return elements.tally(((index, state(code, began), code) for index, code, _, began in ends), kinds)
+
+
+def _sum(ends: "List[End]") -> "Dict[str, Any]":
+    failed = [(index, code) for index, code, _, _ in ends if code]
+    unfinished = [index for index, code, _, _ in ends if code is None]
     words = []
     if failed:
         words.append("%d of %d elements failed: %s" % (len(failed), len(ends), _named([index for index, _ in failed])))
     if unfinished:
         words.append("%d of %d did not finish: %s" % (len(unfinished), len(ends), _named(unfinished)))
-    done = len(ends) - len(failed) - len(unfinished)
     return {
         "state": "FAIL" if words else "DONE",
         "exit": failed[0][1] if failed else None if unfinished else 0,
         "why": "; ".join(words),
-        "when": max(when for _, _, when in ends),
-        "elements": {"done": done, "failed": len(failed), "unfinished": len(unfinished)},
+        "when": max(when for _, _, when, _ in ends),
+        "elements": _tally(ends),
     }
 
 

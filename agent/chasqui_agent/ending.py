@@ -8,6 +8,7 @@ Who renames the script ends the attempt; a pump that was frozen past its lease f
 record is never read. Whoever finds a script here finishes that end, as often as it takes.
 """
 
+import json
 import os
 
 from . import fault, files, spoiled
@@ -148,7 +149,9 @@ def forget_inputs(spool: "Spool", job: str, attempt: int) -> None:
 
 def write_flag(spool: "Spool", record: "Dict[str, Any]") -> None:
     """completed/<job>.<attempt>.flag of a journal record: DONE, FAIL or LOST, the scheduler's id, key=value lines."""
-    told = {key: value for key, value in record.items() if key not in ("ev", "job", "pbs", "state")}
+    told = {key: value for key, value in record.items() if key not in ("ev", "job", "pbs", "state", "elements")}
     lines = [record["state"], record["pbs"]] + ["%s=%s" % item for item in sorted(told.items())]
+    if "elements" in record:  # last: it is long, and others read the beginning
+        lines.append("elements=" + json.dumps(record["elements"], separators=(",", ":"), sort_keys=True))
     path = spool.entry_path("completed", record["job"], record["attempt"], suffix="flag")
     files.replace_file(path, "\n".join(lines + [""]).encode("utf-8", "replace"))

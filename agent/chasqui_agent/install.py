@@ -94,7 +94,7 @@ def remove(spool: "Spool", purge: bool) -> "List[str]":
         shutil.rmtree(os.path.join(spool.work, name), ignore_errors=True)
     if purge:
         _remove_work(spool)
-    for name in ("state.json", "snapshot.json", "config.json", "uuid", "epilogue"):
+    for name in ("state.json", "snapshot.json", "config.json", "uuid", "epilogue", "epilogue.refused"):
         files.remove(os.path.join(spool.root, name))
     for path in (spool.work, spool.root):
         try:

@@ -257,6 +257,9 @@ def cancelled(pump: "Round", standing: "Standing", why: str, code: "Optional[int
         "exit": code,
         "why": why,
     }
+    told = arrays.states(standing) if standing.indices and standing.begun else None
+    if told:
+        record["elements"] = told
     ending.begin(pump, entry, "cancelled", record, _final(pump, standing))
     return True
 

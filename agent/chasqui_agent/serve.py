@@ -334,7 +334,7 @@ class Session:
         if not quiet.idle(self.spool):
             from . import outlook, status
 
-            found["notes"] = "; ".join(status.notes(self.spool, settings.load(self.spool)))
+            found.update(status.for_session(self.spool))
             found.update(outlook.gather(self.spool))
         return found
 

@@ -10,7 +10,7 @@ from .state import State
 
 MYPY = False
 if MYPY:
-    from typing import Any, Dict, List
+    from typing import Any, Dict, List, Optional
 
     from .schedulers.base import Scheduler
     from .spool import Spool
@@ -55,15 +55,26 @@ def _alive(spool: "Spool", chosen: "settings.Settings") -> bool:
         return True  # nobody knows
 
 
-def notes(spool: "Spool", chosen: "settings.Settings") -> "List[str]":
-    """What the site lets us do, and what stands still for its reasons: one line each."""
+def for_session(spool: "Spool") -> "Dict[str, Any]":
+    """What a sync is told besides the counts: the notes as one text, and how far job arrays are."""
+    chosen = settings.load(spool)
+    if not schedulers.choose(spool, chosen).asks_a_server:
+        return {"notes": ""}
+    standing = live.standings(spool)
+    return {"notes": "; ".join(notes(spool, chosen, standing)), "elements": live.progress(standing)}
+
+
+def notes(
+    spool: "Spool", chosen: "settings.Settings", standing: "Optional[List[live.Standing]]" = None
+) -> "List[str]":
+    """What the site lets us do, and what stands still for its reasons: one line each. standing: where it was read."""
     scheduler = schedulers.choose(spool, chosen)
     if not scheduler.asks_a_server:
         return []
     state = State(spool)
     held_back = ["scripts wait: " + text for text in bounds.told(state.value.get("held_back", ()))]
     limits = _limits(state) + _published(state) + _own(chosen) + held_back
-    return limits + [_beat(spool, chosen, scheduler, state)] + _stuck(spool, state)
+    return limits + [_beat(spool, chosen, scheduler, state)] + _stuck(spool, state, standing)
 
 
 def _limits(state: State) -> "List[str]":
@@ -97,9 +108,10 @@ def _beat(spool: "Spool", chosen: "settings.Settings", scheduler: "Scheduler", s
     return "heartbeat: next %s" % _stamp(known[-1].due) if known else "heartbeat: none pending"
 
 
-def _stuck(spool: "Spool", state: State) -> "List[str]":
+def _stuck(spool: "Spool", state: State, standing: "Optional[List[live.Standing]]") -> "List[str]":
     why = state.value.get("reasons", {}).get("why", {})
-    jobs = [(job.entry.job, why[job.id]) for job in live.standings(spool) if why.get(job.id)]
+    standing = live.standings(spool) if standing is None else standing
+    jobs = [(job.entry.job, why[job.id]) for job in standing if why.get(job.id)]
     return ["%s does not start: %s" % one for one in jobs[:MOST_STUCK]]
 
 

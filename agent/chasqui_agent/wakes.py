@@ -25,8 +25,8 @@ if MYPY:
 
     from .settings import Settings
 
-FORMS = ("tail", "hook", "ssh", "cron", "heartbeat")
-JOBS, BEATS, AT_ONCE = 9, 2, 4  # of all forms together; a beat is a job, too
+FORMS = ("tail", "hook", "ssh", "epilogue", "cron", "heartbeat")
+JOBS, BEATS, AT_ONCE = 11, 2, 5  # of all forms together; a beat is a job, too
 FOLDER, OWNER = "doctor", "owner"
 SECONDS, LONGEST = 300.0, 3600.0  # for jobs to get their turn; told of again for the heartbeat
 AFTER = 60.0  # seconds after a job's end in which its wake must have come: ssh gets 30, a pump 15
@@ -46,6 +46,7 @@ REASONS = {
     "tail": ("tail", "head", "killed", "epilogue", "linger", "late"),
     "hook": ("hook", "linger", "late"),
     "ssh": ("ssh", "linger", "late"),
+    "epilogue": ("epilogue", "linger", "late"),
     "cron": ("cron", "late"),
     "heartbeat": ("heartbeat", "ssh", "linger", "late"),
 }
@@ -56,6 +57,8 @@ until [ -e go ] || [ "$n" -ge 240 ]; do
     n=$((n + 1))
 done
 """
+KILLED = "killed"
+_KILL = ">%s\nkill -9 $PPID" % KILLED  # the runner: no tail
 
 # verdict: "yes", "no", "open" (nobody knows yet), "none" (not tried here); seconds: from the end of the job, or from
 # when it was due, to the submission; words: why not, as far as possible in the site's own; way: the wake_via it was
@@ -90,7 +93,7 @@ class Trial:
 
     def begin(self) -> str:
         """Submit the first job, and have the second wait; why there was no place for it, "" where there was."""
-        _drop(self.root, self.settings, "first", _FIRST)
+        _drop(self.root, self.settings, "first", _FIRST + (_KILL if self.form == "epilogue" else ""))
         report = pump(self.root, US)
         _drop(self.root, self.settings, "second", "")
         standing = live.standings(self.root)
@@ -125,7 +128,9 @@ class Trial:
         if since and not self._ended:
             self._ended = time.monotonic()
             self._say("has ended; its wake is waited for" if self.form != "heartbeat" else "is due")
-        words = _read(os.path.join(self.root.wake, way.SSH_SAID)) if self.form == "ssh" else ""
+        said = {"ssh": os.path.join(self.root.wake, way.SSH_SAID)}
+        said["epilogue"] = os.path.join(self.root.root, "epilogue.refused")
+        words = _read(said[self.form]) if self.form in said else ""
         if words:
             self.close("no", words)
         elif self.is_awaited and time.monotonic() - self._ended > after:
@@ -139,6 +144,8 @@ class Trial:
         if first is None:
             return 0.0
         meta = self.root.meta_dir("first", 1)
+        if self.form == "epilogue":
+            return _modified(os.path.join(self.root.work_dir("first", 1), KILLED))
         if not self._ended and marks.read(meta, first["token"]).runs:
             self._say("%s runs" % first["pbs"])
         return marks.ended_at(meta, first["token"], 1)
@@ -167,8 +174,8 @@ class Trial:
             self.close("open", "a wake came (%s), but %s" % (came[-1]["reason"], _caps_full(self.settings)))
         elif failed:
             self.close("no", failed)
-        elif self.form == "hook":
-            self.close("no", "no hook came within %d s of the job's end" % after)
+        elif self.form in ("hook", "epilogue"):
+            self.close("no", "no %s came within %d s of the job's end" % (self.form, after))
         else:
             words = "nothing came of it within %d s of the job's end; is %s there on the nodes?"
             self.close("no", words % (after, launch.python()))
@@ -230,7 +237,8 @@ class Doctor:
         if self.scheduler == "shell":
             rows = [Row(form, "none", 0.0, "there is no batch system", "") for form in forms if form != "tail"]
             return self._by_ends([form for form in forms if form == "tail"]) + rows
-        rows = self._by_ends([form for form in ("tail", "hook", "ssh") if form in forms])
+        ends = ("tail", "hook", "ssh") + (("epilogue",) if self.scheduler == "torque" else ())
+        rows = self._by_ends([form for form in ends if form in forms])
         if "cron" in forms:
             rows.append(self._by_cron())
         if "heartbeat" in forms:
@@ -242,7 +250,7 @@ class Doctor:
         host = "ssh:%s" % process.host()
         if str(self.values["wake_via"]).startswith("ssh:"):
             host = str(self.values["wake_via"])
-        ways = {"tail": "direct", "hook": "hook", "ssh": host}
+        ways = {"tail": "direct", "hook": "hook", "ssh": host, "epilogue": "direct"}
         found: "List[Any]" = []
         trials: "List[Trial]" = []
         crowded: "List[str]" = []  # out by those that have begun

@@ -6,7 +6,21 @@ The words are made here for both sides: the client asks for the facts (`why JOB 
 import os
 import time
 
-from . import bounds, dependents, directives, heartbeat, live, marks, outlook, schedulers, settings, spoiled, status
+from . import (
+    arrays,
+    bounds,
+    dependents,
+    directives,
+    elements,
+    heartbeat,
+    live,
+    marks,
+    outlook,
+    schedulers,
+    settings,
+    spoiled,
+    status,
+)
 from .schedulers.base import Unreachable
 from .spool import JOB, SpoolError
 from .state import State
@@ -36,8 +50,8 @@ def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
     others). held: by ("script": its own #PBS -h, else "hold").
     submitting: grace (seconds). submitted: id, held (by us), began (when its script did; 0: not yet), spoilt (what
     tells that is gone), over (its script has ended), told (it was told to end), letter (the scheduler's state of it),
-    words (the scheduler's own), silent (why it could not be asked). completed, rejected, cancelled, blocked: end (DONE,
-    FAIL, LOST), words.
+    words (the scheduler's own), silent (why it could not be asked), elements (of an array, as elements.tally).
+    completed, rejected, cancelled, blocked: end (DONE, FAIL, LOST), words.
 
     Of what has not ended also: counts [payloads, queued, live], caps {max_running, max_queued, max_total, running_cap},
     refused [words, since when], called (the scheduler), asks (whether that is a
@@ -135,6 +149,9 @@ def _submitted(spool: "Spool", entry: "Entry", chosen: "Settings") -> "Facts":
     found = {"spoilt": not known, "id": job_id, "held": bool(known.get("held")), "told": left.term or left.cancel,
              "over": left.flag is not None, "letter": "", "words": "", "silent": ""}
     found["began"] = marks.started_at(meta, entry.token, left) if left.runs else 0
+    indices = live.indices(entry, job_id)
+    if indices and known:
+        found["elements"] = arrays.states(live.Standing(entry, meta, job_id, False, left, indices), alive=True)
     try:
         found["letter"], found["words"] = schedulers.choose(spool, chosen).words_on(job_id) if job_id else ("", "")
     except (Unreachable, schedulers.Unknown) as error:
@@ -333,12 +350,20 @@ def _said_submitted(found: "Facts") -> "List[str]":
     if found.get("began"):
         since = _when(found.get("began"))
         told = " It was told to end (TERM), and has up to half a minute for it." if found.get("told") else ""
-        return ["It runs%s, as %s.%s" % (" since " + since if since else "", job_id, told)]
+        return ["It runs%s, as %s.%s" % (" since " + since if since else "", job_id, told)] + _elements(found)
     if found.get("spoilt"):
         ends = "how it ends is known by the word of %s alone" % _called(found)
         return ["It is in %s as %s; %s: %s." % (_called(found), job_id, spoiled.GONE, ends)] + _own_words(found)
     lines = ["It is in %s as %s and has not started." % (_called(found), job_id)]
     return lines + (_cap_hold(found) if found.get("held") else []) + _own_words(found)
+
+
+def _elements(found: "Facts") -> "List[str]":
+    told = elements.checked(found.get("elements"))
+    if told is None:
+        return []
+    failed = ["%s: %s" % line for row, line in zip(told["states"], elements.lines(told)) if row["state"] == "failed"]
+    return ["Elements: %s%s." % (elements.short(told), " (%s)" % "; ".join(failed)[:SHOWN] if failed else "")]
 
 
 def _cap_hold(found: "Facts") -> "List[str]":

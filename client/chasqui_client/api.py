@@ -6,6 +6,7 @@
 Nothing here prints, prompts or exits; failures are the exceptions of `errors`.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from .config import Caps, Config, Home, Remote, check_host, check_root
 from .exchange import SyncOptions, SyncReport
 from .fields import dataclass, replace
 from .ledger import Job, Ledger
+from .rows import arrays_of, progress
 from .select import Selection
 
 if TYPE_CHECKING:
@@ -160,7 +162,9 @@ def show(home: Home, word: str) -> dict[str, Any]:
                    for f in ledger.result_files(job.id, job.attempt)]
         waits = ledger.parents([job.id]).get(job.id, [])
         after = [{"id": one.id, "name": one.name, "state": one.state} for one in waits]
-        return {**as_dict(job), "after": after, "if": waits[0].condition if waits else "",
+        known = as_dict(job)
+        known["elements"] = known["elements"] or progress(job, arrays_of(ledger.remote_state(job.remote).report))
+        return {**known, "after": after, "if": waits[0].condition if waits else "",
                 "attempts": ledger.attempts(job.id), "events": ledger.events(job.id),
                 "inputs": inputs, "result_files": results}
 
@@ -207,7 +211,7 @@ def _request(home: Home, selection: Selection, op: str) -> tuple[list[Job], list
 
 def as_dict(job: Job) -> dict[str, Any]:
     """A job as JSON knows it; paths as text, bytes that are not UTF-8 as %XX."""
-    values = dict(vars(job))
+    values = dict(vars(job), elements=json.loads(job.elements or "null"))
     for key in ("folder", "script"):
         values[key] = wire.path_text(values[key])
     values["results"] = wire.path_text(job.results_path)

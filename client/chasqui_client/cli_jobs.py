@@ -13,6 +13,7 @@ from .command import Command, add_selection, as_of, count, fetch_line, number, p
 from .config import ANY, Remote
 from .jobs import Asked, read_list
 from .ledger import Job, Ledger
+from .rows import arrays_of, of_element, progress
 from .tables import BYTES, are_bytes
 from .verbs import Verb
 
@@ -140,6 +141,12 @@ def _status(command: Command) -> int:
                       or [("  no jobs", "")])
         if remote["waiting_for_others"]:
             command.say("  of these, %s waiting for others" % count(remote["waiting_for_others"], "job"))
+        arrays = arrays_of(remote["agent"])
+        if arrays:
+            from chasqui_agent import elements
+            sums = map(sum, zip(*(row[1:] for row in arrays.values()), strict=True))
+            told = elements.short(dict(zip(("ended", "running", "waiting"), sums, strict=True)))
+            command.say("  elements of job arrays: %s" % told)
         _status_notes(command, remote)
     return 0
 
@@ -210,16 +217,28 @@ def _list(command: Command) -> int:
         short = select.short_ids(ledger)
         synced = {job.remote: ledger.remote_state(job.remote).synced for job in found}
         waits = _waiting_for(ledger, found)
-    for one in command.data["jobs"]:
+        arrays = {remote: arrays_of(ledger.remote_state(remote).report) for remote in synced}
+    for one, job in zip(command.data["jobs"], found, strict=True):
         one["waiting_for"] = waits.get(one["id"], [])
+        one["elements"] = one["elements"] or progress(job, arrays[job.remote])
     if not found:
         command.say("no jobs")
         return 0
     for remote, stamp in synced.items():
         command.say("# %s: %s" % (remote, as_of(stamp)))
-    command.table([(short[job.id], job.name, job.state, _waits(waits.get(job.id, [])) or reason(job),
-                    place(job.folder)) for job in found])
+    command.table([(short[job.id], job.name, job.state,
+                    _waits(waits.get(job.id, [])) or _so_far(job, arrays) or reason(job), place(job.folder))
+                   for job in found])
     return 0
+
+
+def _so_far(job: Job, arrays: dict[str, dict[str, Any]]) -> str:
+    """How far a job array is, as of the last sync; "" of any other job."""
+    found = progress(job, arrays[job.remote])
+    if not found:
+        return ""
+    from chasqui_agent import elements
+    return "elements: " + elements.short(found)
 
 
 def _waiting_for(ledger: Ledger, jobs: list[Job]) -> dict[str, list[str]]:
@@ -251,6 +270,8 @@ def _show(command: Command) -> int:
     if found["after"]:
         after = ", ".join("%s (%s)" % (one["name"], one["state"]) for one in found["after"])
         command.say("after         %s; if %s" % (after, found["if"]))
+    if found["elements"]:
+        _show_elements(command, found["elements"])
     command.say("inputs        %s, %s" % (count(len(found["inputs"]), "file"),
                                           size(sum(item["size"] for item in found["inputs"]))))
     for item in found["result_files"]:
@@ -267,12 +288,20 @@ def _show(command: Command) -> int:
     return 0
 
 
+def _show_elements(command: Command, found: dict[str, Any]) -> None:
+    from chasqui_agent import elements
+    command.say("elements      %s" % elements.short(found))
+    for which, indices in elements.lines(found) if "states" in found else ():
+        command.say("              %s: %s" % (which, indices))
+
+
 _ON_CLUSTER = (states.SUBMITTED, states.RUNNING)
 
 
 def _logs_arguments(parser: argparse.ArgumentParser) -> None:
     _show_arguments(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="ask the cluster, and go on until the job ends")
+    parser.add_argument("--element", type=int, metavar="N", help="of a job array: this element's, if it is here")
 
 
 def _logs(command: Command) -> int:
@@ -280,6 +309,11 @@ def _logs(command: Command) -> int:
         job = select.find(ledger, select.Selection((command.args.job,)))[-1]
         logs = [item for item in ledger.result_files(job.id, job.attempt)
                 if item.kind == "log" and item.state == "HERE"]
+    if command.args.element is not None:
+        logs = of_element(logs, command.args.element)
+        if not logs:
+            raise errors.BadInput("No output of element %d of %s is here." % (command.args.element, job.name),
+                                  hint="chasqui results %s" % job.id[:8])
     if command.args.follow and not job.ended:
         from .results import follow_logs
         return int(follow_logs(command.home, command.config.remote(job.remote), job))

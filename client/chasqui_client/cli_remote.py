@@ -69,7 +69,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     _named_arguments(parser)
     parser.add_argument("--job", action="store_true",
                         help="find out by real tiny jobs what wakes the relay there, and write wake_via")
-    parser.add_argument("--only", metavar="FORM,..", help="--job: these alone: tail, hook, ssh, cron, heartbeat")
+    parser.add_argument("--only", metavar="FORM,..", help="--job: of tail,hook,ssh,epilogue,cron,heartbeat these alone")
     parser.add_argument("--patience", type=_seconds, metavar="SECONDS",
                         help="--job: how long the jobs may queue (default 300, at most 3600)")
     parser.add_argument("--dry-run", action="store_true", help="--job: only print the line for config.toml")

@@ -21,8 +21,8 @@ Record = Mapping[str, Any]
 _SORTED = json.JSONEncoder(sort_keys=True)  # json.dumps makes a new one each time
 _SOME = 500  # jobs asked for in one query
 _EVENT = "INSERT INTO events(job, attempt, at, event, old, new, why, record) VALUES (?,?,?,?,?,?,?,?)"
-_JOB = ("UPDATE jobs SET state = ?, changed = ?, exit = ?, signal = ?, why = ?, pbs = ?, acked = ?, offered = ?"
-        " WHERE id = ?")
+_JOB = ("UPDATE jobs SET state = ?, changed = ?, exit = ?, signal = ?, why = ?, pbs = ?, elements = ?, acked = ?,"
+        " offered = ? WHERE id = ?")
 
 
 class Piece:
@@ -105,8 +105,8 @@ class Piece:
         db = self.ledger.db
         db.executemany(_EVENT, self._events)
         changed = [self._jobs[job] for job in self._facts]
-        db.executemany(_JOB, [(job.state, job.changed, job.exit, job.signal, job.why, job.pbs, job.acked, job.offered,
-                               job.id) for job in changed])
+        db.executemany(_JOB, [(job.state, job.changed, job.exit, job.signal, job.why, job.pbs, job.elements, job.acked,
+                               job.offered, job.id) for job in changed])
         self._write_attempts(changed)
         for job_id in self._reopened:
             self.ledger.set_results_state(job_id, states.NONE)
@@ -130,8 +130,15 @@ def _facts(event: str, record: Record, why: str) -> dict[str, Any]:
     if event == "closed":
         return {"why": why, "pbs": ""}
     if event in ("ended", "repaired", "cancelled"):
-        return {"why": why, "exit": _number(record, "exit"), "signal": _number(record, "signal")}
+        told = {"why": why, "exit": _number(record, "exit"), "signal": _number(record, "signal")}
+        return {**told, "elements": _elements(record)} if "elements" in record else told
     return {"why": why}
+
+
+def _elements(record: Record) -> str:
+    from chasqui_agent import elements
+    found = elements.checked(record["elements"])
+    return json.dumps(found, separators=(",", ":")) if found else ""
 
 
 def _times(event: str, record: Record, at: str) -> dict[str, str]:

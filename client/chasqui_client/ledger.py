@@ -243,8 +243,9 @@ class Ledger:
         return row[0] or 0
 
     def attempts(self, job: str) -> list[dict[str, Any]]:
-        """Every attempt, oldest first: attempt, state, exit, signal, why, pbs, added, started, ended."""
-        return [dict(row) for row in self.rows("SELECT * FROM attempts WHERE job = ? ORDER BY attempt", job)]
+        """Every attempt, oldest first: attempt, state, exit, signal, why, pbs, added, started, ended, elements."""
+        rows = self.rows("SELECT * FROM attempts WHERE job = ? ORDER BY attempt", job)
+        return [dict(row, elements=json.loads(row["elements"] or "null")) for row in rows]
 
     def events(self, job: str) -> list[dict[str, Any]]:
         """What happened to a job, oldest first: at, attempt, event, old, new, why."""
@@ -278,7 +279,8 @@ class Ledger:
             self.move(job.id, QUEUED_LOCAL, why, attempt=attempt)
             self.set_results_state(job.id, states.NONE)
             self.db.execute("UPDATE jobs SET attempt = ?, exit = NULL, signal = NULL, why = '', pbs = '', script = ?,"
-                            " options = ? WHERE id = ?", (attempt, job.script, json.dumps(job.options), job.id))
+                            " options = ?, elements = '' WHERE id = ?",
+                            (attempt, job.script, json.dumps(job.options), job.id))
             self._new_attempt(job.id, attempt, inputs)
         return attempt
 

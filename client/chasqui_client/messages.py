@@ -15,6 +15,7 @@ Key = tuple[str, int]
 MAX_LISTED = 40_000  # result files of one attempt
 MAX_LEFT_OUT = 1_000
 MAX_SIZE = 1 << 50
+MAX_PROGRESS = 1_000  # job arrays in one report
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -198,6 +199,17 @@ def flat(fields: dict[str, Any]) -> dict[str, Any]:
         elif key != "m" and isinstance(value, str):
             kept[wire.printable(key, 40)] = wire.printable(value, 2000)
     return kept
+
+
+def status(fields: dict[str, Any]) -> dict[str, Any]:
+    """The agent's status; of "elements", job -> [attempt, elements that ended, run, wait], only what is such a row."""
+    told = fields.get("elements")
+    rows = list(told.items())[:MAX_PROGRESS] if isinstance(told, dict) else []
+    kept = {wire.printable(job, 40): row for job, row in rows
+            if isinstance(row, list) and len(row) == 4 and all(is_int(number, 1 << 31) for number in row)}
+    found = flat(fields)
+    found.pop("elements", None)
+    return {**found, "elements": kept} if kept else found
 
 
 def key(fields: dict[str, Any], among: Any) -> Key:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import states
@@ -37,6 +37,7 @@ class Job:
     acked: int  # newest attempt the cluster has acknowledged
     added: str
     changed: str
+    elements: str = ""  # JSON: how those of a job array ended, as chasqui_agent.elements has it
     missing: tuple[str, ...] = ()  # of its expected results, the patterns that nothing there matched (COMPLETED alone)
 
     @property
@@ -122,3 +123,23 @@ class RemoteState:
     revision: int = 0
     synced: str = ""  # when a sync last succeeded, UTC
     report: Mapping[str, Any] | None = None  # the agent's status and pump of that sync
+
+
+def of_element(logs: Sequence[ResultFile], index: int) -> list[ResultFile]:
+    """Of a job array's output files those of one element: they end in its index, unless her own -o says otherwise."""
+    return [item for item in logs if item.path.endswith(b".%d" % index)]
+
+
+def arrays_of(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of what the agent said last: how far each job array was."""
+    status = (report or {}).get("status")
+    told = status.get("elements") if isinstance(status, dict) else None
+    return told if isinstance(told, dict) else {}
+
+
+def progress(job: Job, arrays: Mapping[str, Any]) -> dict[str, int] | None:
+    """How many elements of a job array in the scheduler had ended, ran and waited then; None of any other job."""
+    row = arrays.get(job.id)
+    if row is None or row[0] != job.attempt or job.state not in (states.SUBMITTED, states.RUNNING):
+        return None
+    return dict(zip(("ended", "running", "waiting"), row[1:], strict=True))

@@ -117,7 +117,13 @@ CREATE TABLE parents (                      -- the jobs a job waits for
 CREATE INDEX parents_parent ON parents(parent);
 """
 
-MIGRATIONS = (_V1, _V2, _V3, _V4)  # the script at n leads from format n to n + 1
+# What became of each element of a job array that ended, JSON as chasqui_agent.elements has it; "" of any other job.
+_V5 = """
+ALTER TABLE jobs ADD COLUMN elements TEXT NOT NULL DEFAULT '';
+ALTER TABLE attempts ADD COLUMN elements TEXT NOT NULL DEFAULT '';
+"""
+
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5)  # the script at n leads from format n to n + 1
 
 
 def prepare(db: sqlite3.Connection) -> str:

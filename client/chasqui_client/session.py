@@ -263,7 +263,7 @@ class Session:
         elif name == "pump":
             self.handler.pumped(messages.flat(fields))
         elif name == "status":
-            self.handler.status(messages.flat(fields))
+            self.handler.status(messages.status(fields))
 
     def _log(self, fields: dict[str, Any], state: "_Turn4") -> None:
         """One piece of the journal, applied at once: memory does not grow with what we have missed."""

@@ -18,6 +18,7 @@ _CLEARING = 300.0  # seconds in which the agent has ended and cleared up after o
 _MOST = 300  # characters believed of what a site says
 _VERDICTS = {"yes": "works", "no": "no", "open": "not known", "none": "not tried"}
 _WHAT = {"tail": "the end of a job, on its node", "hook": "a hook of the admin's", "ssh": "ssh from the node back",
+         "epilogue": "Torque's epilogue, of a job that was killed",
          "cron": "cron on the login host", "heartbeat": "a small job with a start time"}
 _AFTER = wakes.AFTER
 

@@ -1,11 +1,12 @@
 """Job arrays as the relay sees them: marks by element, counts for the caps, one outcome; without a scheduler."""
 
+import errno
 import os
 
 import pytest
 
 from agent.test_reconcile import Desk
-from chasqui_agent import arrays, directives, files, journal, live, marks, submit
+from chasqui_agent import arrays, directives, elements, files, journal, live, marks, submit
 from chasqui_agent.schedulers.base import Ended, Live, Snapshot
 from chasqui_agent.spool import Entry
 
@@ -103,7 +104,13 @@ def test_flags_alone_are_certain_only_when_all_are_there(array):
         "exit": 0,
         "why": "",
         "when": 104,
-        "elements": {"done": 4, "failed": 0, "unfinished": 0},
+        "elements": {
+            "done": 4,
+            "failed": 0,
+            "unfinished": 0,
+            "unstarted": 0,
+            "states": [{"state": "done", "exit": 0, "count": 4, "indices": "1-4"}],
+        },
     }
 
 
@@ -133,7 +140,46 @@ def test_what_left_no_flag_did_not_finish(array, lost, state):
     outcome = arrays.by_scheduler(array.standing(), "", lost)
     assert (outcome["state"], outcome["exit"]) == ("FAIL", 5)
     assert outcome["why"] == "1 of 4 elements failed: 3; 2 of 4 did not finish: 2, 4"
-    assert outcome["elements"] == {"done": 1, "failed": 1, "unfinished": 2}
+    told = [("failed", 5, "3"), ("unfinished", None, "2"), ("unstarted", None, "4"), ("done", 0, "1")]
+    assert [(row["state"], row["exit"], row["indices"]) for row in outcome["elements"]["states"]] == told
+
+
+def test_how_far_it_is(array):
+    array.leave(1, code=0)
+    array.leave(2, code=3)
+    array.leave(3)
+    standing = array.standing()
+    assert live.progress([standing]) == {"job": [1, 2, 1, 1]}
+    assert live.progress([standing._replace(indices=()), standing._replace(spoilt=True)]) == {}
+    told = elements.short(arrays.states(standing, alive=True))
+    assert told == "1 done, 1 failed, 1 running, 1 waiting"
+    array.leave(3, k=2, code=0)  # PBS began it again
+    assert elements.short(arrays.states(array.standing(), alive=True)) == "2 done, 1 failed, 1 waiting"
+
+
+def test_a_file_server_that_does_not_answer_leaves_no_table(array, monkeypatch):
+    """A cancel does not depend on one."""
+    for index in (1, 2, 3, 4):
+        array.leave(index, code=0)
+
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle", path)
+
+    monkeypatch.setattr(marks, "read_flag", stale)
+    assert arrays.states(array.standing()) is None
+
+
+def test_without_its_folder_nobody_says_that_an_element_never_started(array):
+    array.leave(1, code=0)
+    told = arrays.states(array.standing()._replace(spoilt=True))["states"]
+    assert [(row["state"], row["indices"]) for row in told] == [("unfinished", "2-4"), ("done", "1")]
+
+
+def test_after_term_an_element_that_says_0_did_not_finish(array):
+    array.leave(1, code=0, term=True)
+    array.leave(2, code=4, term=True)
+    told = [(row["state"], row["indices"]) for row in arrays.states(array.standing())["states"]]
+    assert told == [("failed", "2"), ("unfinished", "1"), ("unstarted", "3-4")]
 
 
 def test_a_long_list_is_cut(array):

@@ -188,6 +188,101 @@ def test_it_wakes_where_no_tail_did(scheduler, tmp_path, code, wakes):
     assert told.exists() == wakes
 
 
+def request_of(scheduler, path, script=b"#!/bin/sh\ntrue\n"):
+    runner = path / "runner"
+    runner.write_bytes(scheduler.head(script).encode("ascii") + b"true\n")
+    return Request(
+        script=str(runner), folder=str(path), name="n.abcdefgh", token="abcdefgh", variables=[], output="/w/o",
+        error="/w/e", join=True, hold=False, rerun=False, directives={}, start=None, dialect="PBS",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def at_site(site, tmp_path):
+    """A scheduler with a root, whose qsub looks into the runner, and does what `answers` says of one with an epilogue,
+    and of one without."""
+    root = Root(tmp_path / "root", scheduler="torque")
+    from chasqui_agent import settings
+
+    settings.change(root.spool, pbs_bin=site.bin)
+    site.scheduler = choose(root.spool, settings.load(root.spool))
+    site.rules = {"with": "exit 0", "without": "echo 7.server"}
+
+    def program():
+        text = "#!/bin/sh\nfor last; do :; done\nif grep -q '^#PBS -l .*epilogue=' \"$last\"; then\n"
+        text += "echo with >>%s\n%s\nelse\necho without >>%s\n%s\nfi\n"
+        site.program("qsub", text % (site.calls, site.rules["with"], site.calls, site.rules["without"]))
+
+    site.calls = str(tmp_path / "asked")
+    site.answers = lambda **rules: (site.rules.update(rules), program())
+    site.asked = lambda: open(site.calls).read().split()
+    return site
+
+
+SAYS = "echo 'qsub: %s' >&2; exit %d"
+UNKNOWN = SAYS % ("submit error (Unknown resource type  MSG=x)", 187)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        UNKNOWN,
+        SAYS % ("submit error (Illegal attribute or resource value Resource_List.epilogue)", 166),
+        SAYS % ("submit error (Unauthorized Request  MSG=epilogue scripts are not for users)", 189),
+        SAYS % ("your job has been rejected: a user epilogue is not allowed here", 1),  # by a filter of the site
+    ],
+)
+def test_an_epilogue_that_is_refused_is_left_out_and_named_no_more(at_site, tmp_path, words):
+    at_site.answers(**{"with": words})
+    request = request_of(at_site.scheduler, tmp_path)
+    before = open(request.script).read()
+    answer = at_site.scheduler.submit(request, 60.0)
+    assert (answer.kind, answer.id) == ("accepted", "7.server") and at_site.asked() == ["with", "without"]
+    assert open(request.script).read() == "".join(line for line in before.splitlines(True) if "epilogue" not in line)
+    assert os.stat(request.script).st_mode & 0o777 == 0o700
+    again = request_of(at_site.scheduler, tmp_path)
+    assert at_site.scheduler.submit(again, 60.0).kind == "accepted" and at_site.asked()[2:] == ["without"]
+    os.unlink(at_site.scheduler._epilogue + torque.REFUSED)  # as an admin's word that it is allowed now
+    assert "epilogue=" in at_site.scheduler.head(b"true\n")
+
+
+@pytest.mark.parametrize(
+    "words, kind",
+    [
+        (SAYS % ("submit error (Unknown queue MSG=x)", 170), "permanent"),
+        (SAYS % ("submit error (Batch protocol error)", 185), "unknown"),
+        (SAYS % ("what is this, /home/ada/epilogue/w", 1), "unknown"),
+        (SAYS % ("cannot connect to server x (errno=111) Connection refused", 111), "temporary"),
+        (SAYS % ("submit error (Bad UID for job execution MSG=ruserok failed validating ada)", 175), "other"),
+    ],
+)
+def test_what_is_refused_for_something_else_is_asked_once(at_site, tmp_path, words, kind):
+    at_site.answers(**{"with": words})
+    assert at_site.scheduler.submit(request_of(at_site.scheduler, tmp_path), 60.0).kind == kind
+    assert at_site.asked() == ["with"] and not os.path.exists(at_site.scheduler._epilogue + torque.REFUSED)
+
+
+def test_a_resource_of_hers_that_nobody_knows_is_no_word_on_the_epilogue(at_site, tmp_path):
+    at_site.answers(**{"with": UNKNOWN, "without": UNKNOWN})
+    answer = at_site.scheduler.submit(request_of(at_site.scheduler, tmp_path), 60.0)
+    assert answer.kind == "permanent" and at_site.asked() == ["with", "without"]
+    assert "epilogue=" in at_site.scheduler.head(b"true\n")
+
+
+def test_hers_stays_whatever_the_site_says_of_it(at_site, tmp_path):
+    at_site.answers(**{"with": UNKNOWN})
+    request = request_of(at_site.scheduler, tmp_path, b"#!/bin/sh\n#PBS -l epilogue=/home/ada/mine\ntrue\n")
+    assert at_site.scheduler.submit(request, 60.0).kind == "permanent"
+    assert at_site.asked() == ["with"] and "epilogue=/home/ada/mine" in open(request.script).read()
+
+
+def test_without_the_time_for_a_second_call_it_waits(at_site, tmp_path):
+    """Killed halfway, its outcome would be unknown."""
+    at_site.answers(**{"with": UNKNOWN})
+    answer = at_site.scheduler.submit(request_of(at_site.scheduler, tmp_path), torque.LEAST_SECONDS - 0.1)
+    assert answer.kind == "temporary" and at_site.asked() == ["with"]
+
+
 # -- Slurm's imitation of qsub -----------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The tables and examples of the READMEs against the code they describe."""
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chasqui_agent import clearance, journal, settings, wakes, wire
+from chasqui_agent import clearance, elements, journal, settings, wakes, wire
 from chasqui_agent import cli as agent_cli
 from chasqui_client import cli, config
 from chasqui_client.errors import EXIT_CODES
@@ -89,6 +90,13 @@ def test_whatever_wakes_the_relay_is_told() -> None:
     written |= {reason for reasons in wakes.REASONS.values() for reason in reasons}
     told = re.search(r"The `reason` of `pumped`.*?\n\n", AGENT_README.read_text("utf-8"), re.S)
     assert told and {"cron", "hook", "ssh", "late", "linger"} <= written <= set(re.findall(r"`([\w ]+)`", told[0]))
+
+
+def test_the_table_of_elements_is_what_the_code_writes() -> None:
+    told = json.loads(fenced(AGENT_README, "json")[0])
+    ends = {3: ("failed", 3), 7: ("failed", 3), 9: ("unfinished", None)}
+    written = elements.tally([(index, *ends.get(index, ("done", 0))) for index in range(10)], elements.ENDED)
+    assert written == elements.checked(told) == told and list(written) == list(told)
 
 
 def test_bytes_are_what_the_code_writes() -> None:

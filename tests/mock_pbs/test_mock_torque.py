@@ -76,15 +76,55 @@ def test_what_its_qsub_does_not_take(torque: Cluster, words: list[str]) -> None:
     assert torque.run("qsub", *words, input=SCRIPT % "true").returncode == 2
 
 
-@pytest.mark.parametrize("mode", [0o700, 0o722])
+@pytest.mark.parametrize("mode", [0o700, 0o500, 0o722, 0o300, 0o600])
 def test_the_users_epilogue_is_run_unless_others_may_write_it(torque: Cluster, tmp_path: Path, mode: int) -> None:
     path, out = tmp_path / "epilogue", tmp_path / "told"
     path.write_text('#!/bin/sh\necho "$1 $2 ${10}" >%s\n' % out)
     path.chmod(mode)
     job = torque.submit(SCRIPT % "exit 5", "-l", "epilogue=%s" % path)
     assert ended(torque, job)["exit_status"] == "5"
-    assert out.exists() == (mode == 0o700)
+    assert out.exists() == (mode in (0o700, 0o500))
     assert not out.exists() or out.read_text() == "%s %s 5\n" % (job, torque.user)
+
+
+def test_somebody_elses_epilogue_is_not_run(torque: Cluster, tmp_path: Path) -> None:
+    """Nor is one that is no file, or not there: the job knows nothing of it."""
+    path, out = tmp_path / "epilogue", tmp_path / "told"
+    path.write_text("#!/bin/sh\n>%s\n" % out)
+    path.chmod(0o755)
+    if os.getuid() == 0:
+        os.chown(path, 65534, 65534)
+    else:
+        path = Path("/bin/true")  # root's
+    assert ended(torque, torque.submit(SCRIPT % "exit 0", "-l", "epilogue=%s" % path))["exit_status"] == "0"
+    assert not out.exists()
+    assert "file: %s, exit: -1, Permission Error" % path in (torque.home / "mom_logs" / "log").read_text()
+    for place in (tmp_path, tmp_path / "none" / "epilogue"):
+        assert ended(torque, torque.submit(SCRIPT % "exit 0", "-l", "epilogue=%s" % place))["exit_status"] == "0"
+
+
+@pytest.mark.parametrize(("how", "status"), [("qdel", "271"), ("walltime", "-11")])
+def test_it_runs_behind_qdel_and_the_walltime_too(torque: Cluster, tmp_path: Path, how: str, status: str) -> None:
+    path, out = tmp_path / "epilogue", tmp_path / "told"
+    path.write_text('#!/bin/sh\necho "$1 $2 $4 ${10}" >%s\n' % out)
+    path.chmod(0o700)
+    text = SCRIPT.replace("1:00:00", "1") if how == "walltime" else SCRIPT
+    job = torque.submit(text % "sleep 300", "-N", "relax", "-l", "epilogue=%s" % path)
+    if how == "qdel":
+        until(lambda: told(torque, job)["job_state"] == "R", "it runs")
+        assert not out.exists() and torque.run("qdel", job).returncode == 0
+    assert ended(torque, job)["exit_status"] == status
+    assert out.read_text() == "%s %s relax %s\n" % (job, torque.user, status)
+
+
+def test_an_epilogue_that_the_site_does_not_want(torque: Cluster) -> None:
+    torque.set_server("mock_refuse_epilogue", True)
+    try:
+        done = torque.run("qsub", "-l", "nodes=1,epilogue=/home/x", input=SCRIPT % "true")
+        assert (done.returncode, done.stderr) == (187, "qsub: submit error (Unknown resource type)\n")
+        torque.submit(SCRIPT % "true")
+    finally:
+        torque.set_server("mock_refuse_epilogue", None)
 
 
 def test_a_job_that_is_killed_has_its_epilogue_all_the_same(torque: Cluster, tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ class ArrayRoot(PbsRoot):
     def end_of(self, name: str) -> dict:
         return self.events(name, "ended", "cancelled")[0]
 
+    def states(self, name: str) -> list[tuple[str, int | None, str]]:
+        return [(row["state"], row["exit"], row["indices"]) for row in self.end_of(name)["elements"]["states"]]
+
     def parent(self) -> str:
         """The id of the one array there is."""
         return next(job["id"] for job in self.cluster.table() if job["array"])
@@ -73,7 +76,7 @@ def test_arrays_and_single_jobs_run_once_under_the_caps(
         root.finish(13)
     assert [root.began(*run) for run in runs] == [[1]] * 16 and [root.starts(name) for name in singles] == [1] * 10
     assert [root.flag(name)[0] for name in ("job1six", "job4six", "job6four")] == ["DONE"] * 3
-    assert root.end_of("job6four")["elements"] == {"done": 4, "failed": 0, "unfinished": 0}
+    assert root.states("job6four") == [("done", 0, "0-6:2")]
     assert sampler.samples > 20 and sampler.payloads <= 6 and sampler.waiting <= 8
     with capsys.disabled():
         print("\narrays over PBS: %d samples, at most %d payloads of 6, %d waiting of 8, %d live" %
@@ -162,8 +165,8 @@ def test_an_element_that_fails(tmp_path: Path, history: bool) -> None:
         root.settle("arr")
         told = root.end_of("arr")
         assert (told["state"], told["exit"], told["why"]) == ("FAIL", 7, "2 of 4 elements failed: 2, 4")
-        assert told["elements"] == {"done": 2, "failed": 2, "unfinished": 0}
-        assert root.flag("arr")[0] == "FAIL"
+        assert root.states("arr") == [("failed", 7, "2"), ("failed", 9, "4"), ("done", 0, "1,3")]
+        assert root.flag("arr")[0] == "FAIL" and root.flag("arr")[-2].startswith('elements={"done":2,"failed":2,')
 
 
 def test_an_array_deleted_by_hand_is_cancelled(tmp_path: Path, cluster: Cluster) -> None:
@@ -174,7 +177,7 @@ def test_an_array_deleted_by_hand_is_cancelled(tmp_path: Path, cluster: Cluster)
     assert cluster.run("qdel", root.parent()).returncode == 0
     root.settle("arr")
     assert (root.end_of("arr")["ev"], root.end_of("arr")["why"]) == ("cancelled", "deleted in PBS")
-    assert root.began("arr", 3) == [0]
+    assert root.began("arr", 3) == [0] and root.states("arr")[-1] == ("unstarted", None, "3")
 
 
 @pytest.mark.parametrize("index", [1, 3])
@@ -191,6 +194,7 @@ def test_an_element_deleted_by_hand_fails_the_array(tmp_path: Path, cluster: Clu
     told = root.end_of("arr")
     assert (told["ev"], told["state"]) == ("ended", "FAIL")
     assert told["elements"]["done"] == 2 and re.search(r"of 3 .*: %d\b" % index, told["why"]), told
+    assert root.states("arr")[0][2] == str(index) and root.states("arr")[1][0] == "done"
 
 
 @pytest.mark.parametrize("history", [True, False])
@@ -207,7 +211,7 @@ def test_an_element_killed_without_a_word_fails_the_array(tmp_path: Path, histor
         told = root.end_of("arr")
         assert told["state"] == ("FAIL" if history else "LOST"), told
         assert told["exit"] is None and told["why"].startswith("1 of 3 did not finish: 2")
-        assert told["elements"] == {"done": 2, "failed": 0, "unfinished": 1}
+        assert root.states("arr") == [("unfinished", None, "2"), ("done", 0, "1,3")]
 
 
 def test_a_cancel_ends_every_element(tmp_path: Path, cluster: Cluster) -> None:
@@ -278,4 +282,4 @@ def test_the_relay_goes_on_after_a_whole_array_was_killed(tmp_path: Path, cluste
     root.array("b_next", "1-3", seconds=0.1)
     cluster.kill_all_jobs()
     until(lambda: root.began("b_next", 1, 2, 3) == [1] * 3 and root.finished() == 2, "the rest, by itself", 120)
-    assert root.end_of("a_long")["elements"] == {"done": 0, "failed": 0, "unfinished": 3}
+    assert root.states("a_long") == [("unfinished", None, "1-3")]

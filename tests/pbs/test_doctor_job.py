@@ -377,3 +377,17 @@ def test_who_hangs_up_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch
     site.cluster.run("qdel", "-W", "force", number)
     site.cluster.wait_for(number, "FX")
     site.nothing_is_left()
+
+
+def test_a_torque_is_asked_for_its_epilogue_too(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with Cluster(scale=0.1, dialect="torque") as cluster:
+        site = Site(tmp_path, cluster, monkeypatch)
+        site.config.write_text(site.config.read_text().replace('"openpbs"', '"torque"'))
+        answer = site.doctor(capsys, "--only", "tail,epilogue")
+        assert verdicts(answer) == {"tail": "yes", "epilogue": "yes"}, answer
+        assert answer["data"]["wake_via"] == "direct"
+        cluster.set_server("mock_refuse_epilogue", True)
+        answer = site.doctor(capsys, "--only", "tail,epilogue")
+        assert verdicts(answer) == {"tail": "yes", "epilogue": "no"}, answer
+        assert "Unknown resource type" in words(answer)["epilogue"]

@@ -275,3 +275,40 @@ def test_the_users_own_epilogue_goes_on_where_the_jobs_were_killed(tmp_path: Pat
         until(lambda: root.starts("next"), "the next one, by itself", 120)
         assert "epilogue" in [record.get("reason") for record in root.log() if record["ev"] == "pumped"]
         root.finish(3)
+
+
+def test_where_the_site_takes_no_epilogue_the_jobs_go_without(tmp_path: Path) -> None:
+    with Cluster(scale=0.1, dialect="torque") as cluster:
+        cluster.set_server("mock_refuse_epilogue", True)
+        root = PbsRoot(tmp_path / "root", cluster, max_running=2)
+        settings.change(root.spool, scheduler="torque")
+        names = ["job%d" % number for number in range(8)]
+        for name in names:
+            root.drop(name, seconds=0.1)
+        root.pump()
+        until(lambda: all(root.starts(name) for name in names), "all, by their tails", 120)
+        root.finish(8)
+        assert [root.starts(name) for name in names] == [1] * 8 and root.outcomes()["rejected"] == 0
+        refused = len(cluster.calls("qsub")) - root.outcomes()["submitted"] - len(_beats(cluster))
+        assert 1 <= refused <= 2  # two, where the next one's runner was written meanwhile
+        assert "takes no -l epilogue=" in root.agent("doctor")[1]
+
+
+def _beats(cluster: Cluster) -> list[object]:
+    return [call for call in cluster.calls("qsub") if "/heartbeat/" in call[4][-1]]
+
+
+def test_an_epilogue_of_her_own_is_the_one_that_runs(tmp_path: Path) -> None:
+    with Cluster(scale=0.1, dialect="torque") as cluster:
+        root = PbsRoot(tmp_path / "root", cluster)
+        settings.change(root.spool, scheduler="torque")
+        mine, told = tmp_path / "mine", tmp_path / "told"
+        mine.write_text('#!/bin/sh\necho "$4 ${10}" >>%s\n' % told)
+        mine.chmod(0o700)
+        root.drop("hers", seconds=0.1, directives="#PBS -l nodes=1:ppn=1,epilogue=%s" % mine)
+        root.drop("plain", seconds=0.1)
+        root.pump()
+        root.finish(2)
+        until(told.exists, "it has run")
+        assert told.read_text().startswith("hers") and told.read_text().endswith(" 0\n")
+        assert len(told.read_text().splitlines()) == 1

@@ -7,20 +7,20 @@ from them; what they leave open is asked for in such a way that either answer is
 import os
 import re
 
-from .. import directives, runner
+from .. import directives, files, runner
 from . import openpbs, refusals
-from .base import DELETED, Ended
+from .base import DELETED, Ended, NotQueued
 from .openpbs import OpenPBS
 from .pbs_commands import Commands, NotStarted
 
 MYPY = False
 if MYPY:
-    from typing import Dict, List, Optional, Tuple
+    from typing import Callable, Dict, List, Optional, Tuple
 
     from ..settings import Settings
     from ..spool import Spool
     from . import qstat_text
-    from .base import Request
+    from .base import Request, Submission
 
 # exit_status of what Torque itself ended (the manual's table of JOB_EXEC_...).
 _ENDINGS = {
@@ -33,6 +33,11 @@ _ENDINGS = {
 }
 _TERMINATED = (256 + 15, 128 + 15)  # its shell, or the last command of its shell, ended by qdel's TERM
 _ALL_BUT_COMPLETED = "EHQRTW"
+# What a refusal of our epilogue may be called; not a path with that word in it. Two seconds: as fill.LEAST_SECONDS.
+_NAMED = re.compile(r"(?<![\w/-])epilogue(?![\w/-])", re.IGNORECASE)
+_RESOURCE = re.compile("unknown resource|illegal attribute or resource value", re.IGNORECASE)
+LEAST_SECONDS = 2.0
+REFUSED = ".refused"
 _PLAIN_PATH = re.compile(r"[\w./+-]+$")  # in a resource list a comma or a blank would end it
 
 
@@ -83,7 +88,25 @@ class Torque(OpenPBS):
         """By its words alone: from 15008 on its error numbers, and with them qsub's codes, are not OpenPBS's. What no
         word explains is no refusal: the server may have the job."""
         found = super().refusal(1 if code and code > 0 else code, text, asked)
-        return found._replace(kind="unknown") if found.kind == "other" and "submit error (" not in text else found
+        explained = "submit error (" in text or _NAMED.search(text)
+        return found._replace(kind="unknown") if found.kind == "other" and not explained else found
+
+    def submit(
+        self, request: "Request", timeout: float, meanwhile: "Callable[[], None]" = lambda: None
+    ) -> "Submission":
+        """As for PBS. Where the refusal may be of our epilogue, the job goes once more without it; if that is what was
+        in the way, no other job names one."""
+        answer = super().submit(request, timeout, meanwhile)
+        words = answer.text
+        ours = _NAMED.search(words) or (answer.kind == "permanent" and _RESOURCE.search(words))
+        if answer.kind not in ("permanent", "other") or answer.here or not ours or not self._leave_out(request.script):
+            return answer
+        if self.within(timeout) < LEAST_SECONDS:
+            return answer._replace(kind="temporary")
+        answer = super().submit(request, timeout)
+        if answer.kind == "accepted":
+            self._learn(words)
+        return answer
 
     def arguments(self, request: "Request") -> "List[str]":
         return openpbs.arguments(request, ["qsub"])  # its -f means fault tolerant; it leaves nothing behind anyway
@@ -93,11 +116,33 @@ class Torque(OpenPBS):
         when all of the job is over, SIGKILL or not, which no tail outlives."""
         text = runner.head(script)
         hers = any(flag == "l" and "epilogue=" in value for flag, value in directives.options(script))
-        path = os.path.join(self._spool.root, "epilogue")
-        if self._tails and not hers and _PLAIN_PATH.match(path):
+        path = self._epilogue
+        if self._tails and not hers and _PLAIN_PATH.match(path) and not os.path.exists(path + REFUSED):
             _write_epilogue(self._spool.root, path)
-            text += "#PBS -l epilogue=%s\n" % path
+            text += _LINE % path
         return text
+
+    @property
+    def _epilogue(self) -> str:
+        return os.path.join(self._spool.root, "epilogue")
+
+    def _leave_out(self, script: str) -> bool:
+        """Take our epilogue out of a runner; whether it was in there. Raises NotQueued."""
+        try:
+            with open(script, "rb") as stream:
+                text = stream.read()
+            line = (_LINE % self._epilogue).encode("utf-8", "surrogateescape")
+            if line in text:
+                files.replace_file(script, text.replace(line, b"", 1), mode=0o700)
+            return line in text
+        except OSError as error:
+            raise NotQueued(error.errno, error.strerror, error.filename) from None
+
+    def _learn(self, words: str) -> None:
+        try:
+            files.replace_file(self._epilogue + REFUSED, words.encode("utf-8", "replace") + b"\n")
+        except OSError:
+            pass  # the job is submitted, that counts; the next one finds it out again
 
     def beat_head(self, options: "Dict[str, str]") -> "List[str]":
         lines = ["#!/bin/sh"] + ["#PBS -%s %s" % item for item in sorted(options.items())]
@@ -117,7 +162,8 @@ class Torque(OpenPBS):
         path, source = self.commands.find("qsub")
         live = len(self.select_live())
         words = (self.version() or "?", os.path.dirname(path), source, self._server(), live, self.user)
-        return "torque: Torque %s, commands in %s (from %s), server %s answers, %d live jobs of %s" % words
+        told = "torque: Torque %s, commands in %s (from %s), server %s answers, %d live jobs of %s" % words
+        return told + ("; it takes no -l epilogue=" if os.path.exists(self._epilogue + REFUSED) else "")
 
 
 def torque_version(commands: Commands, seconds: float) -> str:
@@ -128,6 +174,7 @@ def torque_version(commands: Commands, seconds: float) -> str:
     return found.group(1) if found and result.code == 0 else ""
 
 
+_LINE = "#PBS -l epilogue=%s\n"
 # $1: the job's id, ${10}: its exit status. One that ended by itself has pumped in its tail. As the mom runs this the
 # job still counts, a moment longer: hence the pause, and the process of its own, for nobody waits for this one long.
 _EPILOGUE = r"""#!/bin/sh
@@ -149,7 +196,7 @@ def _write_epilogue(root: str, path: str) -> None:
     may soon be gone, writes the same. Torque takes none that others may write."""
     import shlex
 
-    from .. import files, launch
+    from .. import launch
 
     current = os.path.join(root, "agent", "current")
     values = {

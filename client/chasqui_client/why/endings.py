@@ -1,12 +1,17 @@
 """How a job ended, in words: its exit code or signal, what the scheduler ended it for, what became of its results."""
 
+import json
+import re
 import signal
+from typing import Any
 
+from chasqui_agent import elements, wire
 from chasqui_agent.policy import NOT_AGAIN
 
 from .. import states
-from ..command import count, incomplete, size
+from ..command import count, incomplete, place, size
 from ..fields import replace
+from ..rows import of_element
 from .known import Known
 
 # The agent's word for what the scheduler ended a job for.
@@ -35,7 +40,7 @@ def how(known: Known) -> list[tuple[str, str]]:
     """(cause, sentence) of a job that has ended, results after it."""
     why, _, kept = known.job.why.partition(NOT_AGAIN)
     cause, text = _END[known.job.state](replace(known, job=replace(known.job, why=why)))
-    found = [(cause, text), *_not_again(known, kept)]
+    found = [(cause, text), *_elements(known), *_not_again(known, kept)]
     if known.starts:
         found.append(("requeued", "The scheduler had started it again %s." % _times(known.starts)))
     return found + _results(known)
@@ -112,6 +117,42 @@ def _blocked(known: Known) -> tuple[str, str]:
 
 _END = {states.COMPLETED: _completed, states.FAILED: _failed, states.LOST: _lost, states.REJECTED: _rejected,
         states.CANCELLED: _cancelled, states.BLOCKED: _blocked}
+
+
+_SHOWN = 200  # characters of a list of indices
+
+
+def _elements(known: Known) -> list[tuple[str, str]]:
+    """Of a job array: what became of its elements, and where the output of the first that failed is."""
+    table = elements.checked(json.loads(known.job.elements or "null"))
+    if table is None or len(table["states"]) == 1 and table.get("done"):
+        return []
+    parts = [which if row["state"] == "done" else "%s: %s" % (which, wire.printable(indices, _SHOWN))
+             for row, (which, indices) in zip(table["states"], elements.lines(table), strict=True)]
+    found = [("elements", "Its elements: %s." % "; ".join(parts))]
+    first = _first(table)
+    logs = of_element(known.logs, first) if first is not None else []
+    if logs:
+        told = ", ".join(wire.path_text(item.path) for item in logs)
+        where = place(known.job.results_path)
+        found.append(("elements-output", "The output of element %s is in %s: %s." % (first, where, told)))
+    return found
+
+
+def _first(told: dict[str, Any]) -> int | None:
+    """The first element that failed, of those with the lowest exit code; or else that did not finish."""
+    for row in told["states"]:
+        digits = re.match("[0-9]+", row["indices"])
+        if row["state"] in ("failed", "unfinished") and digits:
+            return int(digits.group())
+    return None
+
+
+def first_failed(known: Known) -> str:
+    """The option of `logs` that shows a job array's first failure; "" for any other job."""
+    told = elements.checked(json.loads(known.job.elements or "null"))
+    first = _first(told) if told else None
+    return " --element %d" % first if first is not None and of_element(known.logs, first) else ""
 
 
 def _results(known: Known) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from .. import deploy, errors, inputs, states
 from ..config import Home, Remote
 from ..fields import dataclass, field
 from ..ledger import Job, Ledger, Parent, ResultFile
+from ..rows import arrays_of, progress
 
 MAX_CHANGES = 20
 
@@ -35,6 +36,8 @@ class Known:
     again: str = ""  # of an attempt that the relay made: which it is, after what end, and what it asks for now
     retries: int = 0  # how often the relay may try it again yet, by its policy
     left: tuple[ResultFile, ...] = ()  # results that were left there
+    logs: tuple[ResultFile, ...] = ()  # its output that is here
+    progress: Mapping[str, int] | None = None  # of a job array in the scheduler, as of the last sync
     there: Mapping[str, Any] | None = None  # the relay's own facts, asked now; chasqui_agent.why says which
     silent: str = ""  # why it could not be asked though it would have helped
 
@@ -46,8 +49,9 @@ def gather(home: Home, ledger: Ledger, job: Job, remotes: Mapping[str, Remote], 
     """
     remote = remotes.get(job.remote)
     state = ledger.remote_state(job.remote)
+    so_far = progress(job, arrays_of(state.report))
     known = Known(job, remote is not None, len(remotes) > 1, state.synced, state.report or {}, _operations(ledger, job))
-    values: dict[str, Any] = dict(vars(known), **_place(ledger, job), starts=_starts(ledger, job),
+    values: dict[str, Any] = dict(vars(known), **_place(ledger, job), starts=_starts(ledger, job), progress=so_far,
                                   parents=_parents(ledger, job), blocker=_blocker(ledger, job.id),
                                   **_retries(ledger, job))
     if remote:
@@ -58,6 +62,7 @@ def gather(home: Home, ledger: Ledger, job: Job, remotes: Mapping[str, Remote], 
     if job.ended:
         found = ledger.result_files(job.id, job.attempt)
         values["left"] = tuple(file for file in found if file.state == "LEFT")
+        values["logs"] = tuple(file for file in found if file.kind == "log" and file.state == "HERE")
     elif ask and remote and job.offered == job.attempt:
         values["there"], values["silent"] = _asked(home, remote, job)
     return Known(**values)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from chasqui_agent import space, why
+from chasqui_agent import elements, space, why
 
 from .. import states
 from ..command import as_of, count
@@ -206,7 +206,8 @@ def _submitted(known: Known) -> Causes:
 
 
 def _running(known: Known) -> Causes:
-    return [("running", "It runs, as %s." % (known.job.pbs or "?")), *_left(known)]
+    told = "" if known.progress is None else " Its elements: %s." % elements.short(dict(known.progress))
+    return [("running", "It runs, as %s.%s" % (known.job.pbs or "?", told)), *_left(known)]
 
 
 def _left(known: Known) -> Causes:
@@ -255,7 +256,8 @@ def _next(known: Known, causes: set[str]) -> str:
             (_looked_up(known, causes), "chasqui why %s" % _slow(known)),
             ({"rejected"}, "correct its script, then: chasqui retry %s && %s" % (short, sync)),
             ({"results-not-here"}, sync),
-            ({"exit", "signal", "failed", "lost", "results-incomplete", *_ENDED}, "chasqui logs %s" % short),
+            ({"exit", "signal", "failed", "lost", "results-incomplete", *_ENDED},
+             "chasqui logs %s%s" % (short, endings.first_failed(known))),
             ({"results-left"}, "chasqui results %s" % short),
             ({"cancelled"}, "chasqui retry %s && %s    (if you want it after all)" % (short, sync)),
             ({"completed", "prepared"}, "")):

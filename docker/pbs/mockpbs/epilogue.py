@@ -26,12 +26,15 @@ def run_epilogue(run, status):
 
 
 def run_user_epilogue(run, status):
-    """Nobody else's, executable, and writable by nobody else; skipped without a word to the job."""
+    """Nobody else's, readable and executable, and writable by nobody else; skipped without a word to the job, as one
+    that is not there."""
     path = run.job.get("epilogue")
-    if not path or not os.path.exists(path):
+    if not path or not os.path.isfile(path):
         return
     if trusted(path, run.account.pw_uid):
-        code = execute(run, path, status, True)
+        from .torque import EXITS
+
+        code = execute(run, path, EXITS.get(status, status), True)
         run.mom.log("0080", "Job", run.name, "the user's epilogue ended, exit=%d" % code)
     else:
         complain(run, path, -1, "Permission Error")
@@ -41,7 +44,8 @@ def trusted(path, uid=None):
     """Root's (here: the mom's) or this user's, executable, and writable by nobody else."""
     found = os.stat(path)
     owned = found.st_uid == (os.getuid() if uid is None else uid)
-    return owned and bool(found.st_mode & stat.S_IXUSR) and not found.st_mode & 0o022
+    needed = stat.S_IXUSR if uid is None else stat.S_IXUSR | stat.S_IRUSR
+    return owned and found.st_mode & needed == needed and not found.st_mode & 0o022
 
 
 def complain(run, path, code, words):

@@ -23,6 +23,8 @@ class Queueing:
         self.faults.refuse_host(caller["host"])
         if caller["uid"] == 0 and not settings.server["acl_roots"]:
             raise Refused(errors.BAD_UID)
+        if request.get("epilogue") and settings.server["mock_refuse_epilogue"]:
+            raise Refused(errors.UNKNOWN_RESOURCE, "Unknown resource type")
         job = self.build(seq, request, caller)
         if not settings.queue(job.queue)["enabled"]:
             raise Refused(errors.QUEUE_DISABLED)

@@ -17,6 +17,7 @@ SERVER = {
     "acl_roots": False,  # True: root may own jobs (a real server refuses with 15023 otherwise)
     "managers": ["root"],
     "mock_hide_limits": False,  # qstat -Bf and -Qf leave out the limits, as where an admin has a hook refuse instead
+    "mock_refuse_epilogue": False,  # Torque: -l epilogue= is an unknown resource, as where an admin took it out
     "mock_delay_scale": 1.0,
     "mock_kill_delay": 10.0,  # TERM to KILL; after a qdel up to twice that (9 to 20 s measured)
     "mock_qdel_linger": 19.0,  # R after a qdel though no process is left: 0.2 s to this

@@ -1,5 +1,6 @@
 """The ledger: states move by the table alone, records count once, a no-op sync does not pay for the past."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -68,6 +69,27 @@ def test_the_journal_tells_a_jobs_story(ledger: Ledger) -> None:
     moves = [(event["old"], event["new"]) for event in ledger.events("j1") if event["new"]]
     assert moves[1:] == [("PREPARED", "QUEUED_LOCAL"), ("QUEUED_LOCAL", "UPLOADED"), ("UPLOADED", "SUBMITTED"),
                          ("SUBMITTED", "RUNNING"), ("RUNNING", "FAILED")]
+
+
+TABLE = {"done": 1, "failed": 1, "unfinished": 0, "unstarted": 0, "states": [
+    {"state": "failed", "exit": 3, "count": 1, "indices": "2"},
+    {"state": "done", "exit": 0, "count": 1, "indices": "1"}]}
+
+
+@pytest.mark.parametrize(("told", "kept"), [
+    (TABLE, TABLE), ({**TABLE, "more": 1}, TABLE), ({"done": 1, "failed": 1, "unfinished": 0}, None), ("x", None),
+    ({**TABLE, "states": [{**TABLE["states"][0], "indices": "\x1b"}]}, None),  # type: ignore[index]
+])
+def test_what_became_of_an_arrays_elements_is_kept_with_its_attempt(ledger: Ledger, told: Any, kept: Any) -> None:
+    """Damaged, or in the words of an older agent, it is left out, and nothing else of the record."""
+    _add(ledger)
+    for record in (*STORY[:-1], {**STORY[-1], "elements": told}):
+        ledger.apply_record("hpc", record)
+    job = _job(ledger)
+    assert (job.state, job.exit) == ("FAILED", 3) and json.loads(job.elements or "null") == kept
+    assert ledger.attempts("j1")[0]["elements"] == kept
+    ledger.add_attempt(job, [FILE])
+    assert _job(ledger).elements == "" and [one["elements"] for one in ledger.attempts("j1")] == [kept, None]
 
 
 def test_a_lost_acknowledgement_is_made_up_for(ledger: Ledger) -> None:

@@ -68,7 +68,7 @@ def test_who_is_there_is_asked_before_anything_is_submitted(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert asked(monkeypatch, "y\n") == ""
     said = capsys.readouterr()
-    assert "up to 9 jobs" in said.out and "at most 4 of them at once, under your caps" in said.out
+    assert "up to 11 jobs" in said.out and "at most 5 of them at once, under your caps" in said.out
     assert "submit them? [y/N]" in said.err
     for no in ("n\n", "\n", ""):
         with pytest.raises(errors.BadInput, match="Nothing was submitted"):
@@ -78,5 +78,5 @@ def test_who_is_there_is_asked_before_anything_is_submitted(
 
 def test_forms_are_checked() -> None:
     assert wake_trial._forms("ssh,tail") == ["ssh", "tail"]
-    with pytest.raises(errors.BadInput, match="known are tail, hook, ssh, cron, heartbeat"):
+    with pytest.raises(errors.BadInput, match="known are tail, hook, ssh, epilogue, cron, heartbeat"):
         wake_trial._forms("tail,fax")

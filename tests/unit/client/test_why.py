@@ -1,11 +1,13 @@
 """`chasqui why`: every cause in words, and what to type then. What the words are made of is seen in tests/session."""
 
+import json
 import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from chasqui_agent import elements
 from chasqui_client import states
 from chasqui_client.ledger import Job, Parent, ResultFile
 from chasqui_client.why import endings, words
@@ -25,6 +27,10 @@ def _known(job: dict[str, Any], **more: Any) -> Known:
 HERE = {"state": "QUEUED_LOCAL", "offered": 0, "acked": 0}
 NO_ROOM = "no space left there: work: quota of 5 GB used up"
 LEFT = ResultFile(b"WAVECAR", 2_000_000, 0o600, 0, "", "output", "LEFT", "larger than 100 MB")
+LOGS = tuple(ResultFile(b"T300.%s" % name, 3, 0o600, 0, "", "log", "HERE")
+             for name in (b"o37.4", b"o37.14", b"e37.4", b"o37.7"))
+ELEMENTS = json.dumps(elements.tally([(index, "failed", 3) if index in (4, 7) else (index, "done", 0)
+                                      for index in range(1, 9)] + [(9, "unstarted", None)], elements.ENDED))
 BAD = Parent("kx3fponmlkjihgfe", "prepare", "FAILED", 1, "ok")
 
 
@@ -122,6 +128,11 @@ CAUSES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
                "chasqui logs abcdefgh"),
     "failed": (_ended("FAILED", exit=2, why="2 of 10 elements failed: 3, 7"), {}, "It failed: 2 of 10 elements",
                "chasqui logs abcdefgh"),
+    "elements": (_ended("FAILED", exit=3, why="2 of 9 elements failed: 4, 7", elements=ELEMENTS), {},
+                 "Its elements: 2 failed, exit 3: 4,7; 1 never started: 9; 6 done.", "chasqui logs abcdefgh"),
+    "elements-output": (_ended("FAILED", exit=3, why="2 of 9 elements failed: 4, 7", elements=ELEMENTS), {"logs": LOGS},
+                        "The output of element 4 is in /x/results: T300.o37.4, T300.e37.4.",
+                        "chasqui logs abcdefgh --element 4"),
     "walltime": (_ended("FAILED", exit=-29, why="walltime"), {}, "longer than the walltime", "chasqui logs abcdefgh"),
     "memory": (_ended("FAILED", exit=-27, why="memory"), {}, "more memory than", "chasqui logs abcdefgh"),
     "cpu-time": (_ended("FAILED", exit=-28, why="cpu time"), {}, "more CPU time", "chasqui logs abcdefgh"),
@@ -174,6 +185,23 @@ def test_who_cancelled_it() -> None:
     for why, said in (("cancel here", "You cancelled it before it was handed over."),
                       ("deleted in PBS", "It was cancelled: deleted in PBS.")):
         assert said in words.explain(_known({"state": "CANCELLED", "why": why})).paragraph
+
+
+def test_how_far_a_job_array_is() -> None:
+    so_far = {"ended": 13, "running": 3, "waiting": 84}
+    said = words.explain(_known({"state": "RUNNING", "pbs": "37[].s"}, progress=so_far)).paragraph
+    assert "It runs, as 37[].s. Its elements: 13 ended, 3 running, 84 waiting." in said
+    found = [(1, "done", 0), (2, "failed", 9), (3, "running", None), (4, "waiting", None)]
+    for told, text in ((elements.tally(found, elements.ALIVE),
+                        "Elements: 1 done, 1 failed, 1 running, 1 waiting (1 failed, exit 9: 2)."),
+                       ({"done": "1\x1b"}, "as 37[].s.")):
+        there = _there(state="submitted", id="37[].s", began=NOW, elements=told)
+        assert words.explain(_known({"state": "RUNNING"}, there=there)).paragraph.endswith(text)
+
+
+def test_an_array_that_ended_well_needs_no_list() -> None:
+    well = json.dumps(elements.tally([(index, "done", 0) for index in range(9)], elements.ENDED))
+    assert "lements" not in words.explain(_known(_ended("COMPLETED", exit=0, elements=well))).paragraph
 
 
 def test_lost_before_it_started_did_not_run() -> None:
