@@ -52,9 +52,9 @@ def begin(
         pump.lock.check()
     told = {"state": state, "record": record, "final": final, "following": following}
     # An agent that knows of no retries must not finish this: it finds no state, and finds the end out again.
-    told = files.dump_json({"followed": told} if following else told)
+    record_text = files.dump_json({"followed": told} if following else told)
     # Lost with the power, an end is found out again; but not one whose next attempt may run by then.
-    files.write_file(path[: -len("sh")] + "json", told, durable=bool(following))
+    files.write_file(path[: -len("sh")] + "json", record_text, durable=bool(following))
     fault.point("ending.record.after")
     files.move(entry.path, path)
     fault.point("ending.begun")
