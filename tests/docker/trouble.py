@@ -59,29 +59,29 @@ class Trouble:
         self.visits: list[str] = []
         self.due: list[tuple[float, str]] = []  # when to kill a job, and its number in PBS
         self.turns = {kind: threading.Lock() for kind in self.KINDS}  # a host that is down can't be killed again
-        self.rounds = self.looked = 0
+        self.looked = 0
 
-    def make(self, sampler: Sampler, over: Callable[[], bool]) -> None:
-        """Until it is over; then all is well again. Every kind of trouble comes once before one comes again."""
+    def make(self, sampler: Sampler, rounds: int, over: Callable[[], bool]) -> None:
+        """So many rounds, in which each kind of trouble comes once, or until it is over; then all is well again."""
         self.lose_replies()
         try:
             with ThreadPoolExecutor() as beside:
                 made: list[Future[None]] = []
-                for kind, pause, seconds in self.schedule():
+                for kind, pause, seconds in self.schedule(rounds):
                     if self.wait(pause, sampler, over):
                         break
                     made.append(beside.submit(self.one, kind, seconds))
+                self.wait(PATIENCE, sampler, lambda: all(one.done() for one in made))
             for one in made:
                 one.result()
         finally:
             self.heal()
 
-    def schedule(self) -> Iterator[tuple[str, float, float]]:
-        """(kind, seconds before it, a number from 0 to 1 that says how long), without an end."""
-        while True:
+    def schedule(self, rounds: int) -> Iterator[tuple[str, float, float]]:
+        """(kind, seconds before it, a number from 0 to 1 that says how long)."""
+        for _ in range(rounds):
             for kind in self.rng.sample(self.KINDS, len(self.KINDS)):
                 yield kind, self.rng.uniform(*self.pause), self.rng.random()
-            self.rounds += 1
 
     def wait(self, seconds: float, sampler: Sampler, over: Callable[[], bool]) -> bool:
         """Shoots meanwhile; whether it is over."""
