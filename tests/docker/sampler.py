@@ -18,7 +18,7 @@ payloads leave on the shared home. One JSON line a look, until stdin is closed.
     ending   jobs in R or E; PBS counts them until F
     live     all of these
     flags    of those in R or E, how many have written their flag: their payload is over
-    queries  [when, command and arguments] of each call of qselect and qstat since the last look
+    calls    [when, command and arguments] of each call of a command since the last look
 
 Arguments: the file of notes, the root, the folder of the payloads' locks ("" for none).
 """
@@ -111,11 +111,11 @@ class Server:
             self.link = None
             return None
 
-    def queries(self):
-        """Calls of qselect and qstat since the last time. A restarted server does not know the older ones."""
+    def calls(self):
+        """Calls of commands since the last time. A restarted server does not know the older ones."""
         calls = [call for call in self.ask({"verb": "calls", "since": self.since}) or [] if call[0] > self.since]
         self.since = max([call[0] for call in calls], default=self.since)
-        return [[call[0], " ".join([call[1], *call[4]])] for call in calls if call[1] in ("qselect", "qstat")]
+        return [[call[0], " ".join([call[1], *call[4]])[:100]] for call in calls]
 
 
 def count_scripts(root):
@@ -139,7 +139,7 @@ def look(server, notes, flags, root, locks):
         "scripts": count_scripts(root),
         "settled": count_settled(root),
     }
-    return seen if jobs is None else dict(seen, queries=server.queries(), **count(jobs, flags))
+    return seen if jobs is None else dict(seen, calls=server.calls(), **count(jobs, flags))
 
 
 def count(jobs, flags):

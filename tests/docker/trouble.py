@@ -62,13 +62,14 @@ class Trouble:
         self.looked = 0
 
     def make(self, sampler: Sampler, rounds: int, over: Callable[[], bool]) -> None:
-        """So many rounds, in which each kind of trouble comes once, or until it is over; then all is well again."""
+        """Rounds in which each kind of trouble comes once: one whole, and more up to so many, until it is over. Then
+        all is well again."""
         self.lose_replies()
         try:
             with ThreadPoolExecutor() as beside:
                 made: list[Future[None]] = []
                 for kind, pause, seconds in self.schedule(rounds):
-                    if self.wait(pause, sampler, over):
+                    if self.wait(pause, sampler, over) and len(made) >= len(self.KINDS):
                         break
                     made.append(beside.submit(self.one, kind, seconds))
                 self.wait(PATIENCE, sampler, lambda: all(one.done() for one in made))
@@ -84,14 +85,12 @@ class Trouble:
                 yield kind, self.rng.uniform(*self.pause), self.rng.random()
 
     def wait(self, seconds: float, sampler: Sampler, over: Callable[[], bool]) -> bool:
-        """Shoots meanwhile; whether it is over."""
+        """Shoots meanwhile; whether it is over, sooner or in the end."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if over():
-                return True
+        while time.monotonic() < end and not over():
             self.shoot(sampler)
             time.sleep(0.05)
-        return False
+        return over()
 
     @contextmanager
     def window(self, kind: str) -> Iterator[None]:
