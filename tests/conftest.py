@@ -34,6 +34,7 @@ class Size:
 
     name          "short" or "long"; `long` says the same as a bool
     jobs          jobs of the end-to-end batches
+    chaos         jobs of the one in which hosts, server, sshd and disk fail
     acquisitions  of the lock, by `contenders` processes in all
     examples      of each property test
     clusters      of the property test over PBS, 50 steps each
@@ -49,6 +50,7 @@ class Size:
             raise pytest.UsageError("CHASQUI_TEST_SIZE is short or long, not " + name)
         self.name, self.long = name, name == "long"
         self.jobs = 2000 if self.long else 200
+        self.chaos = 1000 if self.long else 100
         self.contenders = 40
         self.acquisitions = 100000 if self.long else 10000
         self.examples = 2000 if self.long else 100

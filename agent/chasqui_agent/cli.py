@@ -369,17 +369,23 @@ def _supervise(root: str, argv: "List[str]") -> int:
 def _beat(root: str, argv: "List[str]") -> int:
     """What the heartbeat's job runs: the next beat first, then a pump.
 
-    Where no place is left for the next one, it stays until there is: ending jobs hold theirs for up to half a minute.
+    Where no place is left for the next one, in the queue or on the disk, it stays until there is: ending jobs hold
+    theirs for up to half a minute.
     """
     import time
 
-    from . import heartbeat, schedulers, settings
+    from . import files, heartbeat, schedulers, settings
 
     spool, n = _spool(root), int(argv[0])
     end = time.time() + heartbeat.STAY_SECONDS
     while True:
         chosen = settings.load(spool)
-        armed = heartbeat.beat(spool, chosen, schedulers.choose(spool, chosen), n)
+        try:
+            armed = heartbeat.beat(spool, chosen, schedulers.choose(spool, chosen), n)
+        except OSError as error:
+            if not files.no_space(error):
+                raise
+            armed = False
         _wake(root, ["--reason", "heartbeat", "--budget", "60"])
         if armed or time.time() > end:
             return 0

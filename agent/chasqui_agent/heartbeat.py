@@ -18,7 +18,7 @@ import time
 from collections import namedtuple
 
 from . import bounds, directives, fault, files, launch, runner, way
-from .schedulers.base import Request, Sought, Submission
+from .schedulers.base import Request, Sought, Submission, Unreachable
 from .spool import new_token
 from .state import LATE, State
 
@@ -118,6 +118,8 @@ def _end(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]") -> None:
 
 def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: bool) -> bool:
     """Whether a beat is going to come, as far as anybody can know. Notes its id where the scheduler found it."""
+    if not beat.token:  # nothing to look for it by: its writer may be at it, or was killed, or found the disk full
+        return _may_yet_come(pump.settings, beat, pump.now)
     if snapshot is None or not fresh:
         return beat.due > pump.now - LATE_SECONDS
     by_token = {job.token: job for job in snapshot.live.values() if job.token}
@@ -125,7 +127,7 @@ def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: b
     if job is None:
         # An id unknown may still turn up: the submission's reply was lost, or it is on its way.
         asked = snapshot.knows(beat.id or beat.token)
-        return not asked or (not beat.id and pump.now - beat.made < min(pump.settings.grace, DOUBT_SECONDS))
+        return not asked or (not beat.id and _may_yet_come(pump.settings, beat, pump.now))
     if not beat.id:
         _write(pump.spool, beat._replace(id=job.id))
     # Where nobody asked whether it runs: one that says its time is over (`beat`, by ssh) is the one that woke us.
@@ -133,16 +135,20 @@ def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: b
 
 
 def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> "Optional[Submission]":
-    """Submit beat `n`; how that went, None where somebody else has done it. Needs no lock."""
+    """Submit beat `n`; how that went, None where somebody else has done it. Needs no lock. Raises OSError on a full
+    disk: then nothing was submitted, and the place is free again."""
     os.makedirs(_folder(spool), 0o700, exist_ok=True)
     now = files.server_time(spool.wake)
     beat = Beat(n, new_token(), "", now, now + 60 * chosen.heartbeat)
     try:
         files.write_file(_path(spool, "hb", n), _json(beat), exclusive=True, durable=False)
+        script = _script(spool, scheduler, n)
+        files.write_file(_path(spool, "script", n), script, 0o700, durable=False)
     except FileExistsError:
         return None
-    script = _script(spool, scheduler, n)
-    files.write_file(_path(spool, "script", n), script, 0o700, durable=False)
+    except OSError:
+        _forget(spool, beat)
+        raise
     fault.point("heartbeat.arm.before")
     answer = scheduler.submit(_request(spool, beat, script), CALL_SECONDS)
     fault.point("heartbeat.arm.after")
@@ -170,18 +176,40 @@ def beat(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> 
 def hurry(pump: "Round") -> bool:
     """Have the pending beat come soon: a place in the queue is about to be free, and no job may end to tell us. False
     where none is pending. Raises Unreachable."""
-    known = beats(pump.spool)
+    return _bring_forward(pump.spool, pump.scheduler, HURRY * max(1.0, pump.settings.query_interval))
+
+
+def _bring_forward(spool: "Spool", scheduler: "Scheduler", seconds: float) -> bool:
+    known = beats(spool)
     if not known or not known[-1].id:
         return False
-    now = files.server_time(pump.spool.wake)
-    when = now + HURRY * max(1.0, pump.settings.query_interval)
+    now = files.server_time(spool.wake)
+    when = now + seconds
     if known[-1].due < now - LATE_SECONDS:
         return False
     if known[-1].due > when + 1:
-        if not pump.scheduler.move_start(known[-1].id, when):
+        if not scheduler.move_start(known[-1].id, when):
             return False
-        _write(pump.spool, known[-1]._replace(due=when))
+        _write(spool, known[-1]._replace(due=when))
     return True
+
+
+def outlast(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", seconds: float) -> None:
+    """Have a beat come as soon as the lock of a holder who may be dead can be taken over, in `seconds`: all who come
+    before find it taken and go home, and may be the last. Needs no lock; what can't be done now is left."""
+    known = beats(spool)
+    try:
+        pending = known and (known[-1].id or _may_yet_come(chosen, known[-1], files.server_time(spool.wake)))
+        if not pending and enabled(chosen, scheduler, State(spool).value):
+            arm(spool, chosen, scheduler, known[-1].n + 1 if known else 1)
+        _bring_forward(spool, scheduler, seconds + 1)
+    except (Unreachable, OSError):
+        pass
+
+
+def _may_yet_come(chosen: "Settings", beat: Beat, now: float) -> bool:
+    """Whether a beat whose id nobody knows, and that can't be found, is young enough to be on its way."""
+    return now - beat.made < min(chosen.grace, DOUBT_SECONDS)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -196,13 +224,13 @@ def _path(spool: "Spool", kind: str, n: int) -> str:
 
 
 def _read(spool: "Spool", n: int) -> Beat:
-    """What is noted of beat `n`; one that is being written this moment counts as made now."""
+    """What is noted of beat `n`; one of which nothing is noted yet counts as made when its file was."""
     try:
         value = files.read_json(_path(spool, "hb", n), {})
         return Beat(n, str(value["token"]), str(value["id"]), float(value["made"]), float(value["due"]))
     except (ValueError, KeyError, TypeError):
-        now = files.server_time(spool.wake)
-        return Beat(n, "", "", now, now)
+        made = files.server_time(spool.wake) - (files.file_age(_path(spool, "hb", n), spool.wake) or 0.0)
+        return Beat(n, "", "", made, made)
 
 
 def _write(spool: "Spool", beat: Beat) -> None:

@@ -72,6 +72,7 @@ class Lock:
         self.lease = lease
         self.generation = 0  # ours while we hold it
         self.took_over = False  # the generation before ours was broken, not released
+        self.expires = 0.0  # seconds until an owner who kept us from it, and is not proved alive, counts as dead
         self._since = 0.0
 
     # -- taking ----------------------------------------------------------------------------------------------------
@@ -93,6 +94,7 @@ class Lock:
             time.sleep(jitter(0.02) if outcome == "raced" else min(1.0, max(0.05, wait / 20)))
 
     def _try(self, text: str) -> str:
+        self.expires = 0.0
         taken, over = self._listing()
         last = max(taken, default=0)
         broke = False
@@ -140,7 +142,10 @@ class Lock:
         if owner.get("h") == process.host() and owner.get("b") and process.boot_id() and not here:
             return "stale"  # this host has been booted since
         age = files.file_age(os.path.join(self.folder, "g.%d" % generation), self.folder)
-        return "stale" if age is not None and age > self.lease else "unknown"
+        if age is not None and age > self.lease:
+            return "stale"
+        self.expires = self.lease - (age or 0.0)
+        return "unknown"
 
     # -- holding ---------------------------------------------------------------------------------------------------
 

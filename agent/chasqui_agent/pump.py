@@ -92,6 +92,10 @@ def pump(
         lock = Lock(spool.lock, chosen.lease)
         if not lock.acquire(min(5.0, max(0.0, deadline - time.monotonic()))):
             report["busy"] = not report["rounds"]
+            if lock.expires:
+                scheduler = schedulers.choose(spool, chosen)
+                scheduler.deadline = deadline
+                heartbeat.outlast(spool, chosen, scheduler, lock.expires)
             return report
         handled = _round_under_lock(spool, chosen, lock, report, deadline, patience)
         unfinished = report.pop("unfinished", False)

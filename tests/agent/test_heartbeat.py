@@ -59,3 +59,22 @@ def test_where_nobody_knows_whether_anything_arrived_somebody_stays_and_looks(ro
     monkeypatch.setattr(heartbeat, "DOUBT_SECONDS", 0.0)
     assert not desk.pump()["debt"]
     assert [(beat.n, beat.id) for beat in heartbeat.beats(desk.spool)] == [(1, ""), (2, "7.server")]
+
+
+def test_a_beat_of_which_nothing_was_noted_is_made_anew(root, monkeypatch):
+    """Whoever took its place was killed before the next line, or found the disk full: it was believed to come for
+    ever, and where nothing else woke the relay it stood still until the next contact."""
+    desk = Desk(root, monkeypatch)
+    desk.scheduler = Mute()
+    desk.scheduler.answer = Submission("accepted", "7.server", "")
+    settings.change(desk.spool, heartbeat=15)
+    folder = os.path.join(desk.spool.root, "heartbeat")
+    os.makedirs(folder)
+    files.write_file(os.path.join(folder, "hb.1"), b"")
+    desk.add("good")
+    desk.pump()
+    assert [beat.n for beat in heartbeat.beats(desk.spool)] == [1]  # it may be on its way yet
+    long_ago = time.time() - heartbeat.DOUBT_SECONDS - 10
+    os.utime(os.path.join(folder, "hb.1"), (long_ago, long_ago))
+    desk.pump()
+    assert [(beat.n, beat.id) for beat in heartbeat.beats(desk.spool)][-1] == (2, "7.server")

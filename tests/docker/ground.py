@@ -36,7 +36,7 @@ class Laptop:
 
     def __init__(self, cluster: Cluster, home: Path, user: str, caps: str = "", settings: str = "",
                  root: str = "chasqui", scheduler: str = "openpbs") -> None:  # fmt: skip
-        self.cluster, self.home, self.user, self.root = cluster, home, user, f"/home/{user}/{root}"
+        self.cluster, self.home, self.user, self.root = cluster, home, user, os.path.join("/home", user, root)
         home.mkdir(mode=0o700)
         (home / "config.toml").write_text(
             f'[remotes.hpc]\nhost = "cluster-{user}"\nssh_config = "{cluster.folder}/ssh_config"\n'
@@ -58,12 +58,16 @@ class Laptop:
 
     def says(self, *words: str) -> str:
         """What one command prints."""
-        done = subprocess.run(
+        done = self.tries(*words)
+        assert done.returncode == 0, (words, done.stdout[-2000:], done.stderr[-2000:])
+        return done.stdout
+
+    def tries(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """One command, which may fail."""
+        return subprocess.run(
             [sys.executable, "-m", "chasqui_client", *words],
             env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
-        assert done.returncode == 0, (words, done.stdout[-2000:], done.stderr[-2000:])
-        return done.stdout
 
     def counted(self, *words: str) -> tuple[dict[str, Any], Counts]:
         """The same, and what sshd saw of it."""
@@ -87,8 +91,8 @@ class Laptop:
 class Sampler:
     """The sampler on the login host, and the looks that came back."""
 
-    def __init__(self, laptop: Laptop, notes: str) -> None:
-        program = ["python3", "-u", "-c", SAMPLER, notes, f"{laptop.root}/work"]
+    def __init__(self, laptop: Laptop, notes: str, locks: str = "") -> None:
+        program = ["python3", "-u", "-c", SAMPLER, notes, laptop.root, locks]
         self.command = laptop.cluster.exec_command("login") + program
         self.looks: list[dict[str, Any]] = []
 
@@ -114,7 +118,7 @@ class Sampler:
         return self.looks[-1]
 
     def most(self, series: str) -> int:
-        return max(look[series] for look in self.looks)
+        return max(look.get(series, 0) for look in self.looks)
 
 
 def until(condition: Any, what: str, patience: float, every: float = 0.5) -> Any:

@@ -29,7 +29,7 @@ def test_up_says_how_and_down_removes_everything(ready: Cluster) -> None:
     try:
         up = make("cluster-up")
         assert up.returncode == 0, up.stderr
-        assert len(left().split()) == 5  # three hosts, /home, the network
+        assert len(left().split()) == 6  # three hosts, /home, /scratch, the network
         login = re.search(r"^ +(ssh -F \S+ cluster-bash)", up.stdout, re.M)
         assert login and str(folder / "code") in up.stdout
         assert answers(login[1], folder), "the ssh command that was printed"

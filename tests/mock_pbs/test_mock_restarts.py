@@ -90,6 +90,19 @@ def test_a_restarted_mom_has_killed_its_jobs_and_those_that_may_run_again(cluste
     assert cluster.wait_for(again)["exit_status"] == 0
 
 
+def test_a_mom_that_died_when_it_had_cleared_a_job_up_and_not_said_so(cluster):
+    """The server has its end since it is in E: it stayed there for ever."""
+    cluster.set_server("mock_exit", 2.0)
+    number = cluster.submit("true\n")
+    cluster.until(lambda: cluster.job(number)["state"] == "E", "it ends")
+    cluster.fault("down")
+    cluster.until(lambda: not list((cluster.pbs_home() / "mom_priv" / "jobs").iterdir()), "it is cleared up")
+    cluster.kill_mom()
+    cluster.clear()
+    cluster.start_mom()
+    assert cluster.wait_for(number)["exit_status"] == 0
+
+
 def test_a_lost_nodes_jobs_run_elsewhere_while_the_old_processes_go_on():
     with Cluster(scale=0.02, nodes=("one", "two"), ncpus=1, daemon_seconds=0) as cluster:
         cluster.set_server("node_fail_requeue", 0.5)

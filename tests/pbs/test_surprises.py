@@ -1,6 +1,7 @@
 """What surprised us on a real server, one test each: whatever PBS does, what the user gets is what she meant."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from chasqui_agent import marks, reconcile
 from chasqui_agent import settings as agent_settings
 from pbs.cluster import Cluster
 from pbs.test_ends import INTERVAL, Ground, client_state, cluster, one_cluster, qdel  # noqa: F401
+from pbs.test_relay import PbsRoot
 
 RAN_WELL = ("COMPLETED", "")
 
@@ -352,3 +354,38 @@ def test_a_quota_that_is_full_at_the_end(small_disk: Path, cluster: Cluster) -> 
     root.drop("next")
     root.finish(2)
     assert root.told("it") == root.told("next") == RAN_WELL and root.starts("it") == 1
+
+
+def test_a_heartbeat_that_finds_the_disk_full(small_disk: Path, cluster: Cluster) -> None:  # noqa: F811
+    """It ended there, and left a name that stood for a next one: nothing woke the relay any more."""
+    root = PbsRoot(small_disk / "root", cluster, heartbeat=15, settle=3600)
+    root.drop("it")
+    with contextlib.suppress(OSError), open(small_disk / "more", "wb", buffering=0) as more:
+        while more.write(b"x" * 65536):
+            pass
+    words = [sys.executable, "-I", "-S", os.path.join(AGENT, "chasqui_agent"), "--root", root.path, "_beat", "1"]
+    beat = subprocess.Popen(words, env=cluster.environment, stdin=subprocess.DEVNULL)
+    try:
+        until(lambda: os.path.exists(os.path.join(root.spool.wake, ".failed")) or beat.poll() is not None, "it tried")
+        assert beat.poll() is None, "it gave up"
+        (small_disk / "more").unlink()
+        assert beat.wait(120) == 0
+    finally:
+        beat.kill()
+        beat.wait()
+    assert [job["state"] for job in root.beats()] == ["W"]
+
+
+def test_a_holder_of_the_lock_whose_host_is_gone(tmp_path: Path, cluster: Cluster) -> None:  # noqa: F811
+    """Nobody can prove it dead before its lease is over. Whoever finds it so has the heartbeat come then, and not at
+    its own time: nobody else may come after that."""
+    root = PbsRoot(tmp_path / "root", cluster, heartbeat=15, lease=8, settle=0, max_running=1)
+    root.drop("first", "sleep 300")
+    root.pump()
+    until(lambda: root.starts("first") and root.beats(), "the first runs, and a beat waits")
+    generation = 1 + max(int(name[2:]) for name in os.listdir(root.spool.lock) if name.startswith("g."))
+    os.symlink(json.dumps({"h": "elsewhere", "p": 1}), os.path.join(root.spool.lock, "g.%d" % generation))
+    root.drop("next")
+    cluster.run("qdel", "-W", "force", root.events("first", "submitted")[0]["pbs"])
+    assert root.agent("wake") == (0, "", "")
+    until(lambda: root.starts("next"), "the next one, by the heartbeat alone")

@@ -43,8 +43,9 @@ class Control:
         raise Refused(errors.UNAUTHORIZED)
 
     def do_table(self, request):
+        """All jobs, with live: true those alone that have not finished."""
         with self.server.table.lock:
-            return self.server.query.raw()
+            return self.server.query.raw(request.get("live", False))
 
     def do_calls(self, request):
         return [call for call in list(self.server.calls) if call[0] >= request.get("since", 0)]

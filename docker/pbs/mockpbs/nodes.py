@@ -47,10 +47,13 @@ class Nodes:
         return here or (number, hop) in self.kept
 
     def restart_lost(self, node):
-        """What the server thinks runs there and the mom has never heard of was in flight when one of them died."""
+        """What the server thinks runs there and the mom has never heard of was in flight when one of them died. What
+        was in E had told its end, and been cleared up."""
         for job in self.table.singles():
-            gone = job.node == node.name and job.state == "R" and (job.number, job.run_count) not in node.running
-            if gone:
+            gone = job.node == node.name and job.state in "RE" and (job.number, job.run_count) not in node.running
+            if gone and job.state == "E":
+                self.lifecycle.ended(job, stageout=1)
+            elif gone:
                 self.lifecycle.requeue(job)
 
     def leave(self, node, link):

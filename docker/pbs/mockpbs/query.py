@@ -92,12 +92,14 @@ class Query:
             found[job.state] = found.get(job.state, 0) + 1
         return found
 
-    def raw(self):
-        """For samplers: every job and element with what matters, read in one go."""
+    def raw(self, live=False):
+        """For samplers: every job and element (live: that has not finished) with what matters, read in one go."""
         fields = ("seq", "index", "parent", "name", "user", "queue", "project", "state", "substate", "holds", "node",
                   "session", "run_count", "exit_status", "ctime", "stime", "obittime", "deleted_by")
         found = []
         for job in self.table.all():
+            if live and job.state == "F":
+                continue
             entry = {field: getattr(job, field) for field in fields}
             entry.update(number=job.number, id="%s.%s" % (job.number, self.table.server_name), array=bool(job.array))
             entry["variables"] = [pair for pair in job.variables if not pair[0].startswith("PBS_O_")]
