@@ -105,7 +105,8 @@ def kept(laptop: Laptop, sampler: Sampler, path: Path) -> Iterator[None]:
 
 
 def test_chaos(laptop: Laptop, tmp_path: Path, size: Size, interval: int, capsys: pytest.CaptureFixture[str]) -> None:
-    seed = int(os.environ.get("CHASQUI_CHAOS_SEED", "0")) or (random.SystemRandom().randrange(1, 10**6) if size.long else 5)
+    fresh = random.SystemRandom().randrange(1, 10**6) if size.long else 5
+    seed = int(os.environ.get("CHASQUI_CHAOS_SEED", fresh))
     rng = random.Random(seed)
     batch = Batch(size.chaos, rng)
     folders = batch.write(tmp_path / "jobs")
