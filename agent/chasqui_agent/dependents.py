@@ -188,8 +188,8 @@ def _flagged(spool: "Spool", alive: "Sequence[Standing]") -> "Dict[Key, str]":
 def expected(spool: "Spool", alive: "Sequence[Standing]") -> bool:
     """Whether the payload of one of these is over, only the scheduler can say how, and somebody waits for that: another
     job, or its own next attempt."""
-    return any(standing.flagged >= standing.size and (_waited_for(spool, standing) or may_go_on(spool, standing))
-               for standing in alive)
+    over = [standing for standing in alive if standing.flagged >= max(1, standing.size)]
+    return any(_waited_for(spool, standing) or may_go_on(spool, standing) for standing in over)
 
 
 def may_go_on(spool: "Spool", standing: "Standing") -> bool:

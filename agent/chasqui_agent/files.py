@@ -8,7 +8,7 @@ from . import fault, wire
 
 MYPY = False
 if MYPY:
-    from typing import Any, List, Optional
+    from typing import Any, List, Optional, Tuple
 
 fault.register(
     {
@@ -78,6 +78,16 @@ def move(old: str, new: str) -> None:
     fault.point("files.move.after")
     # One folder: file systems that log renames log both ends together, and NFS does not answer before it is done.
     fsync_folder(os.path.dirname(new))
+
+
+def move_all(pairs: "List[Tuple[str, str]]") -> None:
+    """`move` for several (old, new), made durable together. An error leaves those before it moved."""
+    for old, new in pairs:
+        fault.point("files.move.before")
+        os.rename(old, new)
+        fault.point("files.move.after")
+    for folder in sorted({os.path.dirname(new) for _, new in pairs}):
+        fsync_folder(folder)
 
 
 def remove(path: str) -> bool:

@@ -25,10 +25,10 @@ from .schedulers.base import EVERYWHERE, NotNow, Unreachable
 
 MYPY = False
 if MYPY:
-    from typing import Dict, List, Tuple
+    from typing import Any, Dict, List, Tuple
 
     from .pump import Round
-    from .schedulers.base import Snapshot
+    from .schedulers.base import Snapshot, Submission
     from .spool import Entry
 
 fault.register(
@@ -52,15 +52,17 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     # Left to the site, max_running is no cap of ours: nothing is held, and what is held is released.
     most_running = pump.settings.max_running if pump.settings.running_cap == "hold" else 10**9
     limits = caps.Caps(most_running, pump.settings.max_queued, pump.settings.max_total)
-    in_flight = [(one.path, _size(pump, directives.asked_in(one.path))) for one in pump.spool.entries("submitting")]
+    in_flight = [(one.path, _size(pump, directives.asked_in(one.path))) for one in live.in_flight(pump.spool)]
     submitting = sum(size for _, size in in_flight)
     known = [beat.id for beat in heartbeat.beats(pump.spool)]
     limited, options = bounds.of_state(pump.state.value, pump.settings), pump.state.value.get("beat_options")
-    site = site_limits.Site(limited, pump.now, standing, in_flight, snapshot, fresh, known, options)
+    counted = [job for job in standing if not job.member]
+    site = site_limits.Site(limited, pump.now, counted, in_flight, snapshot, fresh, known, options)
     has_beat = heartbeat.enabled(pump.settings, pump.scheduler, pump.state.value)
-    todo = _first_waiting(pump, int(limits.max_queued), limits, int(has_beat), site)
     counts = live.count(standing, submitting, snapshot, known if has_beat else None)
     plan = caps.plan(counts, limits, pump.state.value.get("turns"))
+    places = min(int(limits.max_queued), plan.queue.left)
+    todo = _first_waiting(pump, int(limits.max_queued), places, limits, int(has_beat), site)
     before = pump.report["submitted"]
     _release_first(pump, [job for job in standing if job.held and not job.marks.runs], plan)
     try:
@@ -74,7 +76,7 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
     ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
     # PBS counts an ending job until it is quite gone: 32 s were seen. So does max_total.
-    more = limits.max_total and not plan.queue.left and len(todo) > pump.report["submitted"] - before
+    more = limits.max_total and not plan.queue.left and _scripts(todo) > pump.report["submitted"] - before
     no_place = refused in ("limit", "temporary") or bool(site.held_back or more)
     waits = ends and no_place or pump.put_off or dependents.expected(pump.spool, standing)
     silent = bool(pump.report["note"]) and pump.report["note"] != way.REFUSED
@@ -187,16 +189,19 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
             break
         free = plan.payloads.take(_name(entry), size)
         following = todo[position + 1][0] if todo[position + 1 :] and plan.queue.left else None
-        answer = submit.submit(pump, entry, not free, following)
+        answer = _submit_one(pump, entry, not free, following)
         if answer.kind != "accepted":
             plan.queue.give_back(size)
             plan.payloads.give_back(size if free else 0)
         if answer.kind == "accepted":
             site.took(asked, size)
-            pump.report["submitted"] += 1
+            pump.report["submitted"] += _scripts([(entry, size)])
             _reject(pump, doubted, pump.state.last_rejected())
             doubted = []
             pump.state.value["rejected"] = ""
+        elif answer.kind in ("apart", "late"):  # of a bundle; there is another round at once
+            pump.report["unfinished"] = True
+            break
         elif answer.kind == "permanent":
             pump.report["rejected"] += 1
             pump.state.value["rejected"] = answer.text
@@ -219,6 +224,19 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
     return last
 
 
+def _submit_one(pump: "Round", entry: "Any", hold: bool, following: "Any") -> "Submission":
+    """submit.submit, or what it is to a bundle."""
+    if hasattr(entry, "members"):
+        from . import bundle
+
+        return bundle.submit_group(pump, entry, hold)
+    return submit.submit(pump, entry, hold, None if hasattr(following, "members") else following)
+
+
+def _scripts(todo: "List[Tuple[Any, int]]") -> int:
+    return sum(len(getattr(entry, "members", (entry,))) for entry, _ in todo)
+
+
 def _reject(pump: "Round", doubted: "List[Entry]", text: str) -> None:
     """Reject scripts that were refused in these words and put back."""
     for entry in doubted:
@@ -228,12 +246,15 @@ def _reject(pump: "Round", doubted: "List[Entry]", text: str) -> None:
 
 
 def _first_waiting(
-    pump: "Round", most: int, limits: caps.Caps, beats: int, site: site_limits.Site
+    pump: "Round", most: int, places: int, limits: caps.Caps, beats: int, site: site_limits.Site
 ) -> "List[Tuple[Entry, int]]":
-    """The next scripts to submit, each with how many elements it is. One that asks for `#PBS -h` goes to held/ on
+    """The next scripts to submit, at most `most`, or as bundles for these places and one beyond; each with how many
+    elements it is. One that asks for `#PBS -h` goes to held/ on
     the way, an array that no cap has room for to rejected/; empty shards go."""
     found: "List[Tuple[Entry, int]]" = []
     further = LOOK_FURTHER
+    bundles = pump.settings.bundle > 1
+    most = places * int(pump.settings.bundle) + 1 if bundles else most
     for shard in list(pump.spool.shards()):
         entries = pump.spool.shard_entries(shard)
         if not entries:
@@ -257,6 +278,10 @@ def _first_waiting(
         if len(found) >= most or not further:
             break
     site.forget_taken()
+    if bundles:
+        from . import bundle
+
+        found = bundle.grouped(pump, found)[: places + 1]
     return found
 
 
@@ -285,7 +310,8 @@ def _release(pump: "Round", job: "live.Standing") -> None:
         pump.state.value["holds"] = 0  # the next good round shows whether it is still held
         raise
     fault.point("fill.release.after")
-    pump.journal.append({"ev": "released", "job": job.entry.job, "attempt": job.entry.attempt, "pbs": job.id})
+    if not live.is_bundle(job.entry):
+        pump.journal.append({"ev": "released", "job": job.entry.job, "attempt": job.entry.attempt, "pbs": job.id})
     pump.report["released"] += 1
 
 

@@ -87,7 +87,7 @@ def remove(spool: "Spool", purge: bool) -> "List[str]":
     busy = status.busy_jobs(spool) or wakes.remains(spool)
     if busy:
         return busy
-    for name in FOLDERS + ("shell", "heartbeat", "linger", "objects", "doctor"):
+    for name in FOLDERS + ("shell", "heartbeat", "linger", "objects", "bundles", "doctor"):
         if name != "work":
             shutil.rmtree(os.path.join(spool.root, name), ignore_errors=True)
     for name in (".objects", ".staging"):  # there where work_root is on another file system

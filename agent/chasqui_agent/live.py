@@ -7,31 +7,32 @@ from .caps import Counts
 
 MYPY = False
 if MYPY:
-    from typing import Dict, Iterable, List, Optional, Sequence
+    from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
     from .schedulers.base import Snapshot
     from .spool import Entry, Spool
 
+MEMBER = "# member "  # how the lines of a bundle's script begin that name its jobs: job, attempt, token
 MOST_TOLD = 200  # arrays in one report of their progress
 
 
-class Standing(namedtuple("Standing", "entry meta id held marks indices spoilt")):
+class Standing(namedtuple("Standing", "entry meta id held marks indices spoilt member")):
     """One entry of submitted/. id: the scheduler's, "" where its record is gone; held: with our hold, as far as we
     know; indices: of an array's elements, none of any other job; spoilt: what tells whether it has started is gone
-    (spoiled.py). Counts are by element."""
+    (spoiled.py); member: whether it runs in a bundle, whose id it then has. Counts are by element."""
 
     __slots__ = ()
 
     def __new__(
         cls, entry: "Entry", meta: str, id: str, held: bool, marks: "marks.Marks", indices: "Sequence[int]" = (),
-        spoilt: bool = False,
+        spoilt: bool = False, member: bool = False,
     ) -> "Standing":
-        return super().__new__(cls, entry, meta, id, held, marks, indices, spoilt)
+        return super().__new__(cls, entry, meta, id, held, marks, indices, spoilt, member)
 
     @property
     def size(self) -> int:
-        """How many it counts as."""
-        return max(1, len(self.indices))
+        """How many it counts as; a member of a bundle is counted by that."""
+        return 0 if self.member else max(1, len(self.indices))
 
     @property
     def begun(self) -> int:
@@ -46,15 +47,57 @@ class Standing(namedtuple("Standing", "entry meta id held marks indices spoilt")
 
 def standings(spool: "Spool") -> "List[Standing]":
     """Every submitted attempt with what its runner has left so far, in the order of the scheduler's numbers."""
-    found = []
-    for entry in spool.entries("submitted"):
+    found, entries = [], spool.entries("submitted")
+    in_bundles = _members_of(entries)
+    for entry in entries:
         meta = spool.meta_dir(entry.job, entry.attempt)
         known = marks.read_id(meta, entry.token)
         job_id = known.get("id", "")
+        if is_bundle(entry) and not job_id:  # somebody has deleted its folder; its members know it, too
+            every = [marks.read_id(spool.meta_dir(*row[:2]), row[2]).get("id", "") for row in members(entry.path)]
+            job_id = next(filter(None, every), "")
         job_marks = marks.read(meta, entry.token)
-        held = bool(known.get("held"))
-        found.append(Standing(entry, meta, job_id, held, job_marks, indices(entry, job_id), spoilt=not known))
+        held, spoilt = bool(known.get("held")), not known and not is_bundle(entry)
+        member = entry.token in in_bundles
+        found.append(Standing(entry, meta, job_id, held, job_marks, indices(entry, job_id), spoilt, member))
     return sorted(found, key=lambda standing: (_number(standing.id), standing.entry.path))
+
+
+def in_flight(spool: "Spool") -> "List[Entry]":
+    """What is in submitting/ and goes to the scheduler by itself: not the members of bundles."""
+    every = spool.entries("submitting")
+    in_bundles = bundled(spool) if every else ()
+    return [one for one in every if one.token not in in_bundles]
+
+
+def is_bundle(entry: "Entry") -> bool:
+    """Whether a submission is a bundle, not a job: their attempts begin with 1."""
+    return entry.attempt == 0
+
+
+def bundled(spool: "Spool") -> "Dict[str, Entry]":
+    """By their tokens the members of all bundles that are in the scheduler, or may be; of each its bundle."""
+    return _members_of(spool.entries("submitting") + spool.entries("submitted"))
+
+
+def _members_of(entries: "List[Entry]") -> "Dict[str, Entry]":
+    return {row[2]: entry for entry in entries if is_bundle(entry) for row in members(entry.path)}
+
+
+def members(path: str) -> "List[Tuple[str, int, str]]":
+    """(job, attempt, token) of each member of the bundle whose script stands at `path`; none where it is gone."""
+    found = []
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            for line in stream:
+                if line.startswith(MEMBER):
+                    job, attempt, token = line[len(MEMBER) :].split()
+                    found.append((job, int(attempt), token))
+                elif not line.startswith("#"):
+                    break
+    except FileNotFoundError:
+        pass
+    return found
 
 
 def indices(entry: "Entry", job_id: str) -> "Sequence[int]":

@@ -8,6 +8,7 @@ flag.<token>.<k>     it ended: key=value lines up to a line "whole"
                      claim.<token>.<index> -> its id, run.<token>.<index>.<k>, and so on
 <token>.id           JSON {"id", "held"}: ours, written by the pump
 cancel.<token>       ours: a cancel was asked for while it ran; the content says why
+over.<token>         it took longer than its walltime, and is told to end: of a member of a bundle, by that
 """
 
 import os
@@ -28,8 +29,9 @@ fault.register(
 )
 
 # claim: text or ""; runs: highest k or 0; flag: dict or None, and None of an array; term: of the last start; elements:
-# of an array, index -> Element of what has begun, {} of any other job
-Marks = namedtuple("Marks", "claim runs flag term cancel elements")
+# of an array, index -> Element of what has begun, {} of any other job; over: it took longer than its walltime
+Marks = namedtuple("Marks", "claim runs flag term cancel elements over")
+Marks.__new__.__defaults__ = (False,)  # type: ignore[attr-defined]
 # runs: highest k; flags: the same, or 0 where that start has left no flag; term: whether it was told to end
 Element = namedtuple("Element", "runs flags term")
 
@@ -43,12 +45,12 @@ def read(meta: str, token: str) -> Marks:
     except OSError as error:
         if not spoiled.gone(error):
             raise
-        return Marks("", 0, None, False, False, {})
+        return Marks("", 0, None, False, False, {}, False)
 
 
 def _read(meta: str, token: str) -> Marks:
     highest: "Dict[Optional[int], Dict[str, Set[int]]]" = {}
-    cancel = False
+    cancel = over = False
     for name in files.names(meta):
         found = _MARK.match(name)
         if found and found.group(2) == token:
@@ -56,12 +58,14 @@ def _read(meta: str, token: str) -> Marks:
             starts = highest.setdefault(int(index) if index else None, {"run": {0}, "flag": set(), "term": set()})
             starts[kind].add(int(k))
         cancel = cancel or name == "cancel." + token
+        over = over or name == "over." + token
     every = {index: _element(**starts) for index, starts in highest.items()}
     own = every.pop(None, Element(0, 0, False))
     claim = lock.read_link(os.path.join(meta, "claim." + token)) or ""
     flag = read_flag(flag_path(meta, token, own.flags)) if own.flags else None
     runs = max([own.runs] + [one.runs for one in every.values()])
-    return Marks(claim, runs, flag, own.term or any(one.term for one in every.values()), cancel, every)
+    term = own.term or any(one.term for one in every.values())
+    return Marks(claim, runs, flag, term, cancel, every, over)
 
 
 def _element(run: "Set[int]", flag: "Set[int]", term: "Set[int]") -> Element:

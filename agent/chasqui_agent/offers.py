@@ -116,8 +116,8 @@ def _check_rest(job: "Dict[str, Any]") -> None:
         raise Refusal("priority or previous attempt out of bounds")
     if not all(_whole(job.get(limit, 0), 0, 1 << 50) for limit in ("max_file", "max_job")):
         raise Refusal("max_file or max_job out of bounds")
-    if not isinstance(job.get("rerun", False), bool):
-        raise Refusal("rerun is not what it should be")
+    if not isinstance(job.get("rerun", False), bool) or not isinstance(job.get("bundle", True), bool):
+        raise Refusal("rerun or bundle is not what it should be")
     if job.get("retry") is not None:
         _check_policy(job)
     _check_after(job)

@@ -181,19 +181,20 @@ def _in_scheduler(pump: "Round", entry: Entry, op: str, operation: "Dict[str, An
         return "%s is not held" % entry.job
     meta = pump.spool.meta_dir(entry.job, entry.attempt)
     job_id = marks.read_id(meta, entry.token).get("id", "")
+    member = entry.token in live.bundled(pump.spool)  # the job in the scheduler is the others', too
     spoilt = not job_id and (os.path.dirname(entry.path) == pump.spool.submitted or not spoiled.names(meta))
     if spoilt or pump.close_token(meta, entry.token):
         if op == "hold":
             return "%s has started; it can be cancelled, not held" % entry.job
         if spoilt:
-            job_id = pump.id_of(entry)
+            job_id = "" if member else pump.id_of(entry)
             pump.state.closed.append(entry.token)  # there is no place for a mark in its folder
         else:
             marks.ask_to_cancel(meta, entry.token)
-        if job_id:
+        if job_id and not member:
             pump.delete(job_id)
         return ""
-    if job_id:
+    if job_id and not member:
         pump.state.delete.append(job_id)
         pump.state.save()
     if op == "cancel":

@@ -194,6 +194,10 @@ class Round:
         snapshot, fresh = self._snapshot()
         reconcile.submitting(self, snapshot, fresh)
         standing = self._settle(snapshot, fresh)
+        if os.path.isdir(self.spool.bundles):
+            from . import bundle
+
+            bundle.sweep(self)
         done = operations.apply(self)
         if done:
             standing = self.standings()
@@ -241,7 +245,7 @@ class Round:
 
     def _snapshot(self) -> "Tuple[Optional[Snapshot], bool]":
         """The scheduler's view and whether it was asked now; None where it could not be asked: then nothing changes."""
-        standing, in_flight = self.standings(), self.spool.entries("submitting")
+        standing, in_flight = self.standings(), live.in_flight(self.spool)
         cached = self.state.cached_snapshot(self.settings.query_interval)
         # A job that was told to end: its flag is not its fate, only the scheduler knows that. Nor is a flag expected
         # of one that has spoilt our folder.
@@ -309,6 +313,8 @@ class Round:
         job = snapshot.live.get(standing.id)
         if job is None or not job.state or standing.marks.runs or (job.state == "H") == standing.held:
             return standing
+        if standing.member:
+            return standing  # the hold is its bundle's
         marks.write_id(standing.meta, standing.entry.token, standing.id, job.state == "H")
         return standing._replace(held=job.state == "H")
 

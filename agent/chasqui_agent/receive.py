@@ -553,7 +553,7 @@ class Receiver:
 
 
 _RECORD = ("job", "attempt", "name", "priority", "script", "outputs", "exclude", "expect", "max_file", "max_job",
-           "rerun", "retry", "after", "if")
+           "rerun", "bundle", "retry", "after", "if")
 
 
 class _Index:

@@ -28,48 +28,75 @@ MAX_STARTS = 5  # submissions of one attempt that never got to their payload
 
 def submitting(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
     """Resolve submissions whose outcome is not recorded: adopt, or give back to waiting once that is proved safe."""
+    members = live.bundled(pump.spool)
     for entry in pump.spool.entries("submitting"):
         meta = pump.spool.meta_dir(entry.job, entry.attempt)
         known = marks.read_id(meta, entry.token)
         claim = marks.read(meta, entry.token).claim
+        if entry.token in members or not os.path.lexists(entry.path):
+            continue  # goes where its bundle goes, or has gone with it just now
         if known:
-            submit.record_id(pump, entry, known["id"], bool(known.get("held")), "submitted")
+            _record(pump, entry, known["id"], bool(known.get("held")), "submitted")
         elif claim and not marks.is_closed(claim):
-            submit.record_id(pump, entry, claim, False, "adopted")
+            _record(pump, entry, claim, False, "adopted")
         elif claim:
             _take_back(pump, entry, meta)  # closed by a pump that died before the next line
         elif snapshot is not None and fresh:
             _look_for(pump, entry, meta, snapshot)
 
 
+def _record(pump: "Round", entry: "Entry", job_id: str, held: bool, event: str) -> None:
+    """Make known what became of a submission, a job's or a bundle's."""
+    if live.is_bundle(entry):
+        from . import bundle
+
+        bundle.record(pump, entry, job_id, held, event)
+    else:
+        submit.record_id(pump, entry, job_id, held, event)
+
+
 def _look_for(pump: "Round", entry: "Entry", meta: str, snapshot: "Snapshot") -> None:
     for job in list(snapshot.live.values()) + list(snapshot.ended.values()):
         if job.token == entry.token:
-            submit.record_id(pump, entry, job.id, getattr(job, "state", "") == "H", "adopted")
+            _record(pump, entry, job.id, getattr(job, "state", "") == "H", "adopted")
             return
-    if snapshot.knows(entry.token) and _given_up(pump, entry.token):
+    if snapshot.knows(entry.token) and given_up(pump, entry.token):
         _take_back(pump, entry, meta)
 
 
 def _take_back(pump: "Round", entry: "Entry", meta: str) -> None:
     """Close the token of a submission without a trace and queue its script again; adopt it where it has started. Not
     adopted under a closed token: what the scheduler has of it will end unrun, and without a history look lost."""
+    if live.is_bundle(entry):
+        _take_back_bundle(pump, entry)
+        return
     if not spoiled.names(meta):
         _lose_track(pump, entry, meta)
         return
     started = pump.close_token(meta, entry.token)
     if started:
-        submit.record_id(pump, entry, started, False, "adopted")
+        _record(pump, entry, started, False, "adopted")
     else:
         pump.state.keep_closed(submit.sought(pump, entry), pump.now, entry.job, entry.attempt)
         back_to_waiting(pump, entry, "the scheduler never got it")
+
+
+def _take_back_bundle(pump: "Round", entry: "Entry") -> None:
+    from . import bundle
+
+    started = bundle.close(pump, entry)
+    if started:
+        _record(pump, entry, started, False, "adopted")
+    else:
+        pump.state.keep_closed(submit.sought(pump, entry), pump.now, entry.job, entry.attempt)
+        bundle.take_back(pump, entry)
 
 
 def _lose_track(pump: "Round", entry: "Entry", meta: str) -> None:
     """End a submission without a trace of which nobody can say any more whether it has started."""
     spoiled.check_work(pump.spool.work)
     standing = live.Standing(entry, meta, "", False, marks.read(meta, entry.token), spoilt=True)
-    if not _cancelled_spoilt(pump, standing):
+    if not cancelled_spoilt(pump, standing):
         end(pump, standing, {"state": "LOST", "exit": None, "why": "the scheduler does not know it"})
         pump.state.closed.append(entry.token)
     else:
@@ -77,12 +104,12 @@ def _lose_track(pump: "Round", entry: "Entry", meta: str) -> None:
     pump.state.keep_closed(submit.sought(pump, entry), pump.now, entry.job, entry.attempt)
 
 
-def _cancelled_spoilt(pump: "Round", standing: "Standing") -> bool:
+def cancelled_spoilt(pump: "Round", standing: "Standing") -> bool:
     """Whether a cancel was asked for of a job whose folder has no place for the mark of that (operations.py)."""
     return standing.spoilt and standing.entry.token in pump.state.closed
 
 
-def _given_up(pump: "Round", token: str) -> bool:
+def given_up(pump: "Round", token: str) -> bool:
     """Whether a token has been without a trace for the grace period and enough good query rounds. Counts this round."""
     first, rounds = pump.state.doubt.get(token, [pump.now, 0])
     pump.state.doubt[token] = [first, rounds + 1]
@@ -99,6 +126,12 @@ def back_to_waiting(pump: "Round", entry: "Entry", why: str) -> None:
 def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]", fresh: bool) -> bool:
     """Settle one submitted attempt if its end is certain; whether it is settled."""
     found = standing.marks
+    if live.is_bundle(standing.entry):
+        from . import bundle
+
+        return bundle.settle(pump, standing, snapshot, fresh)
+    if standing.member:
+        return member(pump, standing)
     if found.runs and _start(standing) not in pump.state.started:
         _journal_start(pump, standing)
     if found.flag and not found.term and not pump.scheduler.stages_output:
@@ -111,6 +144,20 @@ def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]
     if standing.id and not snapshot.knows(standing.id):
         return False
     return _gone(pump, standing, snapshot.ended.get(standing.id))
+
+
+def member(pump: "Round", standing: "Standing") -> bool:
+    """Settle a member of a bundle whose flag says how it ended, or that is settled by somebody; whether it is."""
+    found = standing.marks
+    if not os.path.lexists(standing.entry.path):
+        return True
+    if found.runs and _start(standing) not in pump.state.started:
+        _journal_start(pump, standing)
+    if found.flag and found.term and found.cancel:
+        return cancelled(pump, standing, "cancelled", _by_flag(found.flag)["exit"])
+    if found.flag and found.term and found.over:
+        return end(pump, standing, {"state": "FAIL", "exit": None, "why": "walltime"})
+    return bool(found.flag and not found.term) and end(pump, standing, _by_flag(found.flag))
 
 
 def _with_cause(outcome: "Dict[str, Any]", ended: "Optional[Ended]") -> "Dict[str, Any]":
@@ -157,9 +204,9 @@ def _started(standing: "Standing") -> bool:
 
 def _gone(pump: "Round", standing: "Standing", ended: "Optional[Ended]") -> bool:
     """A job the scheduler no longer runs. True when settled; False while its end is not yet certain."""
-    cancel = standing.marks.cancel or _cancelled_spoilt(pump, standing)
+    cancel = standing.marks.cancel or cancelled_spoilt(pump, standing)
     if ended is None or ended.lost:
-        if ended is None and not _given_up(pump, standing.entry.token):
+        if ended is None and not given_up(pump, standing.entry.token):
             return False
         return _vanished(pump, standing, ended.why if ended else "gone from the scheduler without a trace")
     started = _started(standing)
@@ -171,7 +218,7 @@ def _gone(pump: "Round", standing: "Standing", ended: "Optional[Ended]") -> bool
     if not started:
         return _never_ran(pump, standing, ended)
     missing = standing.flagged < max(1, standing.begun)
-    if pump.scheduler.stages_output and missing and not _given_up(pump, standing.entry.token):
+    if pump.scheduler.stages_output and missing and not given_up(pump, standing.entry.token):
         return False  # a flag may still be on its way through the file server's caches
     if standing.indices and not standing.spoilt:
         return end(pump, standing, arrays.by_scheduler(standing, ended.why))
@@ -197,7 +244,7 @@ def _vanished(pump: "Round", standing: "Standing", why: str) -> bool:
     found, started = standing.marks, _started(standing)
     if not started and pump.close_token(standing.meta, standing.entry.token):
         return False  # it started this very moment: its marks say more next time
-    if found.cancel or _cancelled_spoilt(pump, standing):
+    if found.cancel or cancelled_spoilt(pump, standing):
         return cancelled(pump, standing, "cancelled", None)
     if standing.indices and found.runs:
         return end(pump, standing, arrays.by_scheduler(standing, why, lost=True))

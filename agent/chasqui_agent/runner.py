@@ -35,6 +35,7 @@ python=@python@
 agent=@agent@
 record=@record@
 wakes=@wakes@
+member=@member@
 id=${PBS_JOBID:-${SLURM_JOB_ID:-none.$$}}
 [ -n "${PBS_JOBID:-}" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || id="${SLURM_ARRAY_JOB_ID:-}[$SLURM_ARRAY_TASK_ID]"
 host=$(uname -n)
@@ -111,6 +112,20 @@ if [ "$own" != "$token" ]; then
         [ "$(readlink "$meta/claim.$own" 2>/dev/null)" = "$id" ] || refuse duplicate
 fi
 
+# A member of a bundle is cancelled by itself: TERM to the payload, and KILL when we were asked ten times, once a
+# second.
+asks=0
+# shellcheck disable=SC2329 # the trap calls it
+on_cancel() {
+    on_term
+    asks=$((asks + 1))
+    [ -n "${child:-}" ] || return 0
+    deadly=TERM
+    [ "$asks" -le 10 ] || deadly=KILL
+    kill -"$deadly" -- "-$child" 2>/dev/null || kill -"$deadly" "$child" 2>/dev/null || :
+}
+[ -z "$member" ] || trap on_cancel USR1
+
 # 3. This start. A second one of the same id is PBS's own rerun: only where the job asked for it, else it leaves no
 # mark, because the first start may live on (lost node, restarted server) and would take it for one that has the word.
 # A symlink, because a file would stay behind empty on a full disk, and look like an earlier start.
@@ -176,6 +191,9 @@ if [ "$code" -gt 128 ]; then
     [ "$again" = 127 ] || code=$again
 fi
 
+# What it leaves in the background would live until its bundle ends.
+[ -z "$member" ] || kill -KILL -- "-$child" 2>/dev/null || :
+
 # 5. The flag: the room is overwritten in place and renamed. A later start of the same id has the word.
 let_us_in
 if [ ! -L "$meta/run.$own.$((k + 1))" ]; then
@@ -238,13 +256,14 @@ def build(
     record: bool = False,
     wakes: bool = True,
     first: str = "",
+    member: bool = False,
 ) -> bytes:
     """The runner of one submission.
 
     script: the user's, for its #PBS lines; command: the words that run it; values: dir root job attempt token python
     agent path name, unquoted. `path` is the PATH a wake needs to find the scheduler. record: leave a note for hooks;
     wakes: pump at its end, or where it refuses to run; first:
-    its first lines, "" for those of `head`.
+    its first lines, "" for those of `head`; member: of a bundle, whose script tells it of a cancel by USR1.
     """
     text = first or head(script)
     quoted = {key: shlex.quote(value) for key, value in values.items()}
@@ -252,6 +271,7 @@ def build(
     quoted["command"] = " ".join(shlex.quote(word) for word in command)
     quoted["record"] = "1" if record else ""
     quoted["wakes"] = "1" if wakes else ""
+    quoted["member"] = "1" if member else ""
     quoted["carried"] = carried_words()
     # One pass, so that a folder named "@job@" stays one.
     return (text + re.sub("@([a-z]+)@", lambda match: quoted[match.group(1)], _TEXT)).encode("utf-8", "surrogateescape")

@@ -24,6 +24,9 @@ DEFAULTS = {
     "lease": (600.0, "how long a lock holder on another host is believed to be alive"),
     "heartbeat": (15.0, "minutes after which the relay is woken where none of its jobs is alive; 0: never"),
     "settle": (5.0, "age at which a script dropped into waiting/ is taken in"),
+    "bundle": (1, "jobs with equal directives that share one allocation at most; 1: each has its own"),
+    "parallel": (1, "of those, how many run at the same time"),
+    "bundle_walltime": (86400.0, "the longest walltime a bundle asks for"),
     "cache_size": (2 << 30, "bytes of content kept for later uploads; 0: none"),
 }
 TEXTS = {
@@ -41,15 +44,16 @@ MAX_NAMES = 1000  # of a table
 RUNNING_CAPS = ("hold", "site")
 # It stands on ssh's command line: nothing in front that is an option, no port, no address in brackets.
 _WAKE_VIA = re.compile(r"(auto|direct|hook|sync|ssh:([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9_.-]*)\Z")
-COUNTS = ("max_running", "max_queued", "max_total", "slots", "cache_size")
+COUNTS = ("max_running", "max_queued", "max_total", "slots", "cache_size", "bundle", "parallel")
 MAX_CACHE = 1 << 50
+MAX_BUNDLE = 64  # so many runners are written, and scripts moved, for one submission
 
 
 # The settings of one root, checked. owner, revision: the ledger that sent them, and its count of changes.
 Settings = namedtuple(
     "Settings",
-    "max_running max_queued max_total slots query_interval grace lease heartbeat settle cache_size pbs_bin running_cap"
-    " wake_via queues projects accounts scheduler owner revision",
+    "max_running max_queued max_total slots query_interval grace lease heartbeat settle bundle parallel bundle_walltime"
+    " cache_size pbs_bin running_cap wake_via queues projects accounts scheduler owner revision",
 )
 
 
@@ -60,10 +64,10 @@ def check(values: "Dict[str, Any]") -> str:
             continue
         value = values[key]
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        most = MAX_CACHE if key == "cache_size" else 10**6
+        most = {"cache_size": MAX_CACHE, "bundle": MAX_BUNDLE, "parallel": MAX_BUNDLE}.get(key, 10**6)
         if not number or not 0 <= value <= most or (key in COUNTS and value != int(value)):
             return "%s must be a number from 0 to %s" % (key, "{:,}".format(most))
-        if value == 0 and key in ("max_running", "max_queued", "lease"):
+        if value == 0 and key in ("max_running", "max_queued", "lease", "parallel"):
             return "%s must be at least 1" % key
     for key, (text, _) in TEXTS.items():
         value = values.get(key, text)

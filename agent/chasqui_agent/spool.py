@@ -94,6 +94,7 @@ class Spool:
         self.root = os.path.abspath(root)
         for name in FOLDERS:
             setattr(self, name, os.path.join(self.root, name))
+        self.bundles = os.path.join(self.root, "bundles")  # made when needed
 
     if MYPY:
         held = submitting = submitted = ending = completed = rejected = cancelled = blocked = ""

@@ -24,7 +24,9 @@ def gather(spool: "Spool", ask: bool = False) -> "Dict[str, Any]":
     that is left. ask: quotas as well, which may take some seconds."""
     state = files.read_json(os.path.join(spool.root, "state.json"), {})
     chosen = settings.load(spool)
-    counts = {name: len(spool.entries(name)) for name in ("held", "submitting", "submitted")}
+    folders = ("held", "submitting", "submitted")
+    # Not bundles: their jobs are told.
+    counts = {name: sum(not live.is_bundle(one) for one in spool.entries(name)) for name in folders}
     waiting = spool.count_waiting()
     pumped = state.get("pumped", 0)
     age = files.server_time(spool.wake) - pumped
@@ -111,7 +113,8 @@ def _beat(spool: "Spool", chosen: "settings.Settings", scheduler: "Scheduler", s
 def _stuck(spool: "Spool", state: State, standing: "Optional[List[live.Standing]]") -> "List[str]":
     why = state.value.get("reasons", {}).get("why", {})
     standing = live.standings(spool) if standing is None else standing
-    jobs = [(job.entry.job, why[job.id]) for job in standing if why.get(job.id)]
+    stuck = [job for job in standing if why.get(job.id) and not live.is_bundle(job.entry)]
+    jobs = [(job.entry.job, why[job.id]) for job in stuck]
     return ["%s does not start: %s" % one for one in jobs[:MOST_STUCK]]
 
 

@@ -63,9 +63,9 @@ def submit(pump: "Round", entry: Entry, hold: bool, following: "Optional[Entry]"
         fault.point("submit.behind.after")
 
     try:
-        _check_lock(pump)
+        check_lock(pump)
         fault.point("submit.call.before")
-        answer = _not_for(pump, request) or pump.scheduler.submit(request, CALL_SECONDS, meanwhile)
+        answer = not_for(pump, request) or pump.scheduler.submit(request, CALL_SECONDS, meanwhile)
     except NotQueued:
         # A full disk, and nobody has the job: not an outcome to wait for.
         files.move(in_flight.path, entry.path)
@@ -111,14 +111,15 @@ def _prepare_at_last(pump: "Round", entry: Entry) -> Request:
         raise _Unfit("not submitted: %s can't be used: %s" % (folder, error.strerror)) from None
 
 
-def _check_lock(pump: "Round") -> None:
+def check_lock(pump: "Round") -> None:
+    """Raise Lost where the lock is somebody else's by now, NotQueued where the disk stands in the way."""
     try:
         pump.lock.check()
     except OSError as error:
         raise NotQueued(error.errno, error.strerror, error.filename) from None
 
 
-def _not_for(pump: "Round", request: Request) -> "Optional[Submission]":
+def not_for(pump: "Round", request: Request) -> "Optional[Submission]":
     """The refusal of a script whose directives this scheduler would ignore: what it asks for is not what it would
     get."""
     meant = request.dialect
@@ -162,9 +163,12 @@ def reject_waiting(pump: "Round", entry: Entry, text: str) -> None:
     reject(pump, in_flight, text)
 
 
-def prepare(pump: "Round", entry: Entry) -> Request:
-    """Write the runner of a new submission, of a new token, and say what the scheduler is to be asked for."""
-    token = new_token()
+def prepare(pump: "Round", entry: Entry, token: str = "") -> Request:
+    """Write the runner of a new submission, of a new token, and say what the scheduler is to be asked for.
+
+    token: that of a member of a bundle, whose runner is a child of the bundle's script.
+    """
+    member, token = bool(token), token or new_token()
     with open(entry.path, "rb") as stream:
         script = stream.read()
     spool, job, attempt = pump.spool, entry.job, entry.attempt
@@ -188,9 +192,10 @@ def prepare(pump: "Round", entry: Entry) -> Request:
     }
     command = directives.interpreter(script, login_shell()) + [os.path.join(meta, "script")]
     path = os.path.join(meta, "runner." + token)
-    wakes = pump.settings.wake_via not in ("hook", "sync")
-    first = pump.scheduler.head(script)
-    text = runner.build(script, values, command, rerun, pump.scheduler.asks_a_server, wakes, first)
+    wakes = pump.settings.wake_via not in ("hook", "sync") and not member
+    first = "#!%s\n" % runner.shell_path() if member else pump.scheduler.head(script)
+    hooked = pump.scheduler.asks_a_server and not member
+    text = runner.build(script, values, command, rerun, hooked, wakes, first, member)
     files.write_file(path, text, 0o700, durable=False)
     output, error, join = output_paths(asked, folder, os.path.join(meta, token), name, token)
     return Request(

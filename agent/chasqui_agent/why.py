@@ -50,8 +50,9 @@ def gather(spool: "Spool", job: str, attempt: int = 0) -> "Facts":
     others). held: by ("script": its own #PBS -h, else "hold").
     submitting: grace (seconds). submitted: id, held (by us), began (when its script did; 0: not yet), spoilt (what
     tells that is gone), over (its script has ended), told (it was told to end), letter (the scheduler's state of it),
-    words (the scheduler's own), silent (why it could not be asked), elements (of an array, as elements.tally).
-    completed, rejected, cancelled, blocked: end (DONE, FAIL, LOST), words.
+    words (the scheduler's own), silent (why it could not be asked), shared (of a member of a bundle: "waits" or "runs",
+    of that), elements (of an array, as elements.tally). completed, rejected, cancelled, blocked: end (DONE, FAIL,
+    LOST), words.
 
     Of what has not ended also: counts [payloads, queued, live], caps {max_running, max_queued, max_total, running_cap},
     refused [words, since when], called (the scheduler), asks (whether that is a
@@ -147,7 +148,12 @@ def _submitted(spool: "Spool", entry: "Entry", chosen: "Settings") -> "Facts":
     left, known = marks.read(meta, entry.token), marks.read_id(meta, entry.token)
     job_id = str(known.get("id", "")) or spoiled.id_in_journal(spool.log, entry.token)
     found = {"spoilt": not known, "id": job_id, "held": bool(known.get("held")), "told": left.term or left.cancel,
-             "over": left.flag is not None, "letter": "", "words": "", "silent": ""}
+             "over": left.flag is not None, "letter": "", "words": "", "silent": "", "shared": ""}
+    bundle = live.bundled(spool).get(entry.token)
+    if bundle:
+        of_it = spool.meta_dir(bundle.job, bundle.attempt)
+        found["shared"] = "runs" if marks.read(of_it, bundle.token).runs else "waits"
+        found["held"] = bool(marks.read_id(of_it, bundle.token).get("held"))
     found["began"] = marks.started_at(meta, entry.token, left) if left.runs else 0
     indices = live.indices(entry, job_id)
     if indices and known:
@@ -185,7 +191,7 @@ def _relay(spool: "Spool", chosen: "Settings") -> "Facts":
     scheduler = schedulers.choose(spool, chosen)
     has_beat = heartbeat.enabled(chosen, scheduler, state.value)
     ours = [beat.id for beat in beats] if has_beat else None
-    counts = live.count(live.standings(spool), len(spool.entries("submitting")), snapshot, ours)
+    counts = live.count(live.standings(spool), len(live.in_flight(spool)), snapshot, ours)
     caps = {key: getattr(chosen, key) for key in ("max_running", "max_queued", "max_total", "running_cap")}
     pumped = state.value.get("pumped", 0)
     stalled = pumped if status.gather(spool)["stalled_since"] else 0
@@ -345,6 +351,8 @@ def _said_submitting(found: "Facts") -> "List[str]":
 
 def _said_submitted(found: "Facts") -> "List[str]":
     job_id = _text(found, "id") or "an id that is not known yet"
+    if found.get("over") and found.get("shared"):
+        return ["Its script has ended; how it ended is decided when the job it shares with others has (%s)." % job_id]
     if found.get("over"):
         return ["Its script has ended; %s has not let go of it yet (%s)." % (_called(found), job_id)]
     if found.get("began"):
@@ -355,6 +363,11 @@ def _said_submitted(found: "Facts") -> "List[str]":
         ends = "how it ends is known by the word of %s alone" % _called(found)
         return ["It is in %s as %s; %s: %s." % (_called(found), job_id, spoiled.GONE, ends)] + _own_words(found)
     lines = ["It is in %s as %s and has not started." % (_called(found), job_id)]
+    if found.get("shared"):
+        lines = ["It shares the job %s of %s with others (a bundle)." % (job_id, _called(found))]
+        if found.get("shared") == "runs":
+            return lines + ["That runs; its turn comes when one of the others has ended."]
+        lines.append("That has not started.")
     return lines + (_cap_hold(found) if found.get("held") else []) + _own_words(found)
 
 

@@ -7,7 +7,8 @@
                                  pbs_bin, wake_via, bandwidth, windows (see `pace`), cleanup, cleanup_min_age
     [remotes.NAME.caps]          max_queued, max_running, max_total, running_cap; queues, projects, accounts:
                                  tables of name = number
-    [remotes.NAME.settings]      query_interval, grace, lease (seconds), heartbeat (minutes), cache_size (bytes)
+    [remotes.NAME.settings]      query_interval, grace, lease (seconds), heartbeat (minutes), cache_size (bytes);
+                                 bundle, parallel, bundle_walltime (seconds)
     [remotes.NAME.templates.T]   values for the placeholders of template T
 
 Every key has a default but `host`. A key that is not known is an error: a cap with a typo must not be no cap.
@@ -33,6 +34,7 @@ LOCAL = "local"
 ANY = "any"  # no remote: what a job is for that goes to the first with a slot free
 MAX_FILE = 100 * 10 ** 6  # bytes; bigger results stay on the cluster until asked for
 CACHE_SIZE = 2 << 30  # bytes
+MAX_BUNDLE = 64  # as in the agent's settings
 CAP_TABLES = "queues", "projects", "accounts"
 SCHEDULERS = ("auto", "openpbs", "torque", "slurm", "slurm-torque", "shell")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
@@ -63,6 +65,9 @@ class Settings:
     lease: float = 600
     heartbeat: float = 15
     cache_size: int = CACHE_SIZE
+    bundle: int = 1  # jobs in one allocation, at most
+    parallel: int = 1  # of them at the same time
+    bundle_walltime: float = 86400
 
 
 @dataclass(frozen=True)
@@ -335,9 +340,17 @@ def _numbers(table: Table, key: str) -> dict[str, int]:
 def _settings(table: Table) -> Settings:
     settings = Settings(table.seconds("query_interval", 30, 0), table.seconds("grace", 300, 0),
                         table.seconds("lease", 600, 1), _heartbeat(table),
-                        table.bytes("cache_size", CACHE_SIZE))
-    table.done("query_interval, grace, lease, heartbeat, cache_size")
+                        table.bytes("cache_size", CACHE_SIZE), _bundled(table, "bundle"),
+                        _bundled(table, "parallel"), table.seconds("bundle_walltime", 86400, 0))
+    table.done("query_interval, grace, lease, heartbeat, cache_size, bundle, parallel, bundle_walltime")
     return settings
+
+
+def _bundled(table: Table, key: str) -> int:
+    value = table.whole(key, 1) or 1
+    if value > MAX_BUNDLE:
+        raise table.bad(key, "must be a whole number from 1 to %d" % MAX_BUNDLE)
+    return value
 
 
 def _heartbeat(table: Table) -> float:
@@ -416,6 +429,9 @@ max_running = 30          # jobs running, at most
 #lease = 600              # seconds after which a silent agent on another host counts as gone
 #heartbeat = "auto"       # minutes ("auto": 15) after which a small job wakes a relay none of whose jobs lives; "off"
 #cache_size = 2147483648  # bytes of contents kept there, so that they are not sent again; 0: none
+#bundle = 1               # so many jobs with equal #PBS lines share one job of the scheduler, at most; see agent/README
+#parallel = 1             # of those, how many run at the same time
+#bundle_walltime = 86400  # seconds; no bundle asks for more
 
 #[remotes.{name}.templates.vasp]
 #cpus = 16                # values for the template's placeholders

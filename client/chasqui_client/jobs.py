@@ -49,6 +49,7 @@ class Asked:
     condition: str = ""  # how each of them has to end: ok, any, fail
     retry: Mapping[str, Any] = field(default_factory=dict)  # what is said of retries, by the keys of a policy
     resources: Mapping[str, str] = field(default_factory=dict)  # said at a retry: what the script is to ask for
+    bundle: bool | None = None  # False: never in one job of the scheduler with others
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> "Asked":
@@ -196,6 +197,7 @@ class Planner:
             "rerun": bool(said.rerun),
             "template": said.template,
             **({"any": True} if self.remote.name == ANY else {}),
+            **({"bundle": False} if said.bundle is False else {}),
         }
 
     def _expected(self, said: Asked, template: templates.Template | None) -> list[str]:
@@ -292,9 +294,10 @@ def _job_toml(folder: bytes) -> Asked:
         max_file=_given(table, "max_file", lambda key: table.bytes(key, 0)),
         max_job=_given(table, "max_job", lambda key: table.bytes(key, 0)),
         follow=_given(table, "follow", table.flag), rerun=_given(table, "rerun", table.flag),
-        after=_given(table, "after", table.texts), condition=table.text("if", ""), retry=retry_policy.read(table))
+        after=_given(table, "after", table.texts), condition=table.text("if", ""), retry=retry_policy.read(table),
+        bundle=_given(table, "bundle", table.flag))
     table.done("script, template, set, inputs, exclude, outputs, expect, name, priority, max_file, max_job, follow, "
-               "rerun, after, if, " + ", ".join(retry_policy.KEYS))
+               "rerun, after, if, bundle, " + ", ".join(retry_policy.KEYS))
     return asked
 
 

@@ -253,6 +253,8 @@ class Exchange(Handler):
                   "expect": options.get("expect", []), "max_file": options.get("max_file", 0),
                   "max_job": options.get("max_job", 0), "rerun": bool(options.get("rerun")),
                   "previous": job.attempt - 1}
+        if options.get("bundle") is False:
+            fields["bundle"] = False
         if options.get("retry"):
             fields["retry"] = options["retry"]
         if parents:

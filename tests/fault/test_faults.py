@@ -22,12 +22,13 @@ from needs import python36
 
 GRACE = 1.0
 LEASE = 30.0
-# The modules of the relay. The heartbeat is killed in tests/pbs, a session in tests/session/test_kills, the client in
-# test_client_faults, a clean on both sides in test_clean_faults, a retry in test_retry_faults.
+# The modules of the relay. The heartbeat is killed in tests/pbs, a bundle in tests/agent/test_bundle, a session in
+# tests/session/test_kills, the client in test_client_faults, a clean on both sides in test_clean_faults, a retry in
+# test_retry_faults.
 RELAY = ("dependents", "ending", "files", "fill", "intake", "journal", "lock", "marks", "operations", "pump", "shell",
          "submit")
-ELSEWHERE = ("heartbeat", "channel", "deliver", "receive", "serve", "ledger", "landing", "session", "clean", "cleanup",
-             "retries")
+ELSEWHERE = ("bundle", "heartbeat", "channel", "deliver", "receive", "serve", "ledger", "landing", "session", "clean",
+             "cleanup", "retries")
 POINTS = sorted(name for name in fault.POINTS if name.split(".")[0] in RELAY)
 LATER = (2, 3, 5, 7, 11) if os.environ.get("CHASQUI_TEST_SIZE") == "long" else (3,)
 REPEATED = ("dependents", "files", "journal", "lock", "submit", "shell")  # one process passes these several times

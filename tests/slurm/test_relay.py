@@ -234,3 +234,23 @@ def test_a_pbs_script_is_rejected(tmp_path: Path, cluster: Cluster) -> None:
     root.pump()
     told = [record["text"] for record in root.log() if record["ev"] == "rejected"]
     assert told == ["the script has #PBS lines; for Slurm it needs #SBATCH lines, and no others"]
+
+
+# -- bundles -----------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_share_an_allocation_one_after_the_other(tmp_path: Path, cluster: Cluster) -> None:
+    root = SlurmRoot(tmp_path / "root", cluster, bundle=3, parallel=2, heartbeat=0)
+    names = ["one", "two", "three"]
+    asked = "#SBATCH --ntasks=1 --time=2\n#SBATCH --output=%x-%j.out --job-name="
+    for name in names:
+        root.drop(name, directives=asked + name, text="note end; exit 3" if name == "two" else "echo $SLURM_JOB_NAME")
+    root.pump()
+    ids = {record["pbs"] for name in names for record in root.events(name, "submitted")}
+    assert len(ids) == 1
+    shown = cluster.run("scontrol", "show", "job", *ids).stdout
+    assert "TimeLimit=00:08:00" in shown or "TimeLimit=00:07:30" in shown, shown
+    assert [root.ended(name)["state"] for name in names] == ["DONE", "FAIL", "DONE"]
+    assert [root.starts(name) for name in names] == [1] * 3
+    with open(os.path.join(root.spool.work_dir("one", 1), "one-%s.out" % ids.pop())) as stream:
+        assert stream.read() == "one\n"

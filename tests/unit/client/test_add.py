@@ -138,10 +138,11 @@ def test_a_missing_folder_is_a_file_not_found_error(home: Home, tmp_path: Path) 
 
 
 def test_the_command_line_goes_before_job_toml(home: Home, tmp_path: Path) -> None:
-    toml = 'script = "x.sh"\nname = "inner"\npriority = -3\nexclude = ["*.tmp"]\nrerun = true\n'
+    toml = 'script = "x.sh"\nname = "inner"\npriority = -3\nexclude = ["*.tmp"]\nrerun = true\nbundle = false\n'
     folder = _folder(tmp_path / "a", **{"x.sh": "x\n", "y.sh": "y\n", "b.tmp": "t", "job.toml": toml})
     job = _add(home, folder).jobs[0]
-    assert (job.name, job.priority, job.script, job.options["rerun"]) == ("inner", -3, b"x.sh", True)
+    assert (job.name, job.priority, job.script, job.options["rerun"], job.options["bundle"]) == (
+        "inner", -3, b"x.sh", True, False)
     assert b"b.tmp" not in _files(home, job)
     job = _add(home, folder, asked=Asked(script="y.sh", name="outer", exclude=()), again=True).jobs[0]
     assert (job.name, job.priority, job.script) == ("outer", -3, b"y.sh")

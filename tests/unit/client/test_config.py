@@ -26,6 +26,7 @@ def test_init_writes_every_default_and_keeps_the_folder_private(home: Home) -> N
     text = home.config_path.read_text()
     for key in ("work_root", "python", "ssh_config", "ssh_options", "scheduler", "pbs_bin", "max_queued", "max_running",
                 "max_total", "running_cap", "query_interval", "grace", "lease", "heartbeat", "cache_size",
+                "bundle", "parallel", "bundle_walltime",
                 "wake_via",
                 "cleanup", "cleanup_min_age", "keep",
                 "default_remote", "inputs", "exclude", "outputs",
@@ -147,7 +148,8 @@ def test_everything_is_read() -> None:
         pbs_bin = "/opt/pbs/bin"
         wake_via = "ssh:jane@login-1.hpc"
         caps = { max_queued = 8, max_running = 4, max_total = 9, running_cap = "site", queues = { long = 2 } }
-        settings = { query_interval = 0.5, grace = 2, heartbeat = "off", cache_size = 0 }
+        settings = { query_interval = 0.5, grace = 2, heartbeat = "off", cache_size = 0, bundle = 16, parallel = 4, \
+bundle_walltime = 7200 }
         [remotes.b.templates.vasp]
         cpus = 4
     """)
@@ -155,6 +157,7 @@ def test_everything_is_read() -> None:
     assert remote.name == "b" and remote.templates == {"vasp": {"cpus": "4"}} and remote.ssh_options == ("Port=2222",)
     assert remote.agent_config() == {"max_queued": 8, "max_running": 4, "max_total": 9, "query_interval": 0.5,
                                      "grace": 2, "lease": 600, "heartbeat": 0, "cache_size": 0,
+                                     "bundle": 16, "parallel": 4, "bundle_walltime": 7200,
                                      "pbs_bin": "/opt/pbs/bin", "queues": {"long": 2}, "projects": {}, "accounts": {},
                                      "running_cap": "site", "wake_via": "ssh:jane@login-1.hpc"}
     assert remote.scheduler == "openpbs"
