@@ -18,7 +18,11 @@ from docker.ground import Laptop, Sampler, until
 
 PATIENCE = 120.0
 BALLAST = "/scratch/ballast"
-KILL_SERVER = "kill -%s $(cat /var/spool/pbs/server_priv/server.lock)"
+KILL_SERVER = """\
+server=$(cat /var/spool/pbs/server_priv/server.lock)
+kill -%s $server
+while kill -0 $server 2>/dev/null; do sleep 0.1; done
+"""
 FILL = """\
 import sys, time
 end = time.monotonic() + float(sys.argv[2])
