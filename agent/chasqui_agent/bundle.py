@@ -77,7 +77,8 @@ _ALONE_OPTIONS = (
 ).split()
 _KEPT = ("mpiprocs", "ompthreads", "place")
 _TOO_MUCH = "violates queue and/or server resource limits"  # a wait for a job; here it may be what was multiplied
-_COUNTED = re.compile(r"(ncpus|ppn|ngpus|mem|vmem)=([0-9]+)([a-z]*)$")
+# Not GPUs: nobody tells each member which of them are its own.
+_COUNTED = re.compile(r"(ncpus|ppn|mem|vmem)=([0-9]+)([a-z]*)$")
 # Variables that say how much of the allocation there is: each member is told its share.
 _SHARED = ("NCPUS", "OMP_NUM_THREADS", "PBS_NUM_PPN", "PBS_NP")
 TURN_SECONDS = 30  # more walltime for each turn: a member that takes too long is ended 17 s late at most
@@ -85,17 +86,17 @@ OVER_SECONDS = 5  # a scheduler would have ended it by then
 MOST_TIMES = 2  # bundles that end before a job's turn came; then it goes alone
 
 _SCRIPT = r"""
-parallel=@parallel@
-limit=@limit@
-interval=@interval@
-root=@root@
-wakes=@wakes@
-nodes=@nodes@
-n=@count@
-id=${PBS_JOBID:-${SLURM_JOB_ID:-}}
+cq_parallel=@parallel@
+cq_limit=@limit@
+cq_interval=@interval@
+cq_root=@root@
+cq_wakes=@wakes@
+cq_nodes=@nodes@
+cq_n=@count@
+cq_id=${PBS_JOBID:-${SLURM_JOB_ID:-}}
 
 # The script goes on to its end under TERM: the scheduler tells the members' own runners, and no other begins.
-stop=
+cq_stop=
 trap 'stop=1' TERM INT HUP
 
 member() {
@@ -106,113 +107,113 @@ member() {
 
 # What the scheduler says is there is there for all members together: each begins as many threads as it is told. But not
 # what the script gives itself (NAME=value), where that counts.
-value=
-for given in @shared@; do
-    name=${given%%=*}
-    eval "value=\${$name:-}"
-    case $value in '' | *[!0-9]* | "${given#*=}") continue ;; esac
-    [ $((value % parallel)) -ne 0 ] || export "$name=$((value / parallel))"
+cq_value=
+for cq_given in @shared@; do
+    cq_name=${cq_given%%=*}
+    eval "cq_value=\${$cq_name:-}"
+    case $cq_value in '' | *[!0-9]* | "${cq_given#*=}") continue ;; esac
+    [ $((cq_value % cq_parallel)) -ne 0 ] || export "$cq_name=$((cq_value / cq_parallel))"
 done
-lines=0
-[ -z "$nodes" ] || [ ! -r "${PBS_NODEFILE:-}" ] || lines=$(wc -l <"$PBS_NODEFILE")
-if [ "$lines" -gt 0 ] && [ $((lines % parallel)) -eq 0 ]; then
-    head -n $((lines / parallel)) "$PBS_NODEFILE" >nodes && export PBS_NODEFILE="$PWD/nodes"
+cq_lines=0
+[ -z "$cq_nodes" ] || [ ! -r "${PBS_NODEFILE:-}" ] || cq_lines=$(wc -l <"$PBS_NODEFILE")
+if [ "$cq_lines" -gt 0 ] && [ $((cq_lines % cq_parallel)) -eq 0 ]; then
+    head -n $((cq_lines / cq_parallel)) "$PBS_NODEFILE" >nodes && export PBS_NODEFILE="$PWD/nodes"
 fi
 
 # A path with the scheduler's number in it, which it would fill in itself.
 filled() {
-    path=$1
-    case $path in *'^job_id^'*) path=${path%%'^job_id^'*}${id%%[.[]*}${path#*'^job_id^'} ;; esac
+    cq_path=$1
+    case $cq_path in *'^job_id^'*) cq_path=${cq_path%%'^job_id^'*}${cq_id%%[.[]*}${cq_path#*'^job_id^'} ;; esac
 }
 
 # A member's token may have been closed while it waited here: cancelled, or held.
 begin() {
     member "$1"
-    case $(readlink "$meta/claim.$token" 2>/dev/null) in closed:*) return 0 ;; esac
-    filled "$out" && out=$path
-    filled "$err" && err=$path
-    (: >"$out") 2>/dev/null || out=$meta/$token.out
-    (: >"$err") 2>/dev/null || err=$meta/$token.err
+    case $(readlink "$cq_meta/claim.$cq_token" 2>/dev/null) in closed:*) return 0 ;; esac
+    filled "$cq_out" && cq_out=$cq_path
+    filled "$cq_err" && cq_err=$cq_path
+    (: >"$cq_out") 2>/dev/null || cq_out=$cq_meta/$cq_token.out
+    (: >"$cq_err") 2>/dev/null || cq_err=$cq_meta/$cq_token.err
     (
-        export PBS_O_WORKDIR="$dir" CHASQUI_TOKEN="$token"
-        if [ "$out" = "$err" ]; then
-            exec @shell@ "$meta/runner.$token" </dev/null >"$out" 2>&1
+        export PBS_O_WORKDIR="$cq_dir" CHASQUI_TOKEN="$cq_token"
+        if [ "$cq_out" = "$cq_err" ]; then
+            exec @shell@ "$cq_meta/runner.$cq_token" </dev/null >"$cq_out" 2>&1
         fi
-        exec @shell@ "$meta/runner.$token" </dev/null >"$out" 2>"$err"
+        exec @shell@ "$cq_meta/runner.$cq_token" </dev/null >"$cq_out" 2>"$cq_err"
     ) &
-    slots="$slots $1:$!:$clock"
+    cq_slots="$cq_slots $1:$!:$cq_clock"
 }
 
 # The runner of a member is told every second, but not before its start mark: until then it has no trap.
 look() {
     member "$1"
-    over=
-    if [ -n "$limit" ] && [ $((clock - $3)) -ge "$limit" ]; then
-        over=1
-        [ -L "$meta/over.$token" ] || ln -s "$limit" "$meta/over.$token" 2>/dev/null
+    cq_over=
+    if [ -n "$cq_limit" ] && [ $((cq_clock - $3)) -ge "$cq_limit" ]; then
+        cq_over=1
+        [ -L "$cq_meta/over.$cq_token" ] || ln -s "$cq_limit" "$cq_meta/over.$cq_token" 2>/dev/null
     fi
-    if [ -n "$over" ] || [ -e "$meta/cancel.$token" ]; then
-        [ ! -L "$meta/run.$token.1" ] || kill -USR1 "$2" 2>/dev/null
+    if [ -n "$cq_over" ] || [ -e "$cq_meta/cancel.$cq_token" ]; then
+        [ ! -L "$cq_meta/run.$cq_token.1" ] || kill -USR1 "$2" 2>/dev/null
     fi
 }
 
 wake() {
-    env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PATH=@path@ LC_ALL=C PBS_JOBID="$id" \
-        @carried@ @python@ -I -S @agent@ --root "$root" wake --reason bundle --budget 15 </dev/null >/dev/null 2>&1
+    env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PATH=@path@ LC_ALL=C PBS_JOBID="$cq_id" \
+        @carried@ @python@ -I -S @agent@ --root "$cq_root" wake --reason bundle --budget 15 </dev/null >/dev/null 2>&1
 }
 
-slots=
-next=0
-clock=0
-woken=0
-busy=0
-before=$(date +%s)
-waker=
-ended=
+cq_slots=
+cq_next=0
+cq_clock=0
+cq_woken=0
+cq_busy=0
+cq_before=$(date +%s)
+cq_waker=
+cq_ended=
 while :; do
-    now=$(date +%s)
-    tick=$((now - before))
-    before=$now
+    cq_now=$(date +%s)
+    cq_tick=$((cq_now - cq_before))
+    cq_before=$cq_now
     # Time in which all of it was suspended is no time that a member had, nor is a clock that was put right.
-    if [ "$tick" -lt 0 ] || [ "$tick" -gt 10 ]; then
-        tick=1
+    if [ "$cq_tick" -lt 0 ] || [ "$cq_tick" -gt 10 ]; then
+        cq_tick=1
     fi
-    clock=$((clock + tick))
-    left=
-    count=0
-    for slot in $slots; do
-        pid=${slot#*:}
-        pid=${pid%:*}
-        if kill -0 "$pid" 2>/dev/null; then
-            left="$left $slot"
-            count=$((count + 1))
-            [ "$tick" -eq 0 ] || look "${slot%%:*}" "$pid" "${slot##*:}"
+    cq_clock=$((cq_clock + cq_tick))
+    cq_left=
+    cq_count=0
+    for cq_slot in $cq_slots; do
+        cq_pid=${cq_slot#*:}
+        cq_pid=${cq_pid%:*}
+        if kill -0 "$cq_pid" 2>/dev/null; then
+            cq_left="$cq_left $cq_slot"
+            cq_count=$((cq_count + 1))
+            [ "$cq_tick" -eq 0 ] || look "${cq_slot%%:*}" "$cq_pid" "${cq_slot##*:}"
         else
-            ended=1
-            busy=$clock
+            cq_ended=1
+            cq_busy=$cq_clock
         fi
     done
-    slots=$left
-    while [ -z "$stop" ] && [ "$next" -lt "$n" ] && [ "$count" -lt "$parallel" ]; do
-        begin "$next"
-        next=$((next + 1))
-        count=$((count + 1))
+    cq_slots=$cq_left
+    while [ -z "$cq_stop" ] && [ "$cq_next" -lt "$cq_n" ] && [ "$cq_count" -lt "$cq_parallel" ]; do
+        begin "$cq_next"
+        cq_next=$((cq_next + 1))
+        cq_count=$((cq_count + 1))
     done
-    [ -n "$slots" ] || { [ -z "$stop" ] && [ "$next" -lt "$n" ]; } || break
-    if [ -n "$ended" ] && [ -n "$wakes" ] && [ $((clock - woken)) -ge "$interval" ]; then
-        woken=$clock
-        ended=
+    [ -n "$cq_slots" ] || { [ -z "$cq_stop" ] && [ "$cq_next" -lt "$cq_n" ]; } || break
+    if [ -n "$cq_ended" ] && [ -n "$cq_wakes" ] && [ $((cq_clock - cq_woken)) -ge "$cq_interval" ]; then
+        cq_woken=$cq_clock
+        cq_ended=
         wake &
-        waker=$!
+        cq_waker=$!
     fi
     # Where they take a second each, one more between them would be half of it.
-    if [ $((clock - busy)) -lt 5 ]; then
+    if [ $((cq_clock - cq_busy)) -lt 5 ]; then
         sleep 0.2 2>/dev/null || sleep 1
     else
         sleep 1
     fi
 done
-[ -z "$waker" ] || wait "$waker"
+[ -z "$cq_waker" ] || wait "$cq_waker"
 exit 0
 """
 
@@ -431,7 +432,7 @@ def script(values: "Dict[str, str]", members: "List[Dict[str, str]]", shared: "L
     variables that are shared out, unless they have just that value."""
     cases = []
     for number, one in enumerate(members):
-        words = ["%s=%s" % (name, shlex.quote(value)) for name, value in sorted(one.items())]
+        words = ["cq_%s=%s" % (name, shlex.quote(value)) for name, value in sorted(one.items())]
         cases.append("        %d) %s ;;" % (number, " ".join(words)))
     quoted = {name: shlex.quote(value) if value else "" for name, value in values.items()}
     quoted.update(count="%d" % len(members), members="\n".join(cases), shell=runner.shell_path())
@@ -501,7 +502,9 @@ def _apart(pump: "Round", members: "List[Entry]", answer: Submission) -> Submiss
         refused = {"ev": "refused", "job": members[0].job, "attempt": members[0].attempt, "kind": answer.kind}
         pump.journal.append(dict(refused, text=answer.text))
     for_good = answer.kind in ("permanent", "other") or re.search(_TOO_MUCH, answer.text, re.IGNORECASE)
-    perhaps = answer.kind == "limit" and answer.learn is None and not answer.shared
+    # Where jobs of ours are there it may be their number, and they end.
+    ours = pump.spool.entries("submitted")
+    perhaps = answer.kind == "limit" and answer.learn is None and not answer.shared and not ours
     for one in members if for_good else members[:1] if perhaps else ():
         files.write_file(_alone(pump.spool, one), b"", durable=False)
     return answer._replace(kind="apart") if for_good or perhaps else answer

@@ -274,7 +274,8 @@ def _first_waiting(
                 further -= 1  # its queue is full: others' may not be
             else:
                 found.append((entry, size))
-                site.took(asked, size)
+                if not bundles:  # how many places they take is known when they are put together
+                    site.took(asked, size)
         if len(found) >= most or not further:
             break
     site.forget_taken()

@@ -365,8 +365,11 @@ class Round:
     # -- what the steps share --------------------------------------------------------------------------------------
 
     def standings(self) -> "List[live.Standing]":
-        """As `live.standings`; an id that its job has taken away comes from the journal."""
-        return [self._with_id(job) if job.spoilt else job for job in live.standings(self.spool)]
+        """As `live.standings`; an id that its job has taken away is the journal's, or of a bundle its members'."""
+        found = [self._with_id(job) if job.spoilt else job for job in live.standings(self.spool)]
+        ids = {job.entry.token: job.id for job in found if job.member and job.id}
+        return [job if job.id or not live.is_bundle(job.entry) else job._replace(id=_id_of_one(job, ids))
+                for job in found]
 
     def _with_id(self, job: "live.Standing") -> "live.Standing":
         job_id = self.id_of(job.entry)
@@ -405,6 +408,10 @@ class Round:
         """The priority folder an attempt belongs to."""
         priority = self.spool.job_record(entry.job, entry.attempt).get("priority", 0)
         return min(999, max(0, MIDDLE_PRIORITY - priority)) if isinstance(priority, int) else MIDDLE_PRIORITY
+
+
+def _id_of_one(bundle: "live.Standing", ids: "Dict[str, str]") -> str:
+    return next((ids[token] for _, _, token in live.members(bundle.entry.path) if token in ids), "")
 
 
 def _read_text(path: str) -> "Optional[str]":

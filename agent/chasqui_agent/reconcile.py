@@ -28,8 +28,9 @@ MAX_STARTS = 5  # submissions of one attempt that never got to their payload
 
 def submitting(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
     """Resolve submissions whose outcome is not recorded: adopt, or give back to waiting once that is proved safe."""
-    members = live.bundled(pump.spool)
-    for entry in pump.spool.entries("submitting"):
+    in_flight = pump.spool.entries("submitting")
+    members = live.bundled(pump.spool) if in_flight else {}
+    for entry in in_flight:
         meta = pump.spool.meta_dir(entry.job, entry.attempt)
         known = marks.read_id(meta, entry.token)
         claim = marks.read(meta, entry.token).claim

@@ -23,54 +23,58 @@ _OURS = "SNhvoejr"
 # What tells the scheduler's commands where their server is, on sites (and in accounts) that set it.
 SERVER = ("PBS_CONF_FILE", "PBS_EXEC", "PBS_DEFAULT", "PBS_SERVER", "SLURM_CONF")
 
+# Every variable of its own begins with cq_: what is exported to a job (`#PBS -v n=1000`) stays exported where sh
+# assigns to it, and would reach the payload with another value.
 _TEXT = r"""
-dir=@dir@
-meta=$dir/.chasqui
-root=@root@
-job=@job@
-attempt=@attempt@
-token=@token@
-rerun=@rerun@
-python=@python@
-agent=@agent@
-record=@record@
-wakes=@wakes@
-member=@member@
-id=${PBS_JOBID:-${SLURM_JOB_ID:-none.$$}}
-[ -n "${PBS_JOBID:-}" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || id="${SLURM_ARRAY_JOB_ID:-}[$SLURM_ARRAY_TASK_ID]"
-host=$(uname -n)
-k=0
-term=
+cq_dir=@dir@
+cq_meta=$cq_dir/.chasqui
+cq_root=@root@
+cq_job=@job@
+cq_attempt=@attempt@
+cq_token=@token@
+cq_rerun=@rerun@
+cq_python=@python@
+cq_agent=@agent@
+cq_record=@record@
+cq_wakes=@wakes@
+cq_member=@member@
+cq_id=${PBS_JOBID:-${SLURM_JOB_ID:-none.$$}}
+[ -n "${PBS_JOBID:-}" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || cq_id="${SLURM_ARRAY_JOB_ID:-}[$SLURM_ARRAY_TASK_ID]"
+cq_host=$(uname -n)
+cq_k=0
+cq_term=
 
 # An element of an array, 37[5].server: the token's claim names the array, 37[].server, and all else is its own.
-base=$id
-own=$token
-case $id in
+cq_base=$cq_id
+cq_own=$cq_token
+case $cq_id in
 *\[*\]*)
-    own=${id#*\[}
-    own=$token.${own%%\]*}
-    base="${id%%\[*}[]${id#*\]}"
+    cq_own=${cq_id#*\[}
+    cq_own=$cq_token.${cq_own%%\]*}
+    cq_base="${cq_id%%\[*}[]${cq_id#*\]}"
     ;;
 esac
 
 # An event for the next pump, whole or absent, in plain shell: python may be missing on this node. Elements of one array
 # leave theirs on many hosts at once.
 event() {
-    printf '%s\n' "$id" >"$root/wake/.$1.$own.$host.$$" 2>/dev/null &&
-        mv -f "$root/wake/.$1.$own.$host.$$" "$root/wake/ev.$1.$job.$attempt.$own.$host.$$" 2>/dev/null
+    cq_from=$cq_own.$cq_host.$$
+    printf '%s\n' "$cq_id" >"$cq_root/wake/.$1.$cq_from" 2>/dev/null &&
+        mv -f "$cq_root/wake/.$1.$cq_from" "$cq_root/wake/ev.$1.$cq_job.$cq_attempt.$cq_from" 2>/dev/null
 }
 
 # wake REASON [COMMAND]: one pump, at once; COMMAND (setsid) is put in front. Nothing, where tails are not to wake.
 wake() {
-    reason=$1
+    cq_reason=$1
     shift
-    [ -n "$wakes" ] || return 0
-    "$@" env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PATH=@path@ LC_ALL=C PBS_JOBID="$id" @carried@ \
-        "$python" -I -S "$agent" --root "$root" wake --reason "$reason" --budget 15 </dev/null >/dev/null 2>&1
+    [ -n "$cq_wakes" ] || return 0
+    "$@" env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" PATH=@path@ LC_ALL=C PBS_JOBID="$cq_id" @carried@ \
+        "$cq_python" -I -S "$cq_agent" --root "$cq_root" wake --reason "$cq_reason" --budget 15 \
+        </dev/null >/dev/null 2>&1
 }
 
 refuse() {
-    rm -f "$room"
+    rm -f "$cq_room"
     event "$1"
     wake "$1" || :
     exit 97
@@ -79,141 +83,142 @@ refuse() {
 # The job runs in the folder above ours. It may have protected that (`chmod -R a-w .`), or taken ours away: how it ended
 # is to be told all the same.
 let_us_in() {
-    [ ! -w "$meta" ] || [ ! -w "$room" ] || return 0
-    [ -x "$dir" ] || chmod u+rx "$dir"
-    [ -d "$meta" ] || mv -f "$meta" "$meta.$token" 2>/dev/null
-    [ -d "$meta" ] || mkdir -m 700 "$meta"
-    [ -w "$meta" ] && [ -x "$meta" ] || chmod u+rwx "$meta"
-    [ ! -e "$room" ] || [ -w "$room" ] || chmod u+rw "$room"
+    [ ! -w "$cq_meta" ] || [ ! -w "$cq_room" ] || return 0
+    [ -x "$cq_dir" ] || chmod u+rx "$cq_dir"
+    [ -d "$cq_meta" ] || mv -f "$cq_meta" "$cq_meta.$cq_token" 2>/dev/null
+    [ -d "$cq_meta" ] || mkdir -m 700 "$cq_meta"
+    [ -w "$cq_meta" ] && [ -x "$cq_meta" ] || chmod u+rwx "$cq_meta"
+    [ ! -e "$cq_room" ] || [ -w "$cq_room" ] || chmod u+rw "$cq_room"
     # What was taken away had said that this has started: PBS may start it once more.
-    ln -s "$base" "$meta/claim.$token"
-    [ "$own" = "$token" ] || ln -s "$id" "$meta/claim.$own"
-    begun=1
-    while [ "$begun" -le "$k" ]; do
-        ln -s "$id" "$meta/run.$own.$begun"
-        begun=$((begun + 1))
+    ln -s "$cq_base" "$cq_meta/claim.$cq_token"
+    [ "$cq_own" = "$cq_token" ] || ln -s "$cq_id" "$cq_meta/claim.$cq_own"
+    cq_begun=1
+    while [ "$cq_begun" -le "$cq_k" ]; do
+        ln -s "$cq_id" "$cq_meta/run.$cq_own.$cq_begun"
+        cq_begun=$((cq_begun + 1))
     done
 } 2>/dev/null
 
 # 1. Room for the flag, before anything else: a full quota at the end must not eat the truth.
-room=$meta/flag.$own.$host.$$.new
-printf '%4096s\n' '' 2>/dev/null >"$room" || exit 97
+cq_room=$cq_meta/flag.$cq_own.$cq_host.$$.new
+printf '%4096s\n' '' 2>/dev/null >"$cq_room" || exit 97
 
 # 2. The claim: one id may run this token, and none once the relay has closed it.
-claimed=1
-if ! ln -s "$base" "$meta/claim.$token" 2>/dev/null; then
-    claimed=
-    [ "$(readlink "$meta/claim.$token" 2>/dev/null)" = "$base" ] || refuse duplicate
+cq_claimed=1
+if ! ln -s "$cq_base" "$cq_meta/claim.$cq_token" 2>/dev/null; then
+    cq_claimed=
+    [ "$(readlink "$cq_meta/claim.$cq_token" 2>/dev/null)" = "$cq_base" ] || refuse duplicate
 fi
 # An element also makes one of its own, and never takes the array's back: the other elements stand on that.
-if [ "$own" != "$token" ]; then
-    claimed=
-    ln -s "$id" "$meta/claim.$own" 2>/dev/null ||
-        [ "$(readlink "$meta/claim.$own" 2>/dev/null)" = "$id" ] || refuse duplicate
+if [ "$cq_own" != "$cq_token" ]; then
+    cq_claimed=
+    ln -s "$cq_id" "$cq_meta/claim.$cq_own" 2>/dev/null ||
+        [ "$(readlink "$cq_meta/claim.$cq_own" 2>/dev/null)" = "$cq_id" ] || refuse duplicate
 fi
 
 # A member of a bundle is cancelled by itself: TERM to the payload, and KILL when we were asked ten times, once a
 # second.
-asks=0
+cq_asks=0
 # shellcheck disable=SC2329 # the trap calls it
 on_cancel() {
     on_term
-    asks=$((asks + 1))
-    [ -n "${child:-}" ] || return 0
-    deadly=TERM
-    [ "$asks" -le 10 ] || deadly=KILL
-    kill -"$deadly" -- "-$child" 2>/dev/null || kill -"$deadly" "$child" 2>/dev/null || :
+    cq_asks=$((cq_asks + 1))
+    [ -n "${cq_child:-}" ] || return 0
+    cq_deadly=TERM
+    [ "$cq_asks" -le 10 ] || cq_deadly=KILL
+    kill -"$cq_deadly" -- "-$cq_child" 2>/dev/null || kill -"$cq_deadly" "$cq_child" 2>/dev/null || :
 }
-[ -z "$member" ] || trap on_cancel USR1
+[ -z "$cq_member" ] || trap on_cancel USR1
 
 # 3. This start. A second one of the same id is PBS's own rerun: only where the job asked for it, else it leaves no
 # mark, because the first start may live on (lost node, restarted server) and would take it for one that has the word.
 # A symlink, because a file would stay behind empty on a full disk, and look like an earlier start.
-k=1
-until ln -s "$id" "$meta/run.$own.$k" 2>/dev/null; do
-    if [ ! -L "$meta/run.$own.$k" ]; then
+cq_k=1
+until ln -s "$cq_id" "$cq_meta/run.$cq_own.$cq_k" 2>/dev/null; do
+    if [ ! -L "$cq_meta/run.$cq_own.$cq_k" ]; then
         # Nothing ran: without our claim the relay can close the token and queue the job again.
-        [ -z "$claimed" ] || rm -f "$meta/claim.$token"
+        [ -z "$cq_claimed" ] || rm -f "$cq_meta/claim.$cq_token"
         refuse norun
     fi
-    [ "$rerun" = 1 ] || refuse rerun
-    k=$((k + 1))
+    [ "$cq_rerun" = 1 ] || refuse rerun
+    cq_k=$((cq_k + 1))
 done
 # The claim once more: it may have been taken back by an earlier start of this id, and closed since.
-if [ "$(readlink "$meta/claim.$token" 2>/dev/null)" != "$base" ]; then
-    rm -f "$meta/run.$own.$k"
+if [ "$(readlink "$cq_meta/claim.$cq_token" 2>/dev/null)" != "$cq_base" ]; then
+    rm -f "$cq_meta/run.$cq_own.$cq_k"
     refuse duplicate
 fi
 
 # shellcheck disable=SC2329 # the trap calls it
 on_term() {
-    [ -z "$term" ] || return 0
-    term=1
+    [ -z "$cq_term" ] || return 0
+    cq_term=1
     let_us_in
-    true 2>/dev/null >"$meta/term.$own.$k"
+    true 2>/dev/null >"$cq_meta/term.$cq_own.$cq_k"
     event term
 }
 trap on_term TERM INT HUP
 
 # For a hook that the cluster's admin installed: it knows a job's id and owner, and learns here which relay to wake.
-if [ -n "$record" ]; then
-    record=$HOME/.chasqui-agent/jobs/$id
-    (umask 077 && mkdir -p "${record%/*}" && printf '%s\n' "$root" "$python" "$agent" @carried@ >"$record") 2>/dev/null
+if [ -n "$cq_record" ]; then
+    cq_record=$HOME/.chasqui-agent/jobs/$cq_id
+    (umask 077 && mkdir -p "${cq_record%/*}" &&
+        printf '%s\n' "$cq_root" "$cq_python" "$cq_agent" @carried@ >"$cq_record") 2>/dev/null
 fi
 
 # 4. The user's script, in its own process group where the shell can: its `kill 0` must not end the runner.
 PBS_JOBNAME=@name@
-PBS_O_WORKDIR=${PBS_O_WORKDIR:-$dir}
+PBS_O_WORKDIR=${PBS_O_WORKDIR:-$cq_dir}
 export PBS_JOBNAME PBS_O_WORKDIR
 [ -z "${SLURM_JOB_NAME:-}" ] || export SLURM_JOB_NAME="$PBS_JOBNAME"
-cd "$dir" || refuse nofolder
+cd "$cq_dir" || refuse nofolder
 # The head: a place was left empty while another job was still ending, and is free by now. The payload does not wait.
-head=
-if read -r due 2>/dev/null <"$root/wake/debt" && [ "$(date +%s)" -ge "${due:-0}" ] 2>/dev/null; then
+cq_head=
+if read -r cq_due 2>/dev/null <"$cq_root/wake/debt" && [ "$(date +%s)" -ge "${cq_due:-0}" ] 2>/dev/null; then
     wake head &
-    head=$!
+    cq_head=$!
 fi
 if [ -n "${BASH_VERSION:-}" ]; then
     set -m
 fi
 @command@ </dev/null &
-child=$!
+cq_child=$!
 while :; do
-    wait "$child"
-    code=$?
+    wait "$cq_child"
+    cq_code=$?
     # A trap ends `wait` early, with the child still there; `wait` also returns when the child is only stopped.
-    kill -0 "$child" 2>/dev/null || break
-    [ -n "$term" ] || sleep 1
+    kill -0 "$cq_child" 2>/dev/null || break
+    [ -n "$cq_term" ] || sleep 1
 done
-if [ "$code" -gt 128 ]; then
-    wait "$child" 2>/dev/null
-    again=$?
-    [ "$again" = 127 ] || code=$again
+if [ "$cq_code" -gt 128 ]; then
+    wait "$cq_child" 2>/dev/null
+    cq_again=$?
+    [ "$cq_again" = 127 ] || cq_code=$cq_again
 fi
 
 # What it leaves in the background would live until its bundle ends.
-[ -z "$member" ] || kill -KILL -- "-$child" 2>/dev/null || :
+[ -z "$cq_member" ] || kill -KILL -- "-$cq_child" 2>/dev/null || :
 
 # 5. The flag: the room is overwritten in place and renamed. A later start of the same id has the word.
 let_us_in
-if [ ! -L "$meta/run.$own.$((k + 1))" ]; then
+if [ ! -L "$cq_meta/run.$cq_own.$((cq_k + 1))" ]; then
     printf 'exit=%s\nid=%s\nk=%s\nterm=%s\nhost=%s\nended=%s\nwhole\n' \
-        "$code" "$id" "$k" "${term:-0}" "$host" "$(date +%s)" 1<>"$room"
-    mv -f "$room" "$meta/flag.$own.$k"
+        "$cq_code" "$cq_id" "$cq_k" "${cq_term:-0}" "$cq_host" "$(date +%s)" 1<>"$cq_room"
+    mv -f "$cq_room" "$cq_meta/flag.$cq_own.$cq_k"
 fi
 
-[ -z "$record" ] || [ -z "$wakes" ] || rm -f "$record"
+[ -z "$cq_record" ] || [ -z "$cq_wakes" ] || rm -f "$cq_record"
 
 # 6. The tail. After TERM the session is about to be killed: only a detached wake lives long enough. Slurm kills the
 # detached, too, as soon as we end; until then it waits (KillWait, 30 s).
 event tail
-if [ -n "$term" ] && [ -z "${SLURM_JOB_ID:-}" ] && command -v setsid >/dev/null 2>&1; then
+if [ -n "$cq_term" ] && [ -z "${SLURM_JOB_ID:-}" ] && command -v setsid >/dev/null 2>&1; then
     wake term setsid &
 else
     wake tail || :
 fi
-[ -z "$head" ] || wait "$head" || : # what a job leaves in the background dies with it
-exit "$code"
+[ -z "$cq_head" ] || wait "$cq_head" || : # what a job leaves in the background dies with it
+exit "$cq_code"
 """
 
 

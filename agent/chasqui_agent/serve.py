@@ -328,7 +328,8 @@ class Session:
             self.pipe.say("refuse", job=job, attempt=attempt, why=why)
 
     def _status(self, report: "Dict[str, Any]") -> "Dict[str, Any]":
-        counts = {state: len(self.spool.entries(state)) for state in ("held", "submitting", "submitted")}
+        counts = {state: sum(one.attempt > 0 for one in self.spool.entries(state))  # no bundles
+                  for state in ("held", "submitting", "submitted")}
         stalled = report.get("stalled_since") or ""
         found = dict(counts, waiting=self.spool.count_waiting(), stalled_since=stalled, notes="")
         if not quiet.idle(self.spool):

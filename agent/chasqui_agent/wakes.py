@@ -37,7 +37,7 @@ BEAT_MINUTES = 0.2
 CLEAR_SECONDS, PATIENT_SECONDS = 90.0, 10.0
 ROUND_SECONDS = 20.0  # of a pump while it clears up
 YOUNG = 60.0  # of a folder that nobody has put a name to yet
-STALE = 3 * LONGEST  # of one whose doctor may have died on another host
+STALE = (len(FORMS) + 1) * LONGEST  # of one whose doctor may have died on another host
 PASSING = ("limit", "temporary", "unknown")  # refusals that say nothing against the host they were met on
 US = "doctor"  # the reason of our own pumps
 _INHERITED = ("site_limits", "published", "beat_options")  # of the root's state: limits, and where its jobs go
@@ -171,7 +171,8 @@ class Trial:
         if stopped:
             self.close("open" if stopped[-1].get("kind") in PASSING else "no", str(stopped[-1]["text"]))
         elif came:
-            self.close("open", "a wake came (%s), but %s" % (came[-1]["reason"], _caps_full(self.settings)))
+            words = "a wake came (%s) and submitted nothing: %s, or the scheduler did not answer"
+            self.close("open", words % (came[-1]["reason"], _caps_full(self.settings)))
         elif failed:
             self.close("no", failed)
         elif self.form in ("hook", "epilogue"):
@@ -276,13 +277,15 @@ class Doctor:
     def _by_heartbeat(self, taken: str) -> "Row":
         minutes = self.values["heartbeat"]
         if not minutes or not taken or taken == "sync":
-            words = "no other wake works, and it needs one" if minutes else "it is off in config.toml"
+            words = "it needs tail, hook or ssh tried with it, and found to work"
+            words = words if minutes else "it is off in config.toml"
             return Row("heartbeat", "none", 0.0, words, "")
         trial = self._trial("heartbeat", wake_via=taken, heartbeat=BEAT_MINUTES)
         chosen = trial.settings
         if not heartbeat.enabled(chosen, schedulers.choose(trial.root, chosen), State(trial.root).value):
             return Row("heartbeat", "none", 0.0, "the caps, or a limit of the site, leave no place for it", "")
         why = trial.begin()
+        settings.change(trial.root, heartbeat=60)  # the beat that this one arms is not to come: two, as she was told
         if why:
             trial.close("open", why)
         self._watch([trial])
@@ -394,7 +397,7 @@ def _clear(roots: "List[str]") -> "List[str]":
     """End all that these roots have in the scheduler, then remove them; those that had to stay. Takes CLEAR_SECONDS at
     most, and what one call of a scheduler that hangs takes."""
     known: "Dict[str, Set[str]]" = {path: set() for path in roots}
-    begun, pause = time.monotonic(), 0.5
+    begun, pause = time.monotonic(), 1.0
     while True:
         for path in sorted(known):
             spent = time.monotonic() - begun
@@ -404,7 +407,7 @@ def _clear(roots: "List[str]") -> "List[str]":
         if not known or time.monotonic() - begun > CLEAR_SECONDS:
             return sorted(known)
         time.sleep(pause)
-        pause = min(8.0, 2 * pause)
+        pause = min(30.0, 2 * pause)  # a round asks the scheduler for each of them
 
 
 def _remove(path: str) -> None:

@@ -310,6 +310,8 @@ def _logs(command: Command) -> int:
         logs = [item for item in ledger.result_files(job.id, job.attempt)
                 if item.kind == "log" and item.state == "HERE"]
     if command.args.element is not None:
+        if command.args.follow:
+            raise errors.BadInput("--element is for output that is here; -f follows the whole job.")
         logs = of_element(logs, command.args.element)
         if not logs:
             raise errors.BadInput("No output of element %d of %s is here." % (command.args.element, job.name),

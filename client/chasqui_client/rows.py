@@ -1,6 +1,7 @@
 """What the ledger's rows are in Python."""
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -126,8 +127,9 @@ class RemoteState:
 
 
 def of_element(logs: Sequence[ResultFile], index: int) -> list[ResultFile]:
-    """Of a job array's output files those of one element: they end in its index, unless her own -o says otherwise."""
-    return [item for item in logs if item.path.endswith(b".%d" % index)]
+    """Of a job array's output files those of one element: the last number in their names is its index, unless
+    her own -o says otherwise."""
+    return [item for item in logs if re.findall(rb"[0-9]+", os.path.basename(item.path))[-1:] == [b"%d" % index]]
 
 
 def arrays_of(report: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -66,12 +66,17 @@ def run(command: Command, remote: Remote) -> None:
     found = _try(transport, remote, wanted, args.patience or wakes.SECONDS, command.say)
     rows = _rows(found["rows"], wanted)
     choice = wakes.choice(rows)
+    if choice == "direct" and remote.wake_via != "direct":
+        choice = "auto"  # the same, but other nodes than the one tried may be refused: then it goes by ssh
     command.data.update(forms=[row._asdict() for row in rows], wake_via=choice, written=False)
     _tell(command, rows)
     for folder in _texts(found.get("left")):
         command.say("left for the next doctor --job, since a job in it has not ended: %s" % folder)
     if found.get("scheduler") == "shell":
         command.say("plain processes of this host: there is nothing to choose")
+        return
+    if not choice and not {row.form for row in rows} & {"tail", "hook", "ssh"}:
+        command.say("wake_via is chosen by tail, hook and ssh; none of them was tried")
         return
     if not choice:
         raise _nothing_learnt(remote, rows)

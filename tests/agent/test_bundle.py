@@ -152,6 +152,7 @@ def test_jobs_of_another_ledger_go_alone(bundled):
         ("select=1", 2, 1, None),
         ("nodes=node03:ppn=1", 2, 1, None),
         ("software=abc", 2, 1, None),
+        ("select=1:ncpus=1:ngpus=1", 2, 1, None),
         ("select=2:ncpus=1+1:ngpus=1,software=abc", 1, 9, "select=2:ncpus=1+1:ngpus=1,software=abc"),
     ],
 )

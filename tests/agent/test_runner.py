@@ -1,6 +1,7 @@
 """The runner: whatever the user's script does, it runs at most once and its end is told."""
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -21,7 +22,7 @@ class Work:
         self.dir = str(tmp_path / "it's @job@ \u00e9" / "w")
         self.meta = os.path.join(self.dir, ".chasqui")
         self.root = str(tmp_path / "root")
-        self.path_first = ""
+        self.path_first, self.more = "", {}
         os.makedirs(os.path.join(self.root, "wake"))
         os.makedirs(self.meta)
         self.script = os.path.join(self.meta, "script")
@@ -50,6 +51,7 @@ class Work:
             "PBS_JOBID": pbs_id,
             "LC_ALL": "C.UTF-8",
         }
+        environment.update(self.more)
         return subprocess.Popen(
             [shell, self.path],
             env=environment,
@@ -103,6 +105,20 @@ def test_every_way_to_end(work, shell, script, code):
     found = job.marks()
     assert found.claim == "7.host" and found.runs == 1 and found.flag["exit"] == str(code) and not found.term
     assert job.events() == ["tail"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_her_own_variables_are_what_she_set(work, shell):
+    """`#PBS -v n=1000,dir=/data`: sh keeps a variable exported that it assigns to."""
+    job = work("env >env")
+    with open(job.path) as stream:
+        own = set(re.findall(r"(?m)(?:^|[\s;({&|])([a-z][a-z_]*)=", stream.read()))
+    assert "cq_id" in own and all(name.startswith("cq_") for name in own - {"disable"}), own
+    job.more = dict.fromkeys(["id", "k", "dir", "root", "host", "n", "limit", "term", "code", "job"], "hers")
+    assert job.run(shell) == 0
+    with open(os.path.join(job.dir, "env")) as stream:
+        found = {line for line in stream.read().split() if line.endswith("=hers")}
+    assert found == {name + "=hers" for name in job.more} | {"PBS_JOBNAME=hers"}
 
 
 @pytest.mark.parametrize("shell", SHELLS)

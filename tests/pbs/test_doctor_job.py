@@ -166,9 +166,9 @@ def test_a_site_with_hooks_where_nodes_may_submit(site: Site, capsys: pytest.Cap
     answer = site.doctor(capsys)
     assert verdicts(answer) == {"tail": "yes", "hook": "yes", "ssh": "no", "cron": "yes", "heartbeat": "yes"}, answer
     assert "ssh:%s ended with 255" % os.uname()[1] in words(answer)["ssh"]
-    assert answer["data"]["wake_via"] == "direct" and answer["data"]["written"]
+    assert answer["data"]["wake_via"] == "auto" and answer["data"]["written"]
     line = b'[remotes.here]\n'
-    assert site.config.read_bytes() == before.replace(line, line + b'wake_via = "direct"\n')
+    assert site.config.read_bytes() == before.replace(line, line + b'wake_via = "auto"\n')
     submitted = [call for call in site.cluster.calls("qsub") if "--version" not in call[4]]
     assert 9 <= len(submitted) <= 9 + 3  # beats, and the one that a beat arms behind itself
 
@@ -386,7 +386,7 @@ def test_a_torque_is_asked_for_its_epilogue_too(
         site.config.write_text(site.config.read_text().replace('"openpbs"', '"torque"'))
         answer = site.doctor(capsys, "--only", "tail,epilogue")
         assert verdicts(answer) == {"tail": "yes", "epilogue": "yes"}, answer
-        assert answer["data"]["wake_via"] == "direct"
+        assert answer["data"]["wake_via"] == "auto"
         cluster.set_server("mock_refuse_epilogue", True)
         answer = site.doctor(capsys, "--only", "tail,epilogue")
         assert verdicts(answer) == {"tail": "yes", "epilogue": "no"}, answer

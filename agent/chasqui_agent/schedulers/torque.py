@@ -34,7 +34,9 @@ _ENDINGS = {
 _TERMINATED = (256 + 15, 128 + 15)  # its shell, or the last command of its shell, ended by qdel's TERM
 _ALL_BUT_COMPLETED = "EHQRTW"
 # What a refusal of our epilogue may be called; not a path with that word in it. Two seconds: as fill.LEAST_SECONDS.
-_NAMED = re.compile(r"(?<![\w/-])epilogue(?![\w/-])", re.IGNORECASE)
+# In the line that refuses: a filter's remark beside an error that nobody knows explains nothing.
+_NAMED = re.compile(r"(?im)^(?=.*(?:reject|not allow|unknown|illegal|invalid|unauthori[sz]ed|denied))"
+                    r".*(?<![\w/-])epilogue(?![\w/-])")
 _RESOURCE = re.compile("unknown resource|illegal attribute or resource value", re.IGNORECASE)
 LEAST_SECONDS = 2.0
 REFUSED = ".refused"
