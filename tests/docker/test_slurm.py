@@ -13,7 +13,7 @@ from docker.ground import Laptop, until
 
 JOBS = 24
 CAPS = "max_queued = 6\nmax_running = 4"
-NOTES, GATE = "/home/zsh/notes", "/home/zsh/gate"
+NOTES, GATE = "/home/zsh/slurm-notes", "/home/zsh/slurm-gate"  # the chaos run has its own of this user
 SCRIPT = f"#!/bin/sh\n#SBATCH -t 5\necho {{name}} $SLURM_JOB_ID `hostname` >>{NOTES}\ncksum <in.dat >out\n{{work}}\n"
 UNTIL_GATE = f"until [ -e {GATE} ]; do sleep 0.1; done"
 

@@ -94,8 +94,8 @@ def test_the_weekend(laptop: Laptop, folders: list[Path], capsys: pytest.Capture
     each_ran_once(notes)
     for folder in folders:
         came_home(folder)
-    pythons = laptop.there("grep -h ^python= work/*/.chasqui/runner.* | sort -u")
-    assert not laptop.cluster.python36 or pythons == f"python={PYTHON36}\n"
+    pythons = laptop.there("grep -h ^cq_python= work/*/.chasqui/runner.* | sort -u")
+    assert not laptop.cluster.python36 or pythons == f"cq_python={PYTHON36}\n"
     assert sampler.most("running") <= MAX_RUNNING
     assert sampler.most("waiting") <= MAX_QUEUED
     assert sampler.most("live") <= SITE_LIMIT
