@@ -26,6 +26,8 @@ class Start(NamedTuple):
 
 @pytest.fixture
 def laptop(cluster: Cluster, tmp_path: Path) -> Iterator[Laptop]:
+    up = ["sinfo", "-h", "-N", "-t", "idle,mix,alloc", "-o", "%N"]
+    until(lambda: set(cluster.execute("login", *up).split()) == set(NODES), "both hosts are up again", 180)
     yield Laptop(cluster, tmp_path / "laptop", "zsh", CAPS, "query_interval = 1", root="by-slurm", scheduler="slurm")
     cluster.execute("login", "scancel", "--user=zsh")
 

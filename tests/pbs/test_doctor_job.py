@@ -162,13 +162,14 @@ def words(answer: dict[str, Any]) -> dict[str, str]:
 
 def test_a_site_with_hooks_where_nodes_may_submit(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.install_hook()
-    before = site.config.read_bytes()
+    line = b'[remotes.here]\n'
+    before = site.config.read_bytes().replace(line, line + b'wake_via = "sync"\n')
+    site.config.write_bytes(before)
     answer = site.doctor(capsys)
     assert verdicts(answer) == {"tail": "yes", "hook": "yes", "ssh": "no", "cron": "yes", "heartbeat": "yes"}, answer
     assert "ssh:%s ended with 255" % os.uname()[1] in words(answer)["ssh"]
     assert answer["data"]["wake_via"] == "auto" and answer["data"]["written"]
-    line = b'[remotes.here]\n'
-    assert site.config.read_bytes() == before.replace(line, line + b'wake_via = "auto"\n')
+    assert site.config.read_bytes() == before.replace(b'"sync"', b'"auto"')
     submitted = [call for call in site.cluster.calls("qsub") if "--version" not in call[4]]
     assert 9 <= len(submitted) <= 9 + 3  # beats, and the one that a beat arms behind itself
 

@@ -114,7 +114,7 @@ def test_what_wakes_the_relay_is_found_out(desk: SlurmDesk, capsys: pytest.Captu
     answer = chasqui(capsys, "doctor", "--job", "--only", "tail,heartbeat", "--patience", "300")
     found = {row["form"]: row["verdict"] for row in answer["data"]["forms"]}
     assert found == {"tail": "yes", "heartbeat": "yes"}, answer
-    assert answer["data"]["written"] and desk.home.config().remote().wake_via == "auto"
+    assert answer["data"]["wake_via"] == desk.home.config().remote().wake_via == "auto"
     assert not (desk.root / "doctor").exists() and not list((desk.root / "log").iterdir())
     desk.cluster.until(lambda: not desk.cluster.table(), "nothing of it is in the queue")
 
