@@ -1,6 +1,6 @@
 """Chaos on a PBS cluster of three hosts: compute hosts lose power, the PBS server is killed and is away, one reply in
-twenty is lost (of a few jobs one in eight), jobs are killed, sshd restarts in the middle of syncs, the disk is full. All
-jobs end, each as PBS and its payload say, each payload ran once, the caps held, and the relay never stood still for
+twenty is lost (of a few jobs one in eight), jobs are killed, sshd restarts in the middle of syncs, the disk is full.
+All jobs end, each as PBS and its payload say, each payload ran once, the caps held, and the relay never stood still for
 longer than its heartbeat.
 
 The jobs take a second, so the relay's own times are shorter than by default, in the same order; PBS's are those of a
