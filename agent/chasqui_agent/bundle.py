@@ -97,7 +97,7 @@ cq_id=${PBS_JOBID:-${SLURM_JOB_ID:-}}
 
 # The script goes on to its end under TERM: the scheduler tells the members' own runners, and no other begins.
 cq_stop=
-trap 'stop=1' TERM INT HUP
+trap 'cq_stop=1' TERM INT HUP
 
 member() {
     case $1 in

@@ -64,7 +64,9 @@ def _read(meta: str, token: str) -> Marks:
     claim = lock.read_link(os.path.join(meta, "claim." + token)) or ""
     flag = read_flag(flag_path(meta, token, own.flags)) if own.flags else None
     runs = max([own.runs] + [one.runs for one in every.values()])
-    term = own.term or any(one.term for one in every.values())
+    # A runner whose commands were killed with its payload may have had no time for the mark.
+    told = bool(flag) and flag.get("term") == "1"  # type: ignore[union-attr]
+    term = own.term or told or any(one.term for one in every.values())
     return Marks(claim, runs, flag, term, cancel, every, over)
 
 

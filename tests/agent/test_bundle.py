@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from types import SimpleNamespace
@@ -90,6 +91,22 @@ def test_jobs_share_allocations_and_are_jobs(bundled):
     with open(os.path.join(meta, "final.json")) as stream:
         assert json.load(stream)["stdout"] == ".chasqui/%s.out" % token
     until(lambda: gone(root), "no trace of the bundles")
+
+
+def test_her_own_variables_are_what_she_set(bundled):
+    """sh keeps a variable exported that it assigns to; and all of the script's own names begin alike."""
+    own = set(re.findall(r"(?m)(?:^|[\s;({&|'\"])([a-z][a-z_]*)=", bundle._SCRIPT))
+    assert "cq_stop" in own and all(name.startswith("cq_") for name in own), own
+    root = bundled(2, parallel=2)
+    for name in names_of(2):
+        root.drop(name, text="echo $n $limit $stop", directives="#PBS -v n=1000,limit=0.5,stop=never")
+    root.pump()
+    settle(root, names_of(2))
+    assert len(root.table()) == 1
+    for name in names_of(2):
+        token = root.events(name, "intent")[0]["token"]
+        with open(os.path.join(root.spool.meta_dir(name, 1), token + ".out")) as stream:
+            assert stream.read() == "1000 0.5 never\n"
 
 
 def test_only_so_many_run_at_once(bundled):

@@ -126,12 +126,15 @@ def test_the_schedulers_word_where_there_is_no_flag(desk, ended, expected):
     assert desk.outcome() == [expected]
 
 
-def test_a_flag_after_term_is_only_provisional(desk):
+@pytest.mark.parametrize("mark, word", [(True, ""), (False, "term=1\n")])
+def test_a_flag_after_term_is_only_provisional(desk, mark, word):
     """The payload ended with 0 after qdel's TERM; history is off. It was terminated, it is not done."""
     desk.claim()
     files.write_file(os.path.join(desk.meta, "run.abcdefgh.1"), b"")
-    files.write_file(os.path.join(desk.meta, "term.abcdefgh.1"), b"")
-    files.write_file(os.path.join(desk.meta, "flag.abcdefgh.1"), b"exit=0\nid=7.server\nended=1\nwhole\n")
+    if mark:
+        files.write_file(os.path.join(desk.meta, "term.abcdefgh.1"), b"")
+    flag = "exit=0\nid=7.server\n%sended=1\nwhole\n" % word
+    files.write_file(os.path.join(desk.meta, "flag.abcdefgh.1"), flag.encode("ascii"))
     desk.scheduler.answer = Snapshot({"7.server": Live("7.server", "R", "abcdefgh")}, {})
     desk.pump()
     assert desk.outcome() == []

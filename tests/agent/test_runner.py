@@ -112,8 +112,8 @@ def test_her_own_variables_are_what_she_set(work, shell):
     """`#PBS -v n=1000,dir=/data`: sh keeps a variable exported that it assigns to."""
     job = work("env >env")
     with open(job.path) as stream:
-        own = set(re.findall(r"(?m)(?:^|[\s;({&|])([a-z][a-z_]*)=", stream.read()))
-    assert "cq_id" in own and all(name.startswith("cq_") for name in own - {"disable"}), own
+        own = set(re.findall(r"(?m)(?:^|[\s;({&|'\"])([a-z][a-z_]*)=", stream.read()))
+    assert "cq_id" in own and all(name.startswith("cq_") for name in own - {"disable", "exit"}), own
     job.more = dict.fromkeys(["id", "k", "dir", "root", "host", "n", "limit", "term", "code", "job"], "hers")
     assert job.run(shell) == 0
     with open(os.path.join(job.dir, "env")) as stream:
