@@ -221,9 +221,9 @@ THERE = [
         "the folder .*/shut/root cannot be used there: .*Permission denied", NEW_ROOT),
     Row("a file for a root", root_at("{path}/ran/root"), "sync", 6, "cannot be used there.*Not a dir", NEW_ROOT),
     Row("staging not writable there", unwritable("staging"), "sync", 6, "Permission denied.*staging", DOCTOR_HERE),
-    Row("disk full there, no agent yet", disk("500k"), "sync", 6, "no space left", MAKE_ROOM),
-    Row("disk full there, mid-upload", disk("2m", deploy=True), "sync", 6, "no space left", MAKE_ROOM),
-    Row("disk full there to the last byte", disk("2m", deploy=True, full=True), "sync | doctor", 6, "no space left",
+    Row("disk full there, no agent yet", disk(500), "sync", 6, "no space left", MAKE_ROOM),
+    Row("disk full there, mid-upload", disk(300, deploy=True), "sync", 6, "no space left", MAKE_ROOM),
+    Row("disk full there to the last byte", disk(300, deploy=True, full=True), "sync | doctor", 6, "no space left",
         MAKE_ROOM),
 ]  # fmt: skip
 

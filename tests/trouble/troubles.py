@@ -1,6 +1,7 @@
 """Everything that can be wrong: each brings its trouble to a user's desk, and takes it away when the block ends."""
 
 import contextlib
+import os
 import shutil
 import socket
 import threading
@@ -243,15 +244,16 @@ def unwritable(name: str) -> Bring:
     return bring
 
 
-def disk(size: str, deploy: bool = False, full: bool = False) -> Bring:
-    """The root is a small disk; when `deploy`, the agent has found room on it; when `full`, nothing else will."""
+def disk(size: int, deploy: bool = False, full: bool = False) -> Bring:
+    """The root is a disk of so many kB; when `deploy`, beside the agent; when `full`, nothing else will find room."""
 
     @contextmanager
     def bring(her: Person) -> Iterator[None]:
-        her.disks.enter_context(small_disk(her.root, "8m" if deploy else size, her.account.name))
+        her.disks.enter_context(small_disk(her.root, "8m" if deploy else f"{size}k", her.account.name))
         if deploy:
             assert her.types("agent", "deploy").code == 0
-            grow(her.root, size)
+            at = os.statvfs(her.root)
+            grow(her.root, f"{(at.f_blocks - at.f_bfree) * at.f_frsize // 1024 + size}k")
         if full:
             fill(her.root / "filler")
         yield
