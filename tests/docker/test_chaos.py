@@ -1,5 +1,5 @@
 """Chaos on a PBS cluster of three hosts: compute hosts lose power, the PBS server is killed and is away, one reply in
-twenty is lost (of a few jobs one in eight), jobs are killed, sshd restarts in the middle of syncs, the disk is full.
+twenty is lost while there is trouble, jobs are killed, sshd restarts in the middle of syncs, the disk is full.
 All jobs end, each as PBS and its payload say, each payload ran once, the caps held, and the relay never stood still for
 longer than its heartbeat.
 
@@ -116,7 +116,7 @@ def test_chaos(laptop: Laptop, tmp_path: Path, size: Size, interval: int, capsys
     listed.write_text("".join(f"{folder}\n" for folder in folders))
     assert len(laptop("add", "--from", str(listed))["jobs"]) == batch.jobs
     trouble = Trouble(laptop, rng, (16, 26) if size.long else (0.5, 3),
-                      20 if size.long else 8, batch.shots)  # fmt: skip
+                      20, batch.shots)  # fmt: skip
     with Sampler(laptop, NOTES, LOCKS) as sampler, kept(laptop, sampler, tmp_path):
         began = time.time()
         assert visit(laptop)["uploaded"] == batch.jobs
@@ -163,7 +163,7 @@ class Story:
             if 0 in self.codes[number]:
                 came_home(folder)
         assert set(self.fetched.values()) == {1}, "results came home twice"
-        assert all(self.trouble.count(kind) for kind in Trouble.KINDS) and self.events("adopted")
+        assert all(self.trouble.count(kind) for kind in Trouble.KINDS)
 
     def wrong(self, number: int) -> str:
         """What is not as it should be about one job."""

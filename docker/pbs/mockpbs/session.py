@@ -38,7 +38,9 @@ def signal_all(session, number):
 
 
 def kill_all(session):
-    """KILL until none is left: one that was just forking may have been missed."""
+    """KILL until none is left: one that was just forking may have been missed. Stopped first: a shell that sees its
+    child killed before its own turn comes says so."""
+    signal_all(session, signals.SIGSTOP)
     while signal_all(session, signals.SIGKILL):
         pass
 
