@@ -41,7 +41,8 @@ fault.register(
 DEBT_SECONDS = 5.0  # a normal end is gone from the server after 0.3 s, the longest seen took 32
 LEAST_SECONDS = 2.0  # no submission is begun with less: killed halfway, its outcome is unknown
 LOOK_FURTHER = 200  # scripts looked at beyond those that fit, where a queue is full
-MAX_CALLS = 300  # of the scheduler, in one minute, by all pumps of a root
+MAX_CALLS = 300  # of the scheduler, in 60 seconds, by all pumps of a root
+AHEAD_CALLS = MAX_CALLS // 2  # from so many on none is spent on a job that can't run yet: its release would cost another
 MAX_DOUBTED = 10  # scripts refused in the same words before the queue itself is taken to be closed
 SPARE_CALLS = 20  # calls a round may need besides submissions and releases
 
@@ -136,10 +137,10 @@ def owe(pump: "Round", debt: bool) -> None:
 
 
 def _may_call(pump: "Round") -> bool:
-    """Whether the scheduler may be called for one more job in this minute. Says so where it may not."""
+    """Whether the scheduler may be called for one more job now. Says so where it may not."""
     if pump.calls() < MAX_CALLS - SPARE_CALLS:
         return True
-    pump.report["note"] = "%d calls of the scheduler in this minute: the rest follows" % pump.calls()
+    pump.report["note"] = "%d calls of the scheduler in 60 seconds: the rest follows" % pump.calls()
     return False
 
 
@@ -188,6 +189,9 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
         if not (_may_call(pump) and _has_time(pump)):
             break
         free = plan.payloads.take(_name(entry), size)
+        if not free and pump.calls() >= AHEAD_CALLS:
+            plan.queue.give_back(size)
+            continue
         following = todo[position + 1][0] if todo[position + 1 :] and plan.queue.left else None
         answer = _submit_one(pump, entry, not free, following)
         if answer.kind != "accepted":

@@ -344,7 +344,7 @@ class Round:
         self.state.value["pumped"] = self.now
         self.state.value["waiting"] = self.spool.has_waiting()
         if self.scheduler.calls:
-            self.state.value["calls"] = [int(self.now // 60), self.calls()]
+            self.state.value["calls"] = self._counted_calls()
         self.state.save()
         fault.point("pump.drain.before")
         if not answered:
@@ -387,9 +387,18 @@ class Round:
         return found
 
     def calls(self) -> int:
-        """Calls of the scheduler in this minute, by all pumps."""
-        minute, count = self.state.value.get("calls", [0, 0])
-        return int(self.scheduler.calls + (count if minute == int(self.now // 60) else 0))
+        """Calls of the scheduler in the last 60 seconds, by all pumps: of those in the minute before this one as many as
+        fall there if they came evenly."""
+        _, count, before = self._counted_calls()
+        return count + int(before * (1 - self.now % 60 / 60))
+
+    def _counted_calls(self) -> "List[int]":
+        """[the minute that it is, since 1970, the calls in it, the calls in the one before], as state.json keeps it."""
+        minute = int(self.now // 60)
+        last, count, before = (list(self.state.value.get("calls", [])) + [0, 0, 0])[:3]
+        if last != minute:
+            count, before = 0, count if last == minute - 1 else 0
+        return [minute, count + self.scheduler.calls, before]
 
     def delete(self, job_id: str) -> None:
         """Have the scheduler delete a job. Raises Unreachable."""

@@ -10,7 +10,7 @@ import pytest
 
 from agent.agentroot import AGENT, until
 from agent.test_refused import Choosy, Desk
-from chasqui_agent import bounds, files, fill, launch, linger, pump, settings, status
+from chasqui_agent import bounds, files, fill, launch, linger, live, pump, settings, status
 from chasqui_agent.bounds import Asked, Bounds, limit
 from chasqui_agent.live import Standing
 from chasqui_agent.marks import Marks
@@ -169,8 +169,12 @@ class Narrow(Choosy):
         if len(self.live) >= self.places:
             return Submission("limit", "", "no more", EVERYWHERE)
         job_id = "%d.server" % self.calls
-        self.live[job_id] = Live(job_id, "Q")
+        self.live[job_id] = Live(job_id, "H" if request.hold else "Q")
         return Submission("accepted", job_id, "")
+
+    def release(self, job_id):
+        self.calls += 1
+        self.live[job_id] = Live(job_id, "Q")
 
     def waiting_reasons(self, ids):
         self.asked = list(ids)
@@ -216,11 +220,25 @@ def test_no_more_than_so_many_calls_go_out_in_a_minute(narrow, monkeypatch):
     monkeypatch.setattr(files, "server_time", lambda _: NOW)
     report = narrow.pump()
     assert (report["submitted"], narrow.everything()) == (3, (5, 3, 0, 0))
-    assert "3 calls of the scheduler in this minute" in report["note"]
+    assert "3 calls of the scheduler in 60 seconds" in report["note"]
     narrow.scheduler.calls = 0  # a pump has a scheduler of its own; what counts is state.json
     assert narrow.pump()["submitted"] == 0
-    monkeypatch.setattr(files, "server_time", lambda _: NOW + 60)
-    assert narrow.pump()["submitted"] == 3
+    for seconds, submitted in ((60, 0), (70, 1), (85, 1), (240, 3)):
+        narrow.scheduler.calls = 0
+        monkeypatch.setattr(files, "server_time", lambda _, now=NOW + seconds: now)
+        assert narrow.pump()["submitted"] == submitted, seconds
+
+
+def test_a_job_that_could_not_run_yet_is_not_submitted_when_many_calls_went_out(narrow, monkeypatch):
+    narrow.scheduler.places = 100
+    settings.change(narrow.spool, max_running=2)
+    monkeypatch.setattr(fill, "AHEAD_CALLS", 4)
+    assert narrow.pump()["submitted"] == 4
+    assert [job.held for job in live.standings(narrow.spool)] == [False, False, True, True]
+    settings.change(narrow.spool, max_running=5)
+    report = narrow.pump()
+    assert (report["released"], report["submitted"]) == (2, 1)  # one more that runs at once
+    assert not any(job.held for job in live.standings(narrow.spool))
 
 
 def test_nothing_is_begun_that_would_outlast_the_budget(narrow, monkeypatch):
