@@ -29,7 +29,6 @@ from docker.trouble import Trouble, Window
 
 MAX_QUEUED, MAX_RUNNING = 20, 10
 GRACE, LEASE, HEARTBEAT = 10, 20, 60  # seconds; by default 300, 600, 900
-CALLS = 220  # of PBS in a minute: the relay, which also counts those that no server took, then waits for the next one
 SETTINGS = f"grace = {GRACE}\nlease = {LEASE}\nheartbeat = {HEARTBEAT / 60:g}\nquery_interval = "
 PATIENCE = 600.0  # and for three quarters of it trouble, at most
 NOTES, LOCKS = "/home/zsh/notes", "/home/zsh/locks"  # not on the disk that is filled
@@ -239,7 +238,7 @@ class Looks:
 
     def longest_stall(self) -> tuple[float, float]:
         """(seconds, when it ended): work waits, a payload could run, and nothing is submitted or released. The time in
-        which no server or no room was there, or the calls of that minute were used up, does not count, nor end it."""
+        which no server or no room was there does not count, nor end it."""
         moves, stall, longest = list(self.moves), 0.0, (0.0, 0.0)
         for before, look in zip(self.looks, self.looks[1:], strict=False):
             moved = bool(moves) and moves[0] <= look["t"]
@@ -248,8 +247,7 @@ class Looks:
             could = "free" in look and look["free"] < MAX_RUNNING and look["scripts"] + look["held"] > 0
             if moved or not could and "free" in look:
                 stall = 0.0
-            elif could and self.calls[int(look["t"] // 60)] < CALLS and not self.excused(
-                    before["t"], look["t"], ("disk", "server down", "server killed")):  # fmt: skip
+            elif could and not self.excused(before["t"], look["t"], ("disk", "server down", "server killed")):
                 stall += look["t"] - before["t"]
                 longest = max(longest, (stall, look["t"]))
         return longest
