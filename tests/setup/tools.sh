@@ -15,9 +15,11 @@ for tool in oathtool tcsh fish zsh rsync; do
 done
 # A real Slurm: controller, nodes and commands on loopback.
 command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || lacks slurm-wlm
-# The qsub that imitates Torque's needs Perl's way to Slurm.
+# The qsub and qstat that imitate Torque's need Perl's ways to Slurm.
 # shellcheck disable=SC2016
-/usr/bin/perl -e 'for (@INC) { exit 0 if -e "$_/Slurm.pm" } exit 1' 2>/dev/null || lacks libslurm-perl
+perl_lacks() { ! /usr/bin/perl -e 'for (@INC) { exit 0 if -e "$_/$ARGV[0].pm" } exit 1' "$1" 2>/dev/null; }
+perl_lacks Slurm && lacks libslurm-perl
+perl_lacks Slurmdb && lacks libslurmdb-perl
 # The Docker cluster. An engine that runs elsewhere needs no dockerd here.
 if [ -z "${DOCKER_HOST:-}" ] && ! command -v dockerd >/dev/null; then
     docker info >/dev/null 2>&1 || lacks docker.io
