@@ -5,5 +5,5 @@ with different versions never replace each other's agent in turn.
 """
 
 VERSION = "0.1.0"
-SERIAL = 12
+SERIAL = 13
 PROTOCOL = 2

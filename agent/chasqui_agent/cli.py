@@ -369,12 +369,12 @@ def _supervise(root: str, argv: "List[str]") -> int:
 def _beat(root: str, argv: "List[str]") -> int:
     """What the heartbeat's job runs: the next beat first, then a pump.
 
-    Where no place is left for the next one, in the queue or on the disk, it stays until there is: ending jobs hold
-    theirs for up to half a minute.
+    Where no place is left for the next one, in the queue or on the disk, or the file system fails, it stays until there
+    is: ending jobs hold theirs for up to half a minute.
     """
     import time
 
-    from . import files, heartbeat, schedulers, settings
+    from . import heartbeat, schedulers, settings
 
     spool, n = _spool(root), int(argv[0])
     end = time.time() + heartbeat.STAY_SECONDS
@@ -382,9 +382,7 @@ def _beat(root: str, argv: "List[str]") -> int:
         chosen = settings.load(spool)
         try:
             armed = heartbeat.beat(spool, chosen, schedulers.choose(spool, chosen), n)
-        except OSError as error:
-            if not files.no_space(error):
-                raise
+        except OSError:
             armed = False
         _wake(root, ["--reason", "heartbeat", "--budget", "60"])
         if armed or time.time() > end:

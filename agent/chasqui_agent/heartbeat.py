@@ -40,7 +40,7 @@ fault.register(
 
 CALL_SECONDS = 60.0
 HURRY = 2  # query intervals until a beat comes where slots could not be filled: 60 s; the longest E seen took 32 s
-LATE_SECONDS = 60.0  # after its time, a beat may still wait for a place to run
+LATE_SECONDS = 60.0  # after its time: what is not over by then never came, or waits for a place to run
 DOUBT_SECONDS = 50.0  # a beat that may never have arrived; shorter than linger.py stays, and two beats do no harm
 STAY_SECONDS = 180.0  # how long one that runs tries to get the next one a place; its walltime is five minutes
 NAME = "beat"
@@ -82,6 +82,12 @@ def sought(spool: "Spool") -> "List[Sought]":
     return [Sought(b.token, _name(b.token), _folder(spool)) for b in beats(spool) if b.token and not b.id]
 
 
+def in_time(spool: "Spool", now: float) -> "List[str]":
+    """The ids of those whose time has not come, or only just: whether they run nobody needs to ask. Of one that is late
+    it has to be told, as of somebody else's job."""
+    return [beat.id for beat in beats(spool) if beat.id and not _late(beat, now)]
+
+
 def needed(spool: "Spool") -> bool:
     """Whether anything is left to wait for."""
     late = os.path.exists(os.path.join(spool.wake, LATE))
@@ -121,22 +127,24 @@ def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: b
     if not beat.token:  # nothing to look for it by: its writer may be at it, or was killed, or found the disk full
         return _may_yet_come(pump.settings, beat, pump.now)
     if snapshot is None or not fresh:
-        return beat.due > pump.now - LATE_SECONDS
+        seen = snapshot.live.get(beat.id) if snapshot else None
+        waits = seen is not None and not seen.running and beat.due > 0  # 0: it ran, and woke us by ssh
+        return waits or not _late(beat, pump.now)
     by_token = {job.token: job for job in snapshot.live.values() if job.token}
     job = snapshot.live.get(beat.id) or by_token.get(beat.token)
     if job is None:
         # An id unknown may still turn up: the submission's reply was lost, or it is on its way.
-        asked = snapshot.knows(beat.id or beat.token)
+        asked = snapshot.knows(beat.id or beat.token) or (beat.id and _late(beat, pump.now))
         return not asked or (not beat.id and _may_yet_come(pump.settings, beat, pump.now))
     if not beat.id:
         _write(pump.spool, beat._replace(id=job.id))
     # Where nobody asked whether it runs: one that says its time is over (`beat`, by ssh) is the one that woke us.
-    return job.running == 0 and (bool(job.state) or beat.due > pump.now - LATE_SECONDS)
+    return job.running == 0 and (bool(job.state) or not _late(beat, pump.now))
 
 
 def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> "Optional[Submission]":
-    """Submit beat `n`; how that went, None where somebody else has done it. Needs no lock. Raises OSError on a full
-    disk: then nothing was submitted, and the place is free again."""
+    """Submit beat `n`; how that went, None where somebody else has done it. Needs no lock. Raises OSError where the file
+    system fails: then nothing was submitted, or it is there and will be found under its name."""
     os.makedirs(_folder(spool), 0o700, exist_ok=True)
     now = files.server_time(spool.wake)
     beat = Beat(n, new_token(), "", now, now + 60 * chosen.heartbeat)
@@ -164,10 +172,11 @@ def beat(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> 
     state = State(spool).value
     if not needed(spool) or not enabled(chosen, scheduler, state):
         return True
+    if not os.path.exists(_path(spool, "hb", n)):
+        return True  # given up, and another one armed instead: each would arm the next for ever
     if way.taken(chosen, state).startswith("ssh:"):
         # It can't submit. The pump it wakes elsewhere arms the next one, if it does not believe this one to be pending.
-        if os.path.exists(_path(spool, "hb", n)):
-            _write(spool, _read(spool, n)._replace(due=0.0))
+        _write(spool, _read(spool, n)._replace(due=0.0))
         return True
     answer = arm(spool, chosen, scheduler, n + 1)
     return answer is None or answer.here or answer.kind in ("accepted", "unknown")
@@ -185,7 +194,7 @@ def _bring_forward(spool: "Spool", scheduler: "Scheduler", seconds: float) -> bo
         return False
     now = files.server_time(spool.wake)
     when = now + seconds
-    if known[-1].due < now - LATE_SECONDS:
+    if _late(known[-1], now):
         return False
     if known[-1].due > when + 1:
         if not scheduler.move_start(known[-1].id, when):
@@ -197,14 +206,20 @@ def _bring_forward(spool: "Spool", scheduler: "Scheduler", seconds: float) -> bo
 def outlast(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", seconds: float) -> None:
     """Have a beat come as soon as the lock of a holder who may be dead can be taken over, in `seconds`: all who come
     before find it taken and go home, and may be the last. Needs no lock; what can't be done now is left."""
-    known = beats(spool)
     try:
-        pending = known and (known[-1].id or _may_yet_come(chosen, known[-1], files.server_time(spool.wake)))
-        if not pending and enabled(chosen, scheduler, State(spool).value):
+        known = beats(spool)
+        # One without an id may be what the holder was about to submit.
+        pending = known and known[-1].id and not _late(known[-1], files.server_time(spool.wake))
+        if not pending and needed(spool) and enabled(chosen, scheduler, State(spool).value):
             arm(spool, chosen, scheduler, known[-1].n + 1 if known else 1)
         _bring_forward(spool, scheduler, seconds + 1)
     except (Unreachable, OSError):
         pass
+
+
+def _late(beat: Beat, now: float) -> bool:
+    """Whether a beat is well past its time: over, never there, or without a place to run."""
+    return bool(beat.due <= now - LATE_SECONDS)
 
 
 def _may_yet_come(chosen: "Settings", beat: Beat, now: float) -> bool:

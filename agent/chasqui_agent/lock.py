@@ -138,7 +138,10 @@ class Lock:
             return "raced"
         here = (owner.get("h"), owner.get("b")) == (process.host(), process.boot_id())
         if here and owner.get("n") == process.pid_namespace() and isinstance(owner.get("p"), int):
-            return "alive" if process.alive(owner["p"], str(owner.get("s", ""))) else "stale"
+            if not process.alive(owner["p"], str(owner.get("s", ""))):
+                return "stale"
+            if not process.stopped(owner["p"]):
+                return "alive"
         if owner.get("h") == process.host() and owner.get("b") and process.boot_id() and not here:
             return "stale"  # this host has been booted since
         age = files.file_age(os.path.join(self.folder, "g.%d" % generation), self.folder)

@@ -69,6 +69,11 @@ def alive(pid: int, started: str) -> bool:
     return now == started or not started or not same_source
 
 
+def stopped(pid: int) -> bool:
+    """Whether a process is stopped, as by SIGSTOP or a debugger; False where nobody tells."""
+    return _stat(pid)[:1] in (["T"], ["t"])
+
+
 def session_members(session: int, groups: "List[int]") -> "List[int]":
     """The live processes of a session; where the system does not tell, those of the process groups `groups`."""
     try:

@@ -255,7 +255,7 @@ class Round:
         # Those whose flag says how they ended need only be seen to be gone; that it was the memory, it does not say.
         asked = [job for job in standing
                  if job.id and (job.flagged < job.size or job.marks.term or dependents.may_go_on(self.spool, job))]
-        ids = [job.id for job in asked] + [beat.id for beat in heartbeat.beats(self.spool) if beat.id]
+        ids = [job.id for job in asked] + heartbeat.in_time(self.spool, self.now)
         sought = [submit.sought(self, entry) for entry in in_flight] + heartbeat.sought(self.spool)
         sought += self.state.closed_lately()
         look = not 0 <= self.now - self.state.value.get("holds", 0) < HOLDS_EVERY * self.settings.query_interval
@@ -344,7 +344,7 @@ class Round:
         self.state.value["pumped"] = self.now
         self.state.value["waiting"] = self.spool.has_waiting()
         if self.scheduler.calls:
-            self.state.value["calls"] = self._counted_calls()
+            self._count_calls()
         self.state.save()
         fault.point("pump.drain.before")
         if not answered:
@@ -387,18 +387,23 @@ class Round:
         return found
 
     def calls(self) -> int:
-        """Calls of the scheduler in the last 60 seconds, by all pumps: of those in the minute before this one as many as
-        fall there if they came evenly."""
-        _, count, before = self._counted_calls()
-        return count + int(before * (1 - self.now % 60 / 60))
+        """Calls of the scheduler in the last 60 seconds, or up to ten more, by all pumps."""
+        return int(self.scheduler.calls + sum(count for _, count in self._lately(self.now)))
 
-    def _counted_calls(self) -> "List[int]":
-        """[the minute that it is, since 1970, the calls in it, the calls in the one before], as state.json keeps it."""
-        minute = int(self.now // 60)
-        last, count, before = (list(self.state.value.get("calls", [])) + [0, 0, 0])[:3]
-        if last != minute:
-            count, before = 0, count if last == minute - 1 else 0
-        return [minute, count + self.scheduler.calls, before]
+    def _lately(self, now: float) -> "List[List[int]]":
+        """state.json "lately": [tens of seconds since 1970, calls], of those that are not over for a minute."""
+        kept = self.state.value.get("lately", [])
+        return [[slot, count] for slot, count in kept if now - 70 < 10 * slot <= now]
+
+    def _count_calls(self) -> None:
+        """Remember this round's: as of now, when the last of them has just been made."""
+        now = files.server_time(self.spool.wake)
+        self.state.value["calls"] = [int(now // 60), self.calls()]  # for agents that know no other count
+        lately = self._lately(now)
+        if not lately or lately[-1][0] != int(now // 10):
+            lately.append([int(now // 10), 0])
+        lately[-1][1] += self.scheduler.calls
+        self.state.value["lately"] = lately
 
     def delete(self, job_id: str) -> None:
         """Have the scheduler delete a job. Raises Unreachable."""

@@ -47,6 +47,24 @@ def test_a_dead_owner_is_replaced_and_that_is_known(folder):
     assert mine.acquire() and mine.took_over
 
 
+def test_an_owner_that_is_stopped_is_believed_alive_for_the_lease_alone(folder):
+    """Stopped with Ctrl-Z on the login host, it kept everybody from the lock for as long as it stood there."""
+    pid = os.fork()
+    if pid == 0:
+        Lock(folder).acquire()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    try:
+        os.waitpid(pid, os.WUNTRACED)
+        mine = Lock(folder, 600)
+        assert not mine.acquire() and 500 < mine.expires <= 600
+        os.utime(os.path.join(folder, "g.1"), (1, 1), follow_symlinks=False)
+        assert mine.acquire() and mine.took_over
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
 def test_a_reused_pid_is_not_the_owner(folder):
     assert Lock(folder).acquire()
     rewrite_owner(folder, 1, s="clock:1")

@@ -162,6 +162,7 @@ def test_what_waited_itself_is_tried_again_without_waiting(root):
     pumped(root, lambda: root.spool.known("p", 2) == "waiting", "the next attempt waits for the only place")
     root.agent("hold", "p")
     pumped(root, lambda: root.spool.known("p", 2) == "held", "held, by whoever has the lock")
+    pumped(root, lambda: root.spool.settled_state("first", 1), "what it waited for is out of the queue")
     os.unlink(root.spool.entry_path("completed", "first", 1, suffix="flag"))
     root.agent("release", "p")
     pumped(root, lambda: root.spool.known("p", 2) == "waiting", "released")
