@@ -42,7 +42,7 @@ DEBT_SECONDS = 5.0  # a normal end is gone from the server after 0.3 s, the long
 LEAST_SECONDS = 2.0  # no submission is begun with less: killed halfway, its outcome is unknown
 LOOK_FURTHER = 200  # scripts looked at beyond those that fit, where a queue is full
 MAX_CALLS = 300  # of the scheduler, in 60 seconds, by all pumps of a root
-AHEAD_CALLS = MAX_CALLS // 2  # from so many on none is spent on a job that can't run yet: its release would cost another
+AHEAD_CALLS = MAX_CALLS // 2  # from so many on none is spent on a job that can't run yet, and has to be released
 MAX_DOUBTED = 10  # scripts refused in the same words before the queue itself is taken to be closed
 SPARE_CALLS = 20  # calls a round may need besides submissions and releases
 

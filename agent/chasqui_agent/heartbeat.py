@@ -143,8 +143,8 @@ def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: b
 
 
 def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> "Optional[Submission]":
-    """Submit beat `n`; how that went, None where somebody else has done it. Needs no lock. Raises OSError where the file
-    system fails: then nothing was submitted, or it is there and will be found under its name."""
+    """Submit beat `n`; how that went, None where somebody else has done it. Needs no lock. Raises OSError where the
+    file system fails: then nothing was submitted, or it will be found under its name."""
     os.makedirs(_folder(spool), 0o700, exist_ok=True)
     now = files.server_time(spool.wake)
     beat = Beat(n, new_token(), "", now, now + 60 * chosen.heartbeat)
