@@ -121,6 +121,31 @@ def test_the_heartbeat_goes_on_where_all_jobs_were_killed(tmp_path: Path, cluste
     until(lambda: not root.beats(), "no heartbeat where nothing is left to wait for")
 
 
+def test_a_heartbeat_that_no_cpu_is_free_for_stays_the_only_one(tmp_path: Path) -> None:
+    """Each pump armed another one: they took the places of the queue, and armed each other for ever."""
+    gate = tmp_path / "gate"
+    with Cluster(scale=0.1, ncpus=1, daemon_seconds=0) as cluster:
+        root = PbsRoot(tmp_path / "root", cluster, query_interval=1, max_queued=4, max_running=1, heartbeat=15)
+        for number in range(6):
+            root.drop(f"job{number}", text=f"while [ ! -e {gate} ]; do sleep 0.1; done")
+        root.pump()
+        until(lambda: root.starts("job0") == 1, "the only cpu is taken")
+        (note,) = (tmp_path / "root/heartbeat").glob("hb.*")
+        beat = json.loads(note.read_text())
+        past = time.localtime(time.time() - 5)
+        assert cluster.run("qalter", "-a", time.strftime("%Y%m%d%H%M.%S", past), beat["id"]).returncode == 0
+        note.write_text(json.dumps(dict(beat, due=time.time() - 65, made=time.time() - 965)))
+        until(lambda: [job["state"] for job in root.beats()] == ["Q"], "its time has come")
+        for pause in (1.1, 0, 1.1):  # behind a query interval, and within it
+            time.sleep(pause)
+            root.pump()
+            assert [job["id"] for job in root.beats()] == [beat["id"]]
+        gate.touch()
+        until(lambda: all(root.starts(f"job{number}") for number in range(6)), "all run, by themselves")
+        root.finish(6)
+        until(lambda: not root.beats(), "no heartbeat where nothing is left to wait for")
+
+
 def test_without_a_heartbeat_a_pump_finds_that_the_relay_stood_still(tmp_path: Path, cluster: Cluster) -> None:
     root = PbsRoot(tmp_path / "root", cluster, max_queued=6, max_running=2, heartbeat=0)
     names = killed_at_once(root)
