@@ -52,11 +52,11 @@ def _all_ran_once(desk, jobs):
 
 
 def test_only_the_first_slice_waits_for_an_answer(desk, asked):
-    jobs = _jobs(desk, 6, same=b"x" * 100)
+    jobs = _jobs(desk, 6, same=b"x" * 5000)  # no script is as long, wherever it runs
     assert desk.sync().uploaded == 6
     slices, contents = asked
     assert slices == [True, False, False, False]
-    assert len(contents) == 13 and contents.count(100) == 1, "a script and a number each, and what all of them use once"
+    assert len(contents) == 13 and contents.count(5000) == 1, "a script and a number each, what all use once"
     _all_ran_once(desk, jobs)
 
 
