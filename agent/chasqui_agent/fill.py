@@ -284,9 +284,9 @@ def _first_waiting(
             break
     site.forget_taken()
     if bundles:
-        from . import bundle
+        from . import bundle_kinds
 
-        found = bundle.grouped(pump, found)[: places + 1]
+        found = bundle_kinds.grouped(pump, found)[: places + 1]
     return found
 
 

@@ -83,14 +83,14 @@ def _take_back(pump: "Round", entry: "Entry", meta: str) -> None:
 
 
 def _take_back_bundle(pump: "Round", entry: "Entry") -> None:
-    from . import bundle
+    from . import bundle, bundle_ends
 
     started = bundle.close(pump, entry)
     if started:
         _record(pump, entry, started, False, "adopted")
     else:
         pump.state.keep_closed(submit.sought(pump, entry), pump.now, entry.job, entry.attempt)
-        bundle.take_back(pump, entry)
+        bundle_ends.take_back(pump, entry)
 
 
 def _lose_track(pump: "Round", entry: "Entry", meta: str) -> None:
@@ -128,9 +128,9 @@ def submitted(pump: "Round", standing: "Standing", snapshot: "Optional[Snapshot]
     """Settle one submitted attempt if its end is certain; whether it is settled."""
     found = standing.marks
     if live.is_bundle(standing.entry):
-        from . import bundle
+        from . import bundle_ends
 
-        return bundle.settle(pump, standing, snapshot, fresh)
+        return bundle_ends.settle(pump, standing, snapshot, fresh)
     if standing.member:
         return member(pump, standing)
     if found.runs and _start(standing) not in pump.state.started:

@@ -158,7 +158,7 @@ class Session:
             full = files.no_space(error)
             raise
         finally:
-            receiver.close(keep, full)
+            receiver.staging.close(keep, full)
         fault.point("serve.received")
 
     def _slices(self, receiver: "receive.Receiver") -> None:
@@ -246,9 +246,9 @@ class Session:
             receiver.idle()
         item = self.pipe.message()
         if item["m"] == "blob":
-            receiver.blob(item, self.pipe.data)
+            receiver.contents.blob(item, self.pipe.data)
         elif item["m"] == "blobs":
-            receiver.bundle(item, self.pipe.data())
+            receiver.contents.bundle(item, self.pipe.data())
         elif item["m"] == "commit":
             for key in offers.keys_of(item):
                 receiver.commit(key)

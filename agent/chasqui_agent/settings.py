@@ -142,8 +142,8 @@ def offer(spool: "Spool", config: "Dict[str, Any]", ledger: str, take_caps: bool
     revision = config.get("revision", 0)
     change(spool, owner=ledger, revision=revision if isinstance(revision, int) else 0, **known)
     if known.get("cache_size", before.cache_size) < before.cache_size:
-        from . import objects, receive
+        from . import objects, staging
 
         # At once: who lowers it wants the room now, and not when something is added the next time.
-        objects.Objects(receive.objects_folder(spool), known["cache_size"]).shrink()
+        objects.Objects(staging.objects_folder(spool), known["cache_size"]).shrink()
     return ""

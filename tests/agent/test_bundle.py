@@ -13,7 +13,7 @@ from agent.agentroot import publish, until
 from agent.test_dependents import hand_over
 from agent.test_retries import finish, rule
 from agent.test_retries import hand_over as hand_over_one
-from chasqui_agent import bundle, live, settings
+from chasqui_agent import bundle_kinds, bundle_script, live, settings
 
 BUNDLED = {"query_interval": 0, "grace": 1, "max_running": 2}
 
@@ -95,7 +95,7 @@ def test_jobs_share_allocations_and_are_jobs(bundled):
 
 def test_her_own_variables_are_what_she_set(bundled):
     """sh keeps a variable exported that it assigns to; and all of the script's own names begin alike."""
-    own = set(re.findall(r"(?m)(?:^|[\s;({&|'\"])([a-z][a-z_]*)=", bundle._SCRIPT))
+    own = set(re.findall(r"(?m)(?:^|[\s;({&|'\"])([a-z][a-z_]*)=", bundle_script._SCRIPT))
     assert "cq_stop" in own and all(name.startswith("cq_") for name in own), own
     root = bundled(2, parallel=2)
     for name in names_of(2):
@@ -174,7 +174,7 @@ def test_jobs_of_another_ledger_go_alone(bundled):
     ],
 )
 def test_what_a_bundle_asks_for(value, parallel, walltime, expected):
-    assert bundle._times(value, parallel, walltime) == expected
+    assert bundle_kinds.multiplied(value, parallel, walltime) == expected
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_what_a_bundle_asks_for(value, parallel, walltime, expected):
 )
 def test_what_names_no_walltime_goes_alone(asked, server, expected):
     pump = SimpleNamespace(scheduler=SimpleNamespace(asks_a_server=server))
-    assert bundle._walltime(pump, asked) == expected
+    assert bundle_kinds._walltime(pump, asked) == expected
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,10 @@ def test_what_names_no_walltime_goes_alone(asked, server, expected):
 )
 def test_how_many_fit_the_longest_walltime(walltime, size, parallel, longest, expected):
     pump = SimpleNamespace(settings=SimpleNamespace(bundle=size, bundle_walltime=longest))
-    assert bundle._most(pump, walltime, parallel) == expected
+    assert bundle_kinds._most(pump, walltime, parallel) == expected
     turns = -(-expected // parallel)
-    assert not walltime or not expected or bundle._in_turns(walltime, turns) <= longest
-    assert bundle._in_turns(3600, 4) == 14520
+    assert not walltime or not expected or bundle_kinds.in_turns(walltime, turns) <= longest
+    assert bundle_kinds.in_turns(3600, 4) == 14520
 
 
 def test_a_killed_bundle_requeues_what_had_not_started(bundled):

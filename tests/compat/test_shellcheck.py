@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from chasqui_agent import bundle, runner
+from chasqui_agent import bundle_script, runner
 from needs import program
 
 VALUES = dict.fromkeys(("dir", "root", "job", "attempt", "token", "name", "python", "agent", "path"), "a value")
@@ -27,7 +27,7 @@ def test_generated_bundles(tmp_path, dialect):
     values = dict.fromkeys(("root", "path", "python", "agent"), "a value")
     members = [dict.fromkeys(("dir", "meta", "token", "out", "err"), "it's %d" % number) for number in range(2)]
     values.update(parallel="4", limit="3605", interval="30", wakes="1", nodes="1")
-    text = bundle.script(values, members, ["NCPUS=", "PBS_NP=4"])
+    text = bundle_script.script(values, members, ["NCPUS=", "PBS_NP=4"])
     path.write_text("#!/bin/%s\n%s" % (dialect, text))
     done = subprocess.run([program("shellcheck"), "-s", dialect, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -223,7 +223,7 @@ def user_holds(world, rules):
 
 
 def user_retries(world, rules):
-    """A second attempt of what the journal calls ended: its work folder is there (receive.py), and it may run."""
+    """A second attempt of what the journal calls ended: its work folder is there (batch.py), and it may run."""
     if world.told and not world.retry and world.script[0] in SETTLED:
         yield world._replace(retry=True)
 

@@ -84,7 +84,7 @@ def test_without_a_rule_there_are_bad_ends(rule, scope, expected, capsys):
 
 
 def test_what_the_model_names_is_in_the_code():
-    words = "fill submit behind reconcile ending operations marks pump lock runner scheduler journal receive state live"
+    words = "fill submit behind reconcile ending operations marks pump lock runner scheduler journal batch state live"
     modules = {name: _text(os.path.join(CODE, name + ".py")) for name in words.split() if name != "scheduler"}
     named = re.findall(r"\b([a-z]+)\.(_?[a-z_]+)\b(?!\.py)", " ".join(move.__doc__ or "" for move in _moves()))
     checked = [(module, function) for module, function in named if module in modules and function != "py"]

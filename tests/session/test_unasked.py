@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from chasqui_agent import receive, wire
+from chasqui_agent import batch, receive, wire
 from chasqui_agent.spool import Spool
 from chasqui_client import deploy, errors, upload
 from chasqui_client.messages import Changed
@@ -52,11 +52,11 @@ def _all_ran_once(desk, jobs):
 
 
 def test_only_the_first_slice_waits_for_an_answer(desk, asked):
-    jobs = _jobs(desk, 6, same=b"x" * 100)
+    jobs = _jobs(desk, 6, same=b"x" * 5000)  # no script is as long, wherever it runs
     assert desk.sync().uploaded == 6
     slices, contents = asked
     assert slices == [True, False, False, False]
-    assert len(contents) == 13 and contents.count(100) == 1, "a script and a number each, and what all of them use once"
+    assert len(contents) == 13 and contents.count(5000) == 1, "a script and a number each, what all use once"
     _all_ran_once(desk, jobs)
 
 
@@ -130,7 +130,7 @@ def receiver(tmp_path):
     found.consider([])
     found.end_slice(True)
     yield found
-    found.close(keep=False)
+    found.staging.close(keep=False)
 
 
 def _offer(number, *contents, **fields):
@@ -142,8 +142,8 @@ def _offer(number, *contents, **fields):
 
 
 def _bring(receiver, *contents):
-    receiver.bundle({"sha": [hashlib.sha256(data).hexdigest() for data in contents],
-                     "size": [len(data) for data in contents]}, b"".join(contents))
+    receiver.contents.bundle({"sha": [hashlib.sha256(data).hexdigest() for data in contents],
+                              "size": [len(data) for data in contents]}, b"".join(contents))
 
 
 def test_what_is_refused_is_dropped_and_said_at_the_end(receiver):
@@ -157,7 +157,7 @@ def test_what_is_refused_is_dropped_and_said_at_the_end(receiver):
     assert receiver.acked == [good_key]
     (key, why), = receiver.refused
     assert key == bad_key and "its script is not one of its files" in why
-    assert not [path for path in os.listdir(receiver.folder) if path.startswith(bad_key[0])]
+    assert not [path for path in os.listdir(receiver.staging.folder) if path.startswith(bad_key[0])]
 
 
 def test_what_is_there_already_is_acknowledged(receiver):
@@ -177,8 +177,8 @@ def test_what_is_there_already_is_acknowledged(receiver):
 def test_what_does_not_come_or_is_damaged_refuses_the_job(receiver):
     (without, first), (damaged, second) = _offer(1, b"never sent"), _offer(2, b"right")
     receiver.consider_unasked([without, damaged])
-    receiver.bundle({"sha": [hashlib.sha256(data).hexdigest() for data in (SCRIPT, b"right")],
-                     "size": [len(SCRIPT), 5]}, SCRIPT + b"wrong")
+    receiver.contents.bundle({"sha": [hashlib.sha256(data).hexdigest() for data in (SCRIPT, b"right")],
+                              "size": [len(SCRIPT), 5]}, SCRIPT + b"wrong")
     for key in (first, second):
         receiver.commit(key)
     assert receiver.refused == [(first, "content was missing or damaged"), (second, "content was missing or damaged")]
@@ -191,9 +191,9 @@ def test_what_no_client_of_ours_sends_ends_the_session(receiver, fields):
     job, _ = _offer(1)
     receiver.consider_unasked([job])
     with pytest.raises(wire.WireError):
-        receiver.bundle(fields, b"x")
+        receiver.contents.bundle(fields, b"x")
     with pytest.raises(wire.WireError):
-        receiver.blob({"sha": job["files"][0]["sha256"], "size": len(SCRIPT)}, lambda: SCRIPT)
+        receiver.contents.blob({"sha": job["files"][0]["sha256"], "size": len(SCRIPT)}, lambda: SCRIPT)
     with pytest.raises(wire.WireError):
         receiver.consider_unasked([job])
 
@@ -201,14 +201,14 @@ def test_what_no_client_of_ours_sends_ends_the_session(receiver, fields):
 def test_a_slow_disk_is_not_asked_at_every_pause_of_the_line(receiver, monkeypatch):
     """A hundred jobs are made real while nothing comes, but that may take only a tenth of the time."""
     clock, batches = [1000.0], []
-    monkeypatch.setattr(receive.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(batch.time, "monotonic", lambda: clock[0])
 
     def settle(folders):
         batches.append(clock[0])
         clock[0] += 0.3
 
-    monkeypatch.setattr(receive.durable, "settle", settle)
-    receiver._flushed = clock[0]
+    monkeypatch.setattr(batch.durable, "settle", settle)
+    receiver._batch.published = clock[0]
     for number in range(1, 401):
         job, key = _offer(number)
         receiver.consider_unasked([job])
