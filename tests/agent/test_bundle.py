@@ -664,6 +664,15 @@ def test_bundles_are_filled_for_each_place_there_is(desk):
     assert (desk.scheduler.tried, desk.members()) == ([3, 3], (4, 6, 0))
 
 
+def test_a_full_queue_leaves_the_places_to_the_others(desk):
+    """However many of its scripts wait before theirs."""
+    settings.change(desk.spool, queues={"small": 1}, max_queued=4)
+    desk.jobs(20, "#PBS -q small")
+    desk.jobs(3, "#PBS -q large")
+    desk.rounds()
+    assert (desk.scheduler.tried, desk.members()) == ([3, 3], (17, 6, 0))
+
+
 def test_under_a_cap_of_all_jobs_what_waits_for_an_ending_bundle_is_a_debt(desk):
     """Though no place is free, and no more is read than there are places for."""
     settings.change(desk.spool, max_total=1)
