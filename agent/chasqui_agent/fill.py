@@ -71,6 +71,8 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     finally:
         pump.behind.finish()
     _note_refusal(pump)
+    if pump.settings.bundle > 1 and plan.queue.left and site.held_back and pump.report["submitted"] > before:
+        pump.report["unfinished"] = True  # what was read may all be for a queue that is full by now: others' is next
     if not plan.queue.left:
         site.held_back.clear()  # no place there would help
     _note_limits(pump, site)

@@ -11,9 +11,12 @@ import pytest
 
 from agent.agentroot import publish, until
 from agent.test_dependents import hand_over
+from agent.test_refused import Choosy, Desk
 from agent.test_retries import finish, rule
 from agent.test_retries import hand_over as hand_over_one
-from chasqui_agent import bundle_kinds, bundle_script, live, settings
+from chasqui_agent import bundle_kinds, bundle_script, files, live, marks, serve, settings
+from chasqui_agent.schedulers.base import Live, Snapshot, Submission
+from chasqui_agent.spool import Entry
 
 BUNDLED = {"query_interval": 0, "grace": 1, "max_running": 2}
 
@@ -512,3 +515,187 @@ def test_each_is_tried_again_by_its_own_policy(bundled):
     assert [root.flag("once", 1)[0], root.flag("once", 2)[0]] == ["FAIL", "DONE"]
     assert [root.flag(name)[0] for name in ("never", "good")] == ["FAIL", "DONE"]
     assert [root.starts(name) for name in ("once", "never", "good")] == [2, 1, 1]
+
+
+# -- in the pump, with a scheduler that says what it is told -----------------------------------------------------------
+
+
+class Server(Choosy):
+    """Takes single jobs; of bundles says `answer`, where there is one. Forgets what has ended."""
+
+    def __init__(self):
+        super(Server, self).__init__()
+        self.live, self.tried, self.answer = {}, [], None
+
+    def query(self, ids, sought=(), held=(), known=()):
+        asked = list(ids) + list(known) + [one.token for one in sought]
+        return Snapshot(dict(self.live), {}, asked)
+
+    def submit(self, request, timeout, meanwhile=lambda: None):
+        self.calls += 1
+        meanwhile()
+        members = live.members(os.path.join(request.folder, ".chasqui", "script"))
+        self.tried.append(max(1, len(members)))
+        if members and self.answer:
+            return self.answer
+        job_id = "%d.server" % self.calls
+        self.live[job_id] = Live(job_id, "H" if request.hold else "Q", request.token)
+        return Submission("accepted", job_id, "")
+
+    def release(self, job_id):
+        if job_id in self.live:
+            self.live[job_id] = self.live[job_id]._replace(state="Q")
+
+    def delete(self, job_id):
+        self.live.pop(job_id, None)
+
+
+class BundleDesk(Desk):
+    def __init__(self, root, monkeypatch):
+        super(BundleDesk, self).__init__(root, monkeypatch)
+        self.scheduler = Server()
+        settings.change(self.spool, bundle=3, grace=0)
+
+    def jobs(self, count, lines=""):
+        self.add(*["#PBS -l select=1:ncpus=1,walltime=10:00\n%s\n" % lines] * count)
+
+    def rounds(self):
+        """Rounds as one pump takes them; their reports."""
+        reports = [self.pump()]
+        while reports[-1].get("unfinished"):
+            assert len(reports) < 20, "it goes on for ever"
+            reports.append(self.pump())
+        return reports
+
+    def members(self):
+        """How many jobs wait, are in the scheduler, and are rejected."""
+        in_scheduler = [one for one in self.spool.entries("submitted") if not live.is_bundle(one)]
+        return self.waiting(), len(in_scheduler), self.count("rejected")
+
+    def ended(self):
+        """Have all that is in the scheduler end well there."""
+        for one in self.spool.entries("submitted"):
+            meta = self.spool.meta_dir(one.job, one.attempt)
+            for kind, text in (("claim", ""), ("run", ".1")):
+                os.symlink("x", os.path.join(meta, "%s.%s%s" % (kind, one.token, text)))
+            files.write_file(marks.flag_path(meta, one.token, 1), b"exit=0\nended=1\nwhole\n")
+        self.scheduler.live.clear()
+
+
+@pytest.fixture
+def desk(root, monkeypatch):
+    return BundleDesk(root, monkeypatch)
+
+
+TOO_MUCH = "qsub: Job violates queue and/or server resource limits"
+
+
+@pytest.mark.parametrize("kind, text", [
+    ("permanent", "qsub: Illegal attribute or resource value"), ("other", "qsub: who knows"), ("limit", TOO_MUCH)])
+def test_one_that_is_refused_for_good_is_taken_apart_and_nobody_rejected(desk, kind, text):
+    desk.scheduler.answer = Submission(kind, "", text)
+    desk.jobs(3)
+    first = desk.rounds()[0]
+    assert first["submitted"] == first["rejected"] == 0
+    assert (desk.scheduler.tried, desk.members()) == ([3, 1, 1, 1], (0, 3, 0))
+
+
+RESOURCE = Submission("limit", "", "qsub: would exceed limit on resource ncpus")
+
+
+def test_a_limit_that_teaches_nothing_is_met_by_one_job_alone_each_time(desk):
+    """It may be what the bundle asks for: none waits for ever, and none is rejected."""
+    desk.scheduler.answer = RESOURCE
+    desk.jobs(3)
+    desk.rounds()
+    assert (desk.scheduler.tried, desk.members()) == ([3, 1, 2], (2, 1, 0))
+    desk.ended()
+    desk.rounds()
+    assert (desk.scheduler.tried[3:], desk.members()) == ([2, 1, 1], (0, 2, 0))
+
+
+def test_where_jobs_of_ours_may_fill_the_queue_no_bundle_is_taken_apart_for_it(desk):
+    desk.jobs(1)
+    desk.rounds()
+    desk.scheduler.answer = RESOURCE
+    desk.jobs(3)
+    for _ in range(3):
+        assert [report["refused"] for report in desk.rounds()] == [RESOURCE.text]
+    assert (desk.scheduler.tried, desk.members()) == ([1, 3, 3, 3], (3, 1, 0))
+    desk.ended()
+    desk.scheduler.answer = None
+    desk.rounds()
+    assert (desk.scheduler.tried[4:], desk.members()) == ([3], (0, 3, 0))
+
+
+def test_a_bundle_whose_every_folder_is_gone_takes_no_place_for_ever(desk):
+    """The journal alone knows its members' ids, and by that its own; PBS tells only of what it was asked for."""
+    settings.change(desk.spool, max_queued=1)
+    desk.jobs(6)
+    desk.rounds()
+    assert desk.members() == (3, 3, 0)
+    for name in os.listdir(desk.spool.work):
+        if name.startswith("bundle-") or not desk.spool.find_waiting().get((name, 1)):
+            shutil.rmtree(os.path.join(desk.spool.work, name))
+    desk.rounds()
+    (standing,) = [one for one in live.standings(desk.spool) if live.is_bundle(one.entry)]
+    assert standing.id in ("", "1.server") and desk.members() == (3, 3, 0), "it is in the scheduler"
+    desk.scheduler.live.clear()
+    for _ in range(3):
+        desk.rounds()
+    assert (desk.scheduler.tried, desk.members()) == ([3, 3], (0, 3, 0))
+    ended = [name for name in os.listdir(desk.spool.completed) if name.endswith(".flag")]
+    assert len(ended) == 3
+
+
+def test_a_place_under_a_limit_by_queue_is_one_for_a_bundle(desk):
+    settings.change(desk.spool, queues={"small": 2})
+    desk.jobs(8, "#PBS -q small")
+    desk.rounds()
+    assert (desk.scheduler.tried, desk.members()) == ([3, 3], (2, 6, 0))
+    desk.rounds()
+    assert desk.scheduler.tried == [3, 3], "it is full"
+
+
+def test_bundles_are_filled_for_each_place_there_is(desk):
+    settings.change(desk.spool, max_queued=2)
+    desk.jobs(10)
+    desk.rounds()
+    assert (desk.scheduler.tried, desk.members()) == ([3, 3], (4, 6, 0))
+
+
+def test_a_full_queue_leaves_the_places_to_the_others(desk):
+    """However many of its scripts wait before theirs."""
+    settings.change(desk.spool, queues={"small": 1}, max_queued=4)
+    desk.jobs(20, "#PBS -q small")
+    desk.jobs(3, "#PBS -q large")
+    desk.rounds()
+    assert (desk.scheduler.tried, desk.members()) == ([3, 3], (17, 6, 0))
+
+
+def test_under_a_cap_of_all_jobs_what_waits_for_an_ending_bundle_is_a_debt(desk):
+    """Though no place is free, and no more is read than there are places for."""
+    settings.change(desk.spool, max_total=1)
+    desk.jobs(4)
+    desk.rounds()
+    assert desk.members() == (1, 3, 0)
+    there = dict(desk.scheduler.live)
+    desk.ended()
+    desk.scheduler.live.update(there)  # the scheduler counts it for some seconds more
+    assert desk.rounds()[-1]["debt"]
+    desk.scheduler.live.clear()
+    desk.rounds()
+    assert desk.members() == (0, 1, 0)
+
+
+def test_a_session_tells_of_jobs_and_not_of_bundles(desk):
+    desk.jobs(5)
+    desk.rounds()
+    assert len(desk.spool.entries("submitted")) == 7
+    one = next(one for one in desk.spool.entries("submitted") if live.is_bundle(one))
+    in_flight = Entry(desk.spool.entry_path("submitting", *one[1:]), *one[1:])
+    told = serve.Session(desk.spool, None)._status({})
+    assert (told["waiting"], told["submitting"], told["submitted"]) == (0, 0, 5)
+    os.rename(one.path, in_flight.path)  # as it stands before its members follow it
+    told = serve.Session(desk.spool, None)._status({})
+    assert (told["waiting"], told["submitting"], told["submitted"]) == (0, 0, 5)

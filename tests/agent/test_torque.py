@@ -252,6 +252,9 @@ def test_an_epilogue_that_is_refused_is_left_out_and_named_no_more(at_site, tmp_
         (SAYS % ("submit error (Unknown queue MSG=x)", 170), "permanent"),
         (SAYS % ("submit error (Batch protocol error)", 185), "unknown"),
         (SAYS % ("what is this, /home/ada/epilogue/w", 1), "unknown"),
+        # A filter's remark explains no error that nobody knows: the server may have the job.
+        ("echo 'note: your epilogue runs as you' >&2; " + SAYS % ("no idea what happened", 1), "unknown"),
+        ("echo 'some of what you set is not allowed' >&2; " + SAYS % ("no answer; epilogue: looked at", 1), "unknown"),
         (SAYS % ("cannot connect to server x (errno=111) Connection refused", 111), "temporary"),
         (SAYS % ("submit error (Bad UID for job execution MSG=ruserok failed validating ada)", 175), "other"),
     ],

@@ -9,7 +9,9 @@ import time
 import pytest
 
 from agent.agentroot import AGENT, Root
-from chasqui_agent import lock, settings, wakes
+from agent.test_refused import Choosy
+from chasqui_agent import heartbeat, lock, schedulers, settings, wakes
+from chasqui_agent.schedulers.base import Live, Snapshot, Submission
 from chasqui_agent.spool import Spool
 
 
@@ -108,6 +110,67 @@ def test_what_a_doctor_left_that_died_goes_with_the_next(root):
     assert sorted(os.listdir(os.path.join(root.path, "doctor"))) == sorted(map(os.path.basename, kept))
     code, _, said = root.agent("remove")
     assert code == 1 and all("doctor/" + os.path.basename(path) in said for path in kept), said
+
+
+def test_one_on_another_host_is_believed_alive_as_long_as_a_doctor_can_take(root):
+    """Nobody can look there; one that takes its time at a full site must not lose its jobs to the next."""
+    at_work, died = a_run(root, "at_work", h="another"), a_run(root, "died", h="another")
+    for run, age in ((at_work, wakes.STALE - 600), (died, wakes.STALE + 600)):
+        os.utime(os.path.join(run, wakes.OWNER, "g.1"), (time.time() - age,) * 2, follow_symlinks=False)
+    assert wakes.clear_dead(root.spool) == []
+    assert not os.path.exists(died) and os.path.isdir(at_work)
+    assert wakes.remains(root.spool) == ["doctor/at_work"]
+    assert wakes.STALE > (len(wakes.FORMS) - 1) * (wakes.LONGEST + wakes.AFTER), "each form may have to wait its turn"
+
+
+class Timed(Choosy):
+    """Takes jobs, and keeps a list of the heartbeat's, with when each is to come."""
+
+    def __init__(self):
+        super(Timed, self).__init__()
+        self.live, self.beats = {}, []
+
+    def query(self, ids, sought=(), held=(), known=()):
+        return Snapshot(dict(self.live), {}, list(ids) + list(known))
+
+    def submit(self, request, timeout, meanwhile=lambda: None):
+        meanwhile()
+        job_id = "%d.server" % (len(self.live) + 1)
+        self.live[job_id] = Live(job_id, "W" if request.start else "Q", request.token)
+        if request.start:
+            self.beats.append(request.start)
+        return Submission("accepted", job_id, "")
+
+    def delete(self, job_id):
+        self.live.pop(job_id, None)
+
+
+def test_no_more_heartbeats_come_than_she_was_told(root, monkeypatch):
+    """The first one comes soon, the one that it arms behind itself not before all is cleared up; and her own root's are
+    as she set them."""
+    scheduler = Timed()
+    monkeypatch.setattr(schedulers, "choose", lambda *_: scheduler)
+    settings.change(root.spool, scheduler="openpbs", heartbeat=7)
+    seconds = []
+
+    def comes(doctor, trials):
+        """As the first beat does when its time has come."""
+        spool = trials[0].root
+        assert [beat.n for beat in heartbeat.beats(spool)] == [1] == [len(scheduler.beats)]
+        assert heartbeat.beat(spool, settings.load(spool), scheduler, 1)
+        assert [beat.n for beat in heartbeat.beats(spool)] == [1, 2]
+        seconds.extend(start - time.time() for start in scheduler.beats)
+        trials[0].close("yes", "")
+
+    monkeypatch.setattr(wakes.Doctor, "_watch", comes)
+    doctor = wakes.Doctor(root.spool, {}, 300.0, 60.0, lambda *_: None, lambda: False)
+    doctor.begin()
+    assert doctor._by_heartbeat("direct").verdict == "yes"
+    assert seconds[0] <= 60 * wakes.BEAT_MINUTES and len(seconds) == wakes.BEATS
+    assert seconds[1] > wakes.CLEAR_SECONDS + 600
+    monkeypatch.setattr(wakes, "PATIENT_SECONDS", 0.0)
+    assert doctor.end() == [] and scheduler.live == {}, "what is armed goes, too"
+    assert settings.load(root.spool).heartbeat == 7 and not os.path.exists(os.path.join(root.path, "doctor"))
 
 
 @pytest.mark.parametrize("job", ["12.server", "13.server"])

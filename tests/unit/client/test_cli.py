@@ -219,6 +219,40 @@ def test_logs_show_what_is_here(work: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.endswith("==> a/results/a.o7\none\ttwo\\x1b[31m\ufffd\n")
 
 
+def _array(work: Path, *paths: str) -> None:
+    """Job `a` with these output files here, each with its own path in it."""
+    _init_and_add()
+    job = api.find(Home(), Selection(("a",)))[0]
+    with api.open_ledger(Home()) as ledger:
+        ledger.record_results(job.id, 1, [ResultFile(os.fsencode(path), 1, 0o600, 0, "", "log", "HERE")
+                                          for path in paths])
+    for path in paths:
+        (work / "a" / "results" / path).parent.mkdir(parents=True, exist_ok=True)
+        (work / "a" / "results" / path).write_text(path + "\n")
+
+
+def test_logs_of_one_element(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its index is the last number in a name: also where her own -o has something behind it."""
+    _array(work, "a.o2.12", "a.o37.2", "a.e37.2", "logs/run12_2.txt", "logs/out.2.log", "logs/2.o13", "logs2/out.3.log")
+    capsys.readouterr()
+    assert _run("logs", "a", "--element", "2", "--json") == 0
+    found = [log["path"] for log in _json(capsys)["data"]["logs"]]
+    assert found == ["a.e37.2", "a.o37.2", "logs/out.2.log", "logs/run12_2.txt"]
+    assert _run("logs", "a", "--element", "37") == 2
+    assert "No output of element 37 of a is here." in capsys.readouterr().err
+
+
+def test_who_follows_a_job_follows_all_of_it(
+        work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _array(work, "a.o37.2")
+    monkeypatch.setattr("chasqui_client.results.follow_logs", lambda *_: 0)
+    capsys.readouterr()
+    assert _run("logs", "a", "-f", "--element", "2") == 2
+    said = capsys.readouterr()
+    assert said == ("", "chasqui: --element is for output that is here; -f follows the whole job.\n")
+    assert _run("logs", "a", "-f") == 0
+
+
 def test_the_summary_of_a_sync(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     report = exchange.SyncReport(remote="here", timestamp="2026-01-01T00:00:00Z", uploaded=3000, submitted=70, failed=7,
                                  lost=2, completed=2991, counts={"UPLOADED": 2930, "SUBMITTED": 70}, results_files=4,
