@@ -419,22 +419,26 @@ class AnyOrder:
         self.promises.excuses = kept
 
     def finish(self) -> None:
-        """All is well again; with one pump by hand everything comes to its end, and did so once."""
+        """All is well again; behind one pump by hand everything comes to its end, and did so once."""
         self.kills = sum(mark.exists() for mark in self.marks)
         self.heal()
+        self.pump_gets_through()  # a hold that was asked for is done
         for entry in self.spool.entries("held"):
             self.agent("release", entry.job)
         self.lift_her_holds()
         time.sleep(max(0.0, self.harmed + SETTLES - time.monotonic()))
-        end = time.monotonic() + PATIENCE
-        while self.agent("pump", "--json") or '"busy": true' in self.said:
-            holds(time.monotonic() < end, "P4", "no pump gets through: " + self.said)
-            time.sleep(INTERVAL)
+        self.pump_gets_through()
         self.relay_does_the_rest()
         self.promises_hold()
         for attempt in self.promises.known():
             self.ended_as_it_should(attempt)
         self.tell()
+
+    def pump_gets_through(self) -> None:
+        end = time.monotonic() + PATIENCE
+        while self.agent("pump", "--json") or '"busy": true' in self.said:
+            holds(time.monotonic() < end, "P4", "no pump gets through: " + self.said)
+            time.sleep(INTERVAL)
 
     def tell(self) -> None:
         """What was seen, so that nobody takes an idle run for a proof."""

@@ -61,6 +61,11 @@ class Nodes:
             node.link, node.since = None, time.time()
             self.table.changed.notify_all()
 
+    def wait_anew(self):
+        """A server that was away itself has missed none of them yet."""
+        for node in self.nodes.values():
+            node.since = time.time()
+
     def send(self, name, message):
         """To a job's mom. Raises Refused 15070 when it is away."""
         node = self.nodes.get(name)

@@ -69,7 +69,11 @@ class Server:
     def schedule(self):
         while True:
             self.faults.wait_while("hung")
+            away = self.faults.get("down") is not None
+            self.faults.wait_while("down")
             with self.table.lock:
+                if away:
+                    self.nodes.wait_anew()
                 self.scheduler.cycle()
                 if self.conf.dialect == "torque":
                     self.forget_completed()
