@@ -17,6 +17,7 @@ from . import (
     heartbeat,
     live,
     marks,
+    passing,
     site_limits,
     submit,
     way,
@@ -44,12 +45,14 @@ LOOK_FURTHER = 200  # scripts looked at beyond those that fit, where a queue is 
 MAX_CALLS = 300  # of the scheduler, in 60 seconds, by all pumps of a root
 AHEAD_CALLS = MAX_CALLS // 2  # from so many on none is spent on a job that can't run yet, and has to be released
 MAX_DOUBTED = 10  # scripts refused in the same words before the queue itself is taken to be closed
+ENDS_SECONDS = 600.0  # without another end: what is still counted then stands in E for long, or is half of an array
 SPARE_CALLS = 20  # calls a round may need besides submissions and releases
 
 
 def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", fresh: bool) -> None:
     """Release held jobs and submit waiting scripts, as many as the caps and the site allow; see to it that places which
     could not be filled now are filled later. Raises Unreachable."""
+    noted = pump.report["note"]  # of a job whose node does not answer: nothing that a pump a minute would mend
     # Left to the site, max_running is no cap of ours: nothing is held, and what is held is released.
     most_running = pump.settings.max_running if pump.settings.running_cap == "hold" else 10**9
     limits = caps.Caps(most_running, pump.settings.max_queued, pump.settings.max_total)
@@ -60,34 +63,59 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     counted = [job for job in standing if not job.member]
     site = site_limits.Site(limited, pump.now, counted, in_flight, snapshot, fresh, known, options)
     has_beat = heartbeat.enabled(pump.settings, pump.scheduler, pump.state.value)
-    counts = live.count(standing, submitting, snapshot, known if has_beat else None)
+    again = [job for job in standing if _may_start_again(pump, job)]
+    over = [job._replace(marks=job.marks._replace(flag=None)) if job in again else job for job in standing]
+    counts = live.count(over, submitting, snapshot, known if has_beat else None)
     plan = caps.plan(counts, limits, pump.state.value.get("turns"))
     places = min(int(limits.max_queued), plan.queue.left)
-    todo = _first_waiting(pump, int(limits.max_queued), places, limits, int(has_beat), site)
+    passed = passing.Passed(pump.state.value.pop("passed", ()))
+    todo = _first_waiting(pump, int(limits.max_queued), places, limits, int(has_beat), site, passed)
     before = pump.report["submitted"]
     _release_first(pump, [job for job in standing if job.held and not job.marks.runs], plan)
     try:
-        refused = _submit(pump, todo, plan, site)
+        refused = _submit(pump, todo, plan, site, passed)
     finally:
         pump.behind.finish()
     _note_refusal(pump)
+    if passed.kinds:
+        pump.state.value["passed"] = sorted(passed.kinds)
+    if passed.let_in() and pump.report["submitted"] > before:
+        pump.report["unfinished"] = True  # the others of its kind
     if pump.settings.bundle > 1 and plan.queue.left and site.held_back and pump.report["submitted"] > before:
         pump.report["unfinished"] = True  # what was read may all be for a queue that is full by now: others' is next
     if not plan.queue.left:
         site.held_back.clear()  # no place there would help
     _note_limits(pump, site)
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
-    ends = any(job.flagged or job.id == os.environ.get("PBS_JOBID") for job in standing)
+    ends = _ends_now(pump, standing)
     # PBS counts an ending job until it is quite gone: 32 s were seen. So does max_total.
     more = limits.max_total and not plan.queue.left and _scripts(todo) > pump.report["submitted"] - before
     no_place = refused in ("limit", "temporary") or bool(site.held_back or more)
-    waits = ends and no_place or pump.put_off or dependents.expected(pump.spool, standing)
-    silent = bool(pump.report["note"]) and pump.report["note"] != way.REFUSED
+    waits = ends and (no_place or bool(again)) or pump.put_off or dependents.expected(pump.spool, standing)
+    silent = pump.report["note"] not in ("", noted, way.REFUSED)
     _note_debt(pump, waits)
     alone = has_beat and heartbeat.needed(pump.spool) and not _wake_is_certain(pump, standing)
     owe(pump, (waits or silent or alone) and not heartbeat.hurry(pump))
     if has_beat and known and not heartbeat.enabled(pump.settings, pump.scheduler, pump.state.value):
         pump.report["unfinished"] = True  # only now it is known that the site has no place for a heartbeat
+
+
+def _may_start_again(pump: "Round", job: "live.Standing") -> bool:
+    """Whether a job that was told to end, and has, may have been put back by the scheduler to be started once more."""
+    if not (job.marks.term and job.marks.flag):
+        return False
+    return bool(pump.spool.job_record(job.entry.job, job.entry.attempt).get("rerun"))
+
+
+def _ends_now(pump: "Round", standing: "List[live.Standing]") -> bool:
+    """Whether places are about to be free. state.json "flagged": [payloads that are over and still in the scheduler,
+    since when it has been so many]."""
+    flagged = sum(job.flagged for job in standing)
+    before = pump.state.value.get("flagged")
+    since = before[1] if before and before[0] == flagged else pump.now
+    pump.state.value["flagged"] = [flagged, since]
+    own = any(job.id == os.environ.get("PBS_JOBID") for job in standing)
+    return own or (flagged > 0 and pump.now - since < ENDS_SECONDS)
 
 
 def _note_refusal(pump: "Round") -> None:
@@ -138,14 +166,6 @@ def owe(pump: "Round", debt: bool) -> None:
     pump.report["debt"] = pump.state.value["debt"] = debt and pump.scheduler.asks_a_server
 
 
-def _may_call(pump: "Round") -> bool:
-    """Whether the scheduler may be called for one more job now. Says so where it may not."""
-    if pump.calls() < MAX_CALLS - SPARE_CALLS:
-        return True
-    pump.report["note"] = "%d calls of the scheduler in 60 seconds: the rest follows" % pump.calls()
-    return False
-
-
 def _has_time(pump: "Round") -> bool:
     """Whether the budget has room for a submission; else there will be another round."""
     enough = pump.scheduler.deadline - time.monotonic() >= LEAST_SECONDS
@@ -157,7 +177,7 @@ def _release_first(pump: "Round", held: "List[live.Standing]", plan: caps.Plan) 
     for job in held:
         if not plan.payloads.take(_name(job.entry), job.size):
             continue
-        if not _may_call(pump):
+        if not pump.may_call():
             return
         try:
             _release(pump, job)
@@ -165,7 +185,13 @@ def _release_first(pump: "Round", held: "List[live.Standing]", plan: caps.Plan) 
             continue  # the next good query shows that it is still held
 
 
-def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, site: site_limits.Site) -> str:
+def _submit(
+    pump: "Round",
+    todo: "List[Tuple[Entry, int]]",
+    plan: caps.Plan,
+    site: site_limits.Site,
+    passed: passing.Passed,
+) -> str:
     """Submit until the room is used or the scheduler says stop; the kind of refusal that was its last word, or "".
 
     A script refused for good goes to rejected/. One that is refused in the very words of the last one is doubted
@@ -178,6 +204,8 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
     for position, (entry, size) in enumerate(todo):
         if not plan.queue.left or len(doubted) == MAX_DOUBTED or pump.behind.failed:
             break
+        if passed.over(entry.path):
+            continue
         asked = site.asked_in(entry.path)
         if not site.room(asked, size):
             if size > 1 and site.ever(asked, size) and plan.queue.keeps(_name(entry)):
@@ -188,7 +216,7 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
         if pump.lock.time_left() < pump.settings.lease / 50:
             pump.report["unfinished"] = True  # give the lock back and take it again
             break
-        if not (_may_call(pump) and _has_time(pump)):
+        if not (pump.may_call() and _has_time(pump)):
             break
         free = plan.payloads.take(_name(entry), size)
         if not free and pump.calls() >= AHEAD_CALLS:
@@ -200,7 +228,7 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
             plan.queue.give_back(size)
             plan.payloads.give_back(size if free else 0)
         if answer.kind == "accepted":
-            site.took(asked, size)
+            site.accepted(asked, size)
             pump.report["submitted"] += _scripts([(entry, size)])
             _reject(pump, doubted, pump.state.last_rejected())
             doubted = []
@@ -224,7 +252,8 @@ def _submit(pump: "Round", todo: "List[Tuple[Entry, int]]", plan: caps.Plan, sit
             if answer.kind == "doubted":
                 doubted.append(entry)
             elif answer.learn in (None, EVERYWHERE) and not answer.shared:
-                break
+                if not passed.refused(entry.path, answer, size):
+                    break
     if len(doubted) == len(todo) == 1:
         _reject(pump, doubted, pump.state.last_rejected())  # nothing else waits that could be spoilt
     return last
@@ -252,7 +281,13 @@ def _reject(pump: "Round", doubted: "List[Entry]", text: str) -> None:
 
 
 def _first_waiting(
-    pump: "Round", most: int, places: int, limits: caps.Caps, beats: int, site: site_limits.Site
+    pump: "Round",
+    most: int,
+    places: int,
+    limits: caps.Caps,
+    beats: int,
+    site: site_limits.Site,
+    passed: passing.Passed,
 ) -> "List[Tuple[Entry, int]]":
     """The next scripts to submit, at most `most`, or as bundles for these places and one beyond; each with how many
     elements it is. One that asks for `#PBS -h` goes to held/ on
@@ -278,6 +313,8 @@ def _first_waiting(
                 _reject(pump, [entry], why)
             elif site.partial and not site.room(asked, size):
                 further -= 1  # its queue is full: others' may not be
+            elif not passed.only_one(entry.path):
+                further -= 1
             else:
                 found.append((entry, size))
                 if not bundles:  # how many places they take is known when they are put together

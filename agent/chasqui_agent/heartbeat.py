@@ -56,15 +56,17 @@ def enabled(chosen: "Settings", scheduler: "Scheduler", state: "Dict[str, Any]")
     if way.contact_only(chosen, state):
         return False
     spare = chosen.max_queued > 1 and chosen.max_total not in (1, 2)
-    return scheduler.asks_a_server and chosen.heartbeat > 0 and spare and _has_place(chosen, state)
+    return scheduler.asks_a_server and chosen.heartbeat > 0 and spare and has_place(chosen, state)
 
 
-def _has_place(chosen: "Settings", state: "Dict[str, Any]") -> bool:
+def has_place(chosen: "Settings", state: "Dict[str, Any]") -> bool:
     """Whether the limits there, as far as they are known, leave room for the two of a change and a job. (The user's own
     caps are on her jobs.)"""
     known = bounds.of_state(state, chosen)
     job = known.resolved(bounds.asked(state.get("beat_options", {})))
-    return all(bound.number >= 3 for bound in known.of(job, time.time()) if bound.source != "own")
+    # 0 lets nobody in, for a night perhaps: what is there already stays.
+    bounds_there = [bound for bound in known.of(job, time.time()) if bound.source != "own"]
+    return all(bound.number >= 3 or not bound.number for bound in bounds_there)
 
 
 def beats(spool: "Spool") -> "List[Beat]":
@@ -210,11 +212,19 @@ def outlast(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", seconds:
         known = beats(spool)
         # One without an id may be what the holder was about to submit.
         pending = known and known[-1].id and not _late(known[-1], files.server_time(spool.wake))
+        pending = pending or (known and _seen_waiting(spool, known[-1]))
         if not pending and needed(spool) and enabled(chosen, scheduler, State(spool).value):
             arm(spool, chosen, scheduler, known[-1].n + 1 if known else 1)
         _bring_forward(spool, scheduler, seconds + 1)
     except (Unreachable, OSError):
         pass
+
+
+def _seen_waiting(spool: "Spool", beat: Beat) -> bool:
+    """Whether the last query, however old, saw a late beat wait for a place to run: it is still to come."""
+    seen = State(spool).cached_snapshot(float("inf"))
+    job = seen.live.get(beat.id) if seen and beat.id and beat.due > 0 else None
+    return job is not None and bool(job.state) and not job.running
 
 
 def _late(beat: Beat, now: float) -> bool:

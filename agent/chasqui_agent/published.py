@@ -20,7 +20,9 @@ def refresh(pump: "Round") -> None:
     """Ask, if it is time. An answer that can't be had or read changes nothing, and is asked for again in an hour."""
     known = pump.state.value.setdefault("published", {})
     age = pump.now - known.get("asked", 0)
-    if 0 <= age < (HOUR if known.get("doubt") else DAY) or not pump.spool.has_waiting():
+    # What keeps scripts back may have been lowered for a night.
+    binds = any(row[-1] == "published" for row in pump.state.value.get("held_back", ()))
+    if 0 <= age < (HOUR if binds or known.get("doubt") else DAY) or not pump.spool.has_waiting():
         return
     budget = pump.scheduler.deadline
     pump.scheduler.deadline = min(budget, time.monotonic() + SECONDS)
@@ -31,7 +33,7 @@ def refresh(pump: "Round") -> None:
     finally:
         pump.scheduler.deadline = budget
     if found is None:
-        known["asked"] = pump.now - DAY + HOUR
+        known["asked"] = pump.now if binds else pump.now - DAY + HOUR
         known.pop("doubt", None)
         return
     pump.state.value["published"] = dict(found, asked=pump.now)

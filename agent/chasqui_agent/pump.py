@@ -211,10 +211,11 @@ class Round:
                 if fresh:
                     published.refresh(self)
                 heartbeat.keep(self, snapshot, fresh)
-                reconcile.closed_jobs(self, snapshot, fresh)
                 if fresh:
                     records.prune(self, snapshot)
                 fill.fill(self, standing, snapshot, fresh)
+                # Last: one that can't be deleted must not keep others from being submitted.
+                reconcile.closed_jobs(self, snapshot, fresh)
         except Unreachable as error:
             self.report["note"] = "the scheduler does not answer: %s" % error
         self._finish(handled, done, events, snapshot is not None)
@@ -389,6 +390,13 @@ class Round:
     def calls(self) -> int:
         """Calls of the scheduler in the last 60 seconds, or up to ten more, by all pumps."""
         return int(self.scheduler.calls + sum(count for _, count in self._lately(self.now)))
+
+    def may_call(self) -> bool:
+        """Whether the scheduler may be called for one more job now. Says so where it may not."""
+        if self.calls() < fill.MAX_CALLS - fill.SPARE_CALLS:
+            return True
+        self.report["note"] = "%d calls of the scheduler in 60 seconds: the rest follows" % self.calls()
+        return False
 
     def _lately(self, now: float) -> "List[List[int]]":
         """state.json "lately": [tens of seconds since 1970, calls], of those that are not over for a minute."""

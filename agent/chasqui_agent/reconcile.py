@@ -323,10 +323,12 @@ def closed_jobs(pump: "Round", snapshot: "Snapshot", fresh: bool) -> None:
     Unreachable."""
     seen = {job.token for job in snapshot.ended.values()}
     for job_id in list(pump.state.delete):
+        if not pump.may_call():
+            break
         if _deleted(pump, job_id):
             pump.state.delete.remove(job_id)
     for job in snapshot.live.values():
-        if job.token in pump.state.closed and _deleted(pump, job.id):
+        if job.token in pump.state.closed and pump.may_call() and _deleted(pump, job.id):
             seen.add(job.token)
             late = pump.state.given_up(job.token)
             if late:

@@ -95,6 +95,15 @@ class Site:
         """The site let a job in."""
         self._added.append((job, size))
 
+    def accepted(self, job: "Asked", size: int = 1) -> None:
+        """As `took`, of a submission. With more there than a learnt limit, the site has raised it: how far, its next
+        refusal tells."""
+        self.took(job, size)
+        for where in {EVERYWHERE, job.queue} if self.fresh else ():
+            if where in self.known.learnt and self._count(whole(where)) > self.known.learnt[where][0]:
+                del self.known.learnt[where]
+                self._bounds.clear()
+
     def forget_taken(self) -> None:
         """Nothing was let in yet: it was a rehearsal."""
         del self._added[:]

@@ -74,7 +74,11 @@ def submit(pump: "Round", entry: Entry, hold: bool, following: "Optional[Entry]"
     answer = way.learn(pump, answer)
     if answer.kind == "accepted":
         pump.behind.add(lambda: _record_late(pump, in_flight, answer.id, hold))
-        pump.state.value["beat_options"] = heartbeat.options_of(request.directives)
+        options = heartbeat.options_of(request.directives)
+        # Where a job is let in there may be no place for two beats: one small queue must not put the heartbeat off.
+        value = dict(pump.state.value, beat_options=options)
+        if "beat_options" not in pump.state.value or heartbeat.has_place(pump.settings, value):
+            pump.state.value["beat_options"] = options
     elif answer.kind == "permanent" and answer.text != pump.state.last_rejected():
         reject(pump, in_flight, answer.text)
     else:

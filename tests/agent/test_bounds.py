@@ -197,22 +197,28 @@ def script(queue="", project=""):
     return ("#PBS -q %s\n" % queue if queue else "") + ("#PBS -P %s\n" % project if project else "") + "true\n"
 
 
-def test_the_site_is_asked_once_a_day_and_only_while_something_waits(site, monkeypatch):
+@pytest.mark.parametrize("most, again", [(2, bounds.HOUR), (100, published.DAY)])
+def test_the_site_is_asked_once_a_day_and_each_hour_where_its_limit_keeps_scripts_back(site, monkeypatch, most, again):
+    """Lowered for a night it held for a day."""
     clock = [NOW]
     monkeypatch.setattr("chasqui_agent.files.server_time", lambda _: clock[0])
-    site.scheduler.rows = [[EVERYWHERE, "", "", "live", 2]]
+    settings.change(site.spool, max_queued=2, max_running=2)
+    site.scheduler.rows = [[EVERYWHERE, "", "", "live", most]]
     site.pump()
     assert site.scheduler.asked == 0
     site.add(*[script()] * 5)
-    for seconds, asked in ((0, 1), (60, 1), (published.DAY - 1, 1), (published.DAY, 2)):
+    if most == 2:
+        settings.change(site.spool, max_queued=50)
+    for seconds, asked in ((0, 1), (60, 1), (again - 1, 1), (again, 2)):
         clock[0] = NOW + seconds
         site.pump()
         assert (site.scheduler.asked, site.everything()) == (asked, (3, 2, 0, 0))
     site.scheduler.rows = []
-    clock[0] = NOW + 2 * published.DAY
+    settings.change(site.spool, max_queued=50)
+    clock[0] += published.DAY
     site.pump()
     assert (site.scheduler.asked, site.everything()) == (3, (0, 5, 0, 0))
-    clock[0] = NOW + 9 * published.DAY
+    clock[0] += 9 * published.DAY
     site.pump()
     assert site.scheduler.asked == 3  # nothing waits
 
@@ -224,7 +230,7 @@ def test_no_answer_changes_nothing_and_is_asked_for_in_an_hour(site, monkeypatch
     site.add(*[script()] * 5)
     site.pump()
     site.scheduler.silent = True
-    for seconds, asked in ((0, 2), (bounds.HOUR - 1, 2), (bounds.HOUR, 3)):
+    for seconds, asked in ((0, 2), (bounds.HOUR - 1, 2), (bounds.HOUR, 3), (bounds.HOUR + 60, 3)):
         clock[0] = NOW + published.DAY + seconds
         site.pump()
         assert (site.scheduler.asked, site.everything()) == (asked, (3, 2, 0, 0))

@@ -8,9 +8,10 @@ import time
 import pytest
 
 from agent.test_refused import Choosy, Desk
-from chasqui_agent import cli, files, heartbeat, pump, settings
+from chasqui_agent import cli, files, heartbeat, marks, pump, settings
 from chasqui_agent.lock import own_identity
-from chasqui_agent.schedulers.base import Live, Snapshot, Submission
+from chasqui_agent.schedulers.base import Live, NotNow, Snapshot, Submission
+from chasqui_agent.state import State
 
 
 class Beating(Choosy):
@@ -189,12 +190,22 @@ def test_a_beat_to_come_is_only_brought_forward_and_none_armed_where_nothing_wai
     assert late.known() == []
 
 
-def _held_elsewhere(spool):
+def test_a_beat_that_was_seen_to_wait_for_a_cpu_is_counted_on(root, monkeypatch):
+    """On a full cluster each wake that met somebody else's lock armed another one."""
+    late = Late(root, monkeypatch, time.time() - 500, query_interval=0)
+    late.desk.pump()
+    _held_elsewhere(late.desk.spool, 2)
+    pump.pump(late.desk.spool, "tail", 0.1, attended=False)
+    assert late.known() == [1]
+
+
+def _held_elsewhere(spool, generation=1):
     """The lock, taken a minute ago by somebody of another host."""
     owner = json.dumps(dict(own_identity(), h="another", b="another"))
-    os.symlink(owner, os.path.join(spool.lock, "g.1"))
+    path = os.path.join(spool.lock, "g.%d" % generation)
+    os.symlink(owner, path)
     then = time.time() - 60
-    os.utime(os.path.join(spool.lock, "g.1"), (then, then), follow_symlinks=False)
+    os.utime(path, (then, then), follow_symlinks=False)
 
 
 @pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO, errno.ENOSPC])
@@ -212,3 +223,89 @@ def test_a_beat_that_can_not_write_pumps_and_tries_again(root, monkeypatch, erro
     assert cli.main(["--root", late.desk.spool.root, "_beat", "1"]) == 0
     assert failed and late.known() == [1, 2]
     assert late.desk.everything()[0] < 2
+
+
+# -- how often ---------------------------------------------------------------------------------------------------------
+
+
+class Hour(Late):
+    """An hour, second by second, in which the beats are all that runs."""
+
+    def __init__(self, root, monkeypatch, scheduler, script=b"\n", **chosen):
+        self.now = time.time()
+        super(Hour, self).__init__(root, monkeypatch, self.now + 800, query_interval=30, **chosen)
+        monkeypatch.setattr(files, "server_time", lambda _: self.now)
+        self.desk.scheduler = scheduler
+        spool = self.desk.spool
+        self.meta = spool.meta_dir("there", 1)
+        os.makedirs(self.meta)
+        self.id = "5[].server" if b"-J" in script else "5.server"
+        scheduler.ids = ["7.server", self.id]
+        files.write_file(spool.entry_path("submitted", "there", 1, "abcdefgh"), script)
+        marks.write_id(self.meta, "abcdefgh", self.id, False)
+        os.symlink(self.id, os.path.join(self.meta, "claim.abcdefgh"))
+
+    def beats(self):
+        """How many ran."""
+        spool, scheduler, ran = self.desk.spool, self.desk.scheduler, 0
+        for _ in range(3600):
+            self.now += 1
+            last = heartbeat.beats(spool)[-1]
+            if last.id in scheduler.ids and last.due <= self.now:
+                ran += 1
+                heartbeat.beat(spool, settings.load(spool), scheduler, last.n)
+                scheduler.ids.remove(last.id)
+                files.remove(os.path.join(spool.root, "snapshot.json"))
+                self.desk.pump()
+        return ran
+
+
+class NoPlace(Full):
+    """A site that lets beats in, and no jobs."""
+
+    has_arrays = True
+
+    def submit(self, request, timeout, meanwhile=lambda: None):
+        if request.start is None:
+            meanwhile()
+            return Submission("limit", "", "would exceed queue's per-group limit", None, False, ("group", ""))
+        return super(NoPlace, self).submit(request, timeout, meanwhile)
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_where_an_end_lasts_for_hours_no_beat_comes_each_minute(root, monkeypatch, array):
+    """A job that stands in E; an array of which one element is over. There were 47 in an hour, and as many qsub."""
+    hour = Hour(root, monkeypatch, NoPlace(), b"#PBS -J 1-10\n" if array else b"\n")
+    settings.change(hour.desk.spool, max_queued=100, max_running=100)
+    element = "abcdefgh.1" if array else "abcdefgh"
+    os.symlink(hour.id, os.path.join(hour.meta, "run.%s.1" % element))
+    files.write_file(os.path.join(hour.meta, "flag.%s.1" % element), b"exit=0\nwhole\n")
+    assert 4 <= hour.beats() <= 15
+
+
+def test_where_a_job_can_not_be_cancelled_no_beat_comes_each_minute(root, monkeypatch):
+    class Deaf(Full):
+        def delete(self, job_id):
+            raise NotNow("qdel: Server could not connect to MOM 5.server")
+
+    hour = Hour(root, monkeypatch, Deaf())
+    settings.change(hour.desk.spool, max_queued=2)
+    os.symlink(hour.id, os.path.join(hour.meta, "run.abcdefgh.1"))
+    asked = {"id": "abcdefghijkl", "op": "cancel", "job": "there", "attempt": 1}
+    files.write_json(os.path.join(hour.desk.spool.wake, "op.abcdefghijkl"), asked)
+    assert 3 <= hour.beats() <= 5
+
+
+def test_a_job_in_a_queue_that_has_no_place_for_beats_does_not_put_the_heartbeat_off(root, monkeypatch):
+    desk = Desk(root, monkeypatch)
+    desk.scheduler = Full()
+    settings.change(desk.spool, heartbeat=15, max_queued=20)
+    rows = [["debug", "", "", "live", 1], ["long", "", "", "live", 50]]
+    files.write_json(os.path.join(desk.spool.root, "state.json"),
+                     {"published": {"default": "workq", "rows": rows, "asked": time.time()}})  # fmt: skip
+    for script, queue in (("#PBS -q long\n", "long"), ("#PBS -q debug\n", "long")):
+        desk.add(script)
+        assert desk.pump()["submitted"] == 1
+        value = State(desk.spool).value
+        assert value["beat_options"] == {"q": queue}
+        assert heartbeat.enabled(settings.load(desk.spool), desk.scheduler, value)

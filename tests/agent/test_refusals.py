@@ -11,6 +11,7 @@ USAGE = "\nusage: qsub [-a date_time] [-A account_string] [-c interval]\n\t[-C d
 @pytest.mark.parametrize(
     "code, text, kind",
     [
+        (75, "qsub: Requested walltime out of range for queue short\n", "other"),
         (38, "qsub: would exceed complex's per-user limit\n", "limit"),
         (38, "qsub: would exceed queue generic's per-user limit\n", "limit"),
         (38, "qsub: would exceed complex's per-user limit of jobs in 'Q' state\n", "limit"),

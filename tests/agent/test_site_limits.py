@@ -14,7 +14,7 @@ from chasqui_agent import bounds, files, fill, launch, linger, live, pump, setti
 from chasqui_agent.bounds import Asked, Bounds, limit
 from chasqui_agent.live import Standing
 from chasqui_agent.marks import Marks
-from chasqui_agent.schedulers.base import EVERYWHERE, Live, Snapshot, Submission
+from chasqui_agent.schedulers.base import EVERYWHERE, Live, Snapshot, Submission, Unreachable
 from chasqui_agent.site_limits import Site, learn
 from chasqui_agent.spool import Entry
 from chasqui_agent.state import State
@@ -229,6 +229,18 @@ def test_no_more_than_so_many_calls_go_out_in_a_minute(narrow, monkeypatch):
         assert narrow.pump()["submitted"] == submitted, seconds
 
 
+def test_a_learnt_limit_that_the_site_has_raised_is_forgotten(narrow, monkeypatch):
+    """Met once in a bad hour it held for days: it rose by one an hour."""
+    clock = [NOW]
+    monkeypatch.setattr(files, "server_time", lambda _: clock[0])
+    narrow.pump()
+    assert State(narrow.spool).value["site_limits"][EVERYWHERE][0] == 3
+    narrow.scheduler.places = 100
+    clock[0] += HOUR
+    narrow.pump()
+    assert (narrow.everything(), State(narrow.spool).value["site_limits"]) == ((0, 8, 0, 0), {})
+
+
 @pytest.mark.parametrize("call", [0.02, 0.4])
 def test_in_no_sixty_seconds_more_calls_go_out(narrow, monkeypatch, call):
     """Many small rounds behind a large one; and rounds so long that a minute is over in them. An agent from before
@@ -254,6 +266,43 @@ def test_in_no_sixty_seconds_more_calls_go_out(narrow, monkeypatch, call):
     assert max(sum(0 <= other - one < 60 for other in made) for one in made) <= 100
     minute, count = State(narrow.spool).value["calls"]
     assert minute > NOW // 60 and 0 < count <= 100
+
+
+def test_what_can_not_be_deleted_keeps_nobody_waiting_and_many_take_their_minutes(narrow, monkeypatch):
+    def delete(job_id):
+        narrow.scheduler.calls += 1
+        if job_id == "900.server":
+            raise Unreachable("qdel did not answer in 20 seconds")
+        deleted.append(job_id)
+
+    deleted = []
+    narrow.scheduler.delete = delete
+    monkeypatch.setattr(fill, "MAX_CALLS", fill.SPARE_CALLS + 20)
+    ids = ["%d.server" % number for number in range(800, 900)]
+    files.write_json(os.path.join(narrow.spool.root, "state.json"), {"delete": ids})
+    narrow.pump()
+    assert narrow.everything()[1] == 3 and 10 < len(deleted) < 20
+    narrow.scheduler.places = 5
+    monkeypatch.setattr(fill, "MAX_CALLS", 10**9)
+    files.write_json(os.path.join(narrow.spool.root, "state.json"), {"delete": ["900.server"]})
+    narrow.pump()
+    assert narrow.everything()[1] == 5
+
+
+def test_a_job_that_the_scheduler_may_start_again_keeps_its_place(narrow):
+    """Told to end, as by preemption, and put back: its flag stands, and it counted as nothing."""
+    settings.change(narrow.spool, max_running=1, max_queued=20)
+    narrow.scheduler.live["50.server"] = Live("50.server", "Q")
+    meta = narrow.spool.meta_dir("again", 1)
+    os.makedirs(meta)
+    files.write_json(os.path.join(meta, "job.json"), {"job": "again", "attempt": 1, "rerun": True})
+    files.write_file(narrow.spool.entry_path("submitted", "again", 1, "abcdefgh"), b"\n")
+    files.write_json(os.path.join(meta, "abcdefgh.id"), {"id": "50.server", "held": False})
+    for name in ("claim.abcdefgh", "run.abcdefgh.1"):
+        os.symlink("50.server", os.path.join(meta, name))
+    files.write_file(os.path.join(meta, "flag.abcdefgh.1"), b"exit=143\nterm=1\nwhole\n")
+    narrow.pump()
+    assert all(job.held for job in live.standings(narrow.spool) if job.id != "50.server")
 
 
 def test_a_job_that_could_not_run_yet_is_not_submitted_when_many_calls_went_out(narrow, monkeypatch):

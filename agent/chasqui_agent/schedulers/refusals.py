@@ -48,7 +48,10 @@ _CODES = {
 # Looked for in this order, before the codes; only an unknown outcome comes first.
 _TEXTS = (
     # The server may have the job: a wrapper's exit code, and Torque's numbers, don't say so.
-    ("unknown", "protocol error|premature end|end of file|time ?out|timed out|socket close|(read|writ)ing .*socket"),
+    (
+        "unknown",
+        "protocol error|premature end|end of file|(?<!wall)time ?out|timed out|socket close|(read|writ)ing .*socket",
+    ),
     ("temporary", "no free connections|server (is currently too )?busy|queue is not enabled"),
     # A limit at some sites and an empty allocation at others: a wait that somebody has to be told of when it lasts.
     ("limit", "would exceed [^\n]* limit|maximum number of jobs|violates queue and/or server resource limits"),

@@ -1,0 +1,70 @@
+"""Scripts passed over because one that asks for the same was refused: its queue is closed, or it asks for too much.
+
+Others may be let in meanwhile: else one that was refused would hold up all behind it for as long as its queue is closed.
+Of each kind that was refused one is tried in the next round.
+"""
+
+import re
+import zlib
+
+from . import directives
+
+MYPY = False
+if MYPY:
+    from typing import Iterable, Set
+
+    from .schedulers.base import Submission
+
+MOST = 10  # kinds in one round: each costs a call
+_NAMES = "NoejvhSmM"  # letters of directives that no refusal is about
+
+
+class Passed:
+    """known: the kinds that were refused in the last round, as `kinds` tells those of this one."""
+
+    def __init__(self, known: "Iterable[str]") -> None:
+        self._before = set(known)
+        self._met: "Set[str]" = set()
+        self.kinds: "Set[str]" = set()
+
+    def only_one(self, path: str) -> bool:
+        """Whether a script may be tried in this round: it is of no kind refused in the last one, or the first of it."""
+        if not self._before:
+            return True
+        kind = _kind(path)
+        first = kind not in self._met
+        if kind in self._before:
+            self._met.add(kind)
+        return first
+
+    def over(self, path: str) -> bool:
+        """Whether one that asks for the same was refused in this round."""
+        return bool(self.kinds) and _kind(path) in self.kinds
+
+    def refused(self, path: str, answer: "Submission", size: int) -> bool:
+        """Whether to go on with scripts of other kinds behind this refusal."""
+        # How long an array may hold up others under a limit is Places.keeps' to say.
+        if not _about_the_script(answer) or (size > 1 and answer.kind == "limit") or len(self.kinds) == MOST:
+            return False
+        self.kinds.add(_kind(path))
+        return True
+
+    def let_in(self) -> bool:
+        """Whether a kind refused in the last round was tried in this one, and not refused."""
+        return bool(self._before & self._met - self.kinds)
+
+
+def _about_the_script(answer: "Submission") -> bool:
+    if answer.learn is not None or answer.shared or re.search("connect|contact|communicat", answer.text, re.IGNORECASE):
+        return False
+    return answer.kind in ("limit", "other") or (answer.kind == "temporary" and "queue" in answer.text.lower())
+
+
+def _kind(path: str) -> str:
+    """The same for scripts that ask for the same, whatever they are called."""
+    try:
+        with open(path, "rb") as stream:
+            found = sorted(one for one in directives.options(stream.read()) if one[0] not in _NAMES)
+    except OSError:
+        found = []
+    return "%08x" % (zlib.crc32(repr(found).encode("utf-8", "replace")) & 0xFFFFFFFF)

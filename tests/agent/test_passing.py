@@ -1,0 +1,100 @@
+"""A script that is refused for what it asks for holds up nobody who asks for something else."""
+
+import os
+
+import pytest
+
+from agent.test_refused import Desk
+from chasqui_agent import passing
+from chasqui_agent.schedulers import refusals
+from chasqui_agent.schedulers.base import Submission
+from chasqui_agent.state import State
+
+LONG, SHORT = "#PBS -q long\n", "#PBS -q short\n"
+
+
+class Particular:
+    """A scheduler's answers: refuses what is for the queue long in these words; counts its calls."""
+
+    def __init__(self, desk, code, text):
+        self.desk, self.code, self.text, self.calls = desk, code, text, []
+
+    def submit(self, request, timeout, meanwhile):
+        meanwhile()
+        queue = request.directives.get("q", "")
+        self.calls.append(queue)
+        if queue.startswith("long"):
+            said = refusals.classify(self.code, self.text)
+            return Submission(said.kind, "", self.text, said.learn, said.here, said.shared)
+        return Submission("accepted", "%d.server" % len(self.calls), "")
+
+
+@pytest.fixture
+def made(root, monkeypatch):
+    def make(code, text):
+        desk = Desk(root, monkeypatch)
+        particular = Particular(desk, code, text)
+        desk.scheduler.submit = particular.submit
+        return desk, particular
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "code, text",
+    [
+        (188, "qsub: Job violates queue and/or server resource limits"),
+        (39, "qsub: would exceed per-user limit on resource ncpus in complex"),
+        (173, "qsub: Queue is not enabled"),
+        (198, "qsub: Maximum number of jobs already in queue"),
+        (75, "qsub: your project may not use this queue"),
+    ],
+)
+def test_the_scripts_behind_a_refused_one_go(made, code, text):
+    """All fifty waited behind it for as long as its queue was closed."""
+    desk, particular = made(code, text)
+    desk.add(LONG + "true\n", *[SHORT] * 50)
+    report = desk.pump()
+    assert (desk.everything(), report["refused"]) == ((1, 50, 0, 0), text)
+
+
+def test_a_batch_of_equal_ones_costs_one_call_a_pump_and_goes_at_once_when_the_queue_is_open(made):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    desk.add(*[LONG + "echo %d\n" % number for number in range(40)], SHORT)
+    for _ in range(4):
+        desk.pump()
+    assert particular.calls == ["long", "short", "long", "long", "long"]
+    particular.desk.scheduler.submit = lambda request, *_: Submission("accepted", "%s.server" % request.token, "")
+    assert desk.pump()["unfinished"], "another round at once"
+    assert "passed" not in State(desk.spool).value
+    desk.pump()
+    assert desk.everything() == (0, 41, 0, 0)
+
+
+@pytest.mark.parametrize("code, text", [(162, "qsub: cannot connect to server"), (1, "qsub: could not contact licence"),
+                                        (15062, "No free connections")])  # fmt: skip
+def test_what_is_the_servers_trouble_stops_the_round(made, code, text):
+    desk, particular = made(code, text)
+    desk.add(LONG, SHORT, SHORT)
+    desk.pump()
+    assert particular.calls == ["long"]
+
+
+def test_of_many_kinds_so_many_are_tried_in_a_round(made):
+    desk, particular = made(188, "qsub: Job violates queue and/or server resource limits")
+    desk.add(*["#PBS -q long%d\n" % number for number in range(2 * passing.MOST)], SHORT)
+    desk.pump()
+    assert len(particular.calls) == passing.MOST + 1
+
+
+def test_what_is_the_same_for_a_refusal(tmp_path):
+    def passed(first, second):
+        for name, text in (("first", first), ("second", second)):
+            (tmp_path / name).write_text(text)
+        known = passing.Passed(())
+        refused = known.refused(os.path.join(str(tmp_path), "first"), Submission("limit", "", "too much"), 1)
+        return refused and known.over(os.path.join(str(tmp_path), "second"))
+
+    assert passed("#PBS -N a\n#PBS -l ncpus=4\necho a\n", "#PBS -l ncpus=4\n#PBS -N b -o x\necho b\n")
+    assert not passed("#PBS -l ncpus=4\n", "#PBS -l ncpus=8\n")
+    assert passed("#SBATCH -p long --job-name=a\n", "#SBATCH -p long --job-name=b\n")
