@@ -252,7 +252,8 @@ def _submit(
             if answer.kind == "doubted":
                 doubted.append(entry)
             elif answer.learn in (None, EVERYWHERE) and not answer.shared:
-                if not passed.refused(entry.path, answer, size):
+                # Of a bundle nobody knows whether one of its jobs would be refused, too.
+                if pump.settings.bundle > 1 or not passed.refused(entry.path, answer, size):
                     break
     if len(doubted) == len(todo) == 1:
         _reject(pump, doubted, pump.state.last_rejected())  # nothing else waits that could be spoilt

@@ -1,6 +1,6 @@
 """Scripts passed over because one that asks for the same was refused: its queue is closed, or it asks for too much.
 
-Others may be let in meanwhile: else one that was refused would hold up all behind it for as long as its queue is closed.
+Others may be let in meanwhile: else one that was refused would hold up all behind it while its queue is closed.
 Of each kind that was refused one is tried in the next round.
 """
 
