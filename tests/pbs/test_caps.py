@@ -144,9 +144,11 @@ def test_a_limit_is_tried_again_after_an_hour(tmp_path: Path, cluster: Cluster) 
     assert root.pump()["submitted"] == 3
     cluster.set_server("max_queued", "[u:PBS_GENERIC=5]")
     learnt(root, 4, hours=1)
-    assert pumped(root, cluster) == (1, 1)  # one place more than was known
-    learnt(root, 4, hours=2)
-    assert pumped(root, cluster) == (0, 1)  # and no other
+    assert pumped(root, cluster) == (1, 2)  # it was raised, by one
+    assert state(root)["site_limits"]["*"][0] == 5
+    assert pumped(root, cluster) == (0, 0)
+    learnt(root, 5, hours=1)
+    assert pumped(root, cluster) == (0, 1)  # and not again
     assert state(root)["site_limits"]["*"][0] == 5
     assert pumped(root, cluster) == (0, 0)
     gate.touch()
