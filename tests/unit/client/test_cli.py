@@ -168,7 +168,12 @@ def test_ctrl_c_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
     monkeypatch.setattr(api, "status", interrupted)
     assert _run("status") == 130
-    assert "chasqui: interrupted" in capsys.readouterr().err
+    assert capsys.readouterr().err == "\nchasqui: interrupted\n"
+    _init_and_add()
+    monkeypatch.setattr(api, "run_sync", interrupted)
+    assert _run("--debug", "sync") == 130
+    assert capsys.readouterr().err.endswith("\nchasqui: interrupted; nothing is half done, the next sync goes on from "
+                                            "here\n")
 
 
 def test_names_cannot_drive_the_terminal(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
