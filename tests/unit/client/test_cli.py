@@ -122,7 +122,8 @@ def test_failures_are_one_line_and_a_hint(work: Path, capsys: pytest.CaptureFixt
     (["add"], "No folders were given", "chasqui add DIR"), (["add", "a", "--set", "x"], "not KEY=VALUE", ""),
     (["cancel"], "No jobs were named", "--all"), (["cancel", "--all"], "--all means 0 jobs", "--yes"),
     (["--remote", "hp", "add", "a"], "There is no remote named hp", "chasqui init hp"),
-    (["show", "zzzz"], "No job has this id", "chasqui list"), (["sync", "--watch", "-3"], "invalid", ""),
+    (["show", "zzzz"], "No job has this id", "chasqui list"), (["sync", "--watch", "-3"], "-3: must be above 0", ""),
+    (["sync", "--watch", "abc"], "abc is no number of seconds", ""),
     (["list", "--state", "X"], "no state X", ""), (["add", "--from", "nope"], "nope: no such file", ""),
 ])
 def test_bad_usage(work: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str, hint: str) -> None:
