@@ -122,6 +122,9 @@ def test_failures_are_one_line_and_a_hint(work: Path, capsys: pytest.CaptureFixt
     (["add"], "No folders were given", "chasqui add DIR"), (["add", "a", "--set", "x"], "not KEY=VALUE", ""),
     (["cancel"], "No jobs were named", "--all"), (["cancel", "--all"], "--all means 0 jobs", "--yes"),
     (["--remote", "hp", "add", "a"], "There is no remote named hp", "chasqui init hp"),
+    (["list", "--remote", "hp"], "There is no remote named hp", "chasqui init hp"),
+    (["cancel", "--state", "FAILED", "--remote", "hp"], "There is no remote named hp", "chasqui init hp"),
+    (["retry", "--all", "--yes", "--remote", "hp"], "There is no remote named hp", "chasqui init hp"),
     (["show", "zzzz"], "No job has this id", "chasqui list"), (["sync", "--watch", "-3"], "-3: must be above 0", ""),
     (["sync", "--watch", "abc"], "abc is no number of seconds", ""),
     (["list", "--state", "X"], "no state X", ""), (["add", "--from", "nope"], "nope: no such file", ""),
@@ -131,6 +134,14 @@ def test_bad_usage(work: Path, capsys: pytest.CaptureFixture[str], words: list[s
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("chasqui: ") and said in lines[0]
     assert hint in "".join(lines[1:]) and len(lines) <= 2
+
+
+def test_a_remote_without_jobs_has_none(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("init", "here", "--host", "local") == 0
+    capsys.readouterr()
+    for remote in ("here", "any"):
+        assert _run("list", "--remote", remote) == 0
+        assert capsys.readouterr().out == "no jobs\n"
 
 
 def test_the_envelope(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
