@@ -159,10 +159,7 @@ def _remote_status(ledger: Ledger, remote: str) -> dict[str, Any]:
 def show(home: Home, word: str) -> dict[str, Any]:
     """Everything about one job: itself, what it waits for, attempts, events, inputs, results."""
     with open_ledger(home) as ledger:
-        found = select.find(ledger, Selection((word,)))
-        if len(found) > 1:
-            raise errors.AmbiguousJob(word=wire.printable(word), known=", ".join(job.id for job in found))
-        job = found[0]
+        job = select.one(ledger, word)
         inputs = [{"path": wire.path_text(f.path), "size": f.size, "sha256": f.sha256}
                   for f in ledger.files(job.id, job.attempt)]
         results = [{"path": wire.path_text(f.path), "size": f.size, "state": f.state, "why": f.why, "kind": f.kind}

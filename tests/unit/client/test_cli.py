@@ -144,6 +144,23 @@ def test_a_remote_without_jobs_has_none(work: Path, capsys: pytest.CaptureFixtur
         assert capsys.readouterr().out == "no jobs\n"
 
 
+@pytest.mark.parametrize("verb", ["show", "why"])
+def test_a_word_for_several_jobs(work: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    _init_and_add()
+    (work / "b/a").mkdir()
+    (work / "b/a/job.sh").write_text("x")
+    assert _run("add", "b/a") == 0
+    capsys.readouterr()
+    assert _run(verb, "a") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("chasqui: a is the name of several jobs: ") and said.endswith("hint: type the id of one of "
+                                                                                         "them\n")
+    assert _run("add", "b", "--again") == 0
+    capsys.readouterr()
+    assert _run(verb, "./b") == 2
+    assert "./b is the folder of several jobs: " in capsys.readouterr().err
+
+
 def test_the_envelope(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("init", "here", "--host", "local", "--json") == 0
     assert _json(capsys)["ok"]
