@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from chasqui_agent import wire
 
 from . import errors, select, states
-from .config import Caps, Config, Home, Remote, check_host, check_root
+from .config import ANY, Caps, Config, Home, Remote, check_host, check_root
 from .exchange import SyncOptions, SyncReport
 from .fields import dataclass, replace
 from .ledger import Job, Ledger
@@ -107,9 +107,16 @@ def add(home: Home, folders: Sequence[bytes], asked: "Asked | None" = None, remo
 
 
 def find(home: Home, selection: Selection, nothing_is_all: bool = True) -> list[Job]:
-    """The jobs of a selection, in the order they were added."""
+    """The jobs of a selection, in the order they were added. Raises UnknownRemote."""
     with open_ledger(home) as ledger:
-        return select.find(ledger, selection, nothing_is_all)
+        return _find(home, ledger, selection, nothing_is_all)
+
+
+def _find(home: Home, ledger: Ledger, selection: Selection, nothing_is_all: bool = False) -> list[Job]:
+    remote = selection.remote
+    if remote not in ("", ANY) and not ledger.rows("SELECT 1 FROM jobs WHERE remote = ? LIMIT 1", remote):
+        home.config().remote(remote)
+    return select.find(ledger, selection, nothing_is_all)
 
 
 def status(home: Home, remote: str | None = None, ask: bool = False) -> list[dict[str, Any]]:
@@ -152,10 +159,7 @@ def _remote_status(ledger: Ledger, remote: str) -> dict[str, Any]:
 def show(home: Home, word: str) -> dict[str, Any]:
     """Everything about one job: itself, what it waits for, attempts, events, inputs, results."""
     with open_ledger(home) as ledger:
-        found = select.find(ledger, Selection((word,)))
-        if len(found) > 1:
-            raise errors.AmbiguousJob(word=wire.printable(word), known=", ".join(job.id for job in found))
-        job = found[0]
+        job = select.one(ledger, word)
         inputs = [{"path": wire.path_text(f.path), "size": f.size, "sha256": f.sha256}
                   for f in ledger.files(job.id, job.attempt)]
         results = [{"path": wire.path_text(f.path), "size": f.size, "state": f.state, "why": f.why, "kind": f.kind}
@@ -177,7 +181,7 @@ def retry(home: Home, selection: Selection, resources: "Mapping[str, str] | None
     """
     from . import jobs
     with open_ledger(home) as ledger:
-        return jobs.retry(home, ledger, home.config(), select.find(ledger, selection), resources)
+        return jobs.retry(home, ledger, home.config(), _find(home, ledger, selection), resources)
 
 
 def cancel(home: Home, selection: Selection) -> tuple[list[Job], list[Job]]:
@@ -199,7 +203,7 @@ def _request(home: Home, selection: Selection, op: str) -> tuple[list[Job], list
     done: list[Job] = []
     later: list[Job] = []
     with open_ledger(home) as ledger:
-        found = select.find(ledger, selection)
+        found = _find(home, ledger, selection)
         if not selection.words:
             # "--state", "--name" and "--all" mean those of them that it makes sense for; a job named must be able to.
             found = [job for job in found if ledger.allows(job, op)]

@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _flushed(_sync_ahead(words) if "sync" in words else _dispatch(words))
     except KeyboardInterrupt:
-        sys.stderr.write("\nchasqui: interrupted; nothing is half done, the next sync goes on from here\n")
+        goes_on = "; nothing is half done, the next sync goes on from here"
+        sys.stderr.write("\nchasqui: interrupted%s\n" % (goes_on if _options_first(words)[1][:1] == ["sync"] else ""))
         return 130
     except BrokenPipeError:
         # `chasqui list | head`: nobody reads on, and Python must not complain about it when it exits.

@@ -104,9 +104,12 @@ def _sync_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("%s is no number of seconds" % text) from None
     if not 0 < seconds < 1e6:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError("%s: must be above 0 and below 1,000,000 seconds" % text)
     return seconds
 
 

@@ -250,6 +250,12 @@ def _retry(table: Table) -> Mapping[str, Any]:
 
 def _remote(remotes: Table, name: str) -> Remote:
     table = remotes.table(name)
+    table.only("host, root, work_root, python, ssh_config, ssh_options, scheduler, pbs_bin, wake_via, bandwidth, "
+               "windows, cleanup, cleanup_min_age, caps, settings, templates")
+    if "host" not in table.values:
+        missing = table.bad("", "[remotes.%s] has no host" % name)
+        missing.hint = "give it one; or is this remote's name spelt otherwise in another section of that file?"
+        raise missing
     try:
         _check_name(name)
         host = check_host(table.text("host", ""))
@@ -259,14 +265,11 @@ def _remote(remotes: Table, name: str) -> Remote:
     for option in options:
         if not _SSH_OPTION.match(option):
             raise table.bad("ssh_options", 'each must look like "Key=value", not %r' % option)
-    remote = Remote(
+    return Remote(
         name, host, _root(table, "root", "~/chasqui"), _root(table, "work_root", ""), table.text("python", "auto"),
         table.text("ssh_config", ""), options, _scheduler(table), _pbs_bin(table), _wake_via(table),
         _caps(table.table("caps")), _settings(table.table("settings")), _templates(table.table("templates")),
         _bandwidth(table), _cleanup(table), _hours(table, "cleanup_min_age", 24))
-    table.done("host, root, work_root, python, ssh_config, ssh_options, scheduler, pbs_bin, wake_via, bandwidth, "
-               "windows, cleanup, cleanup_min_age, caps, settings, templates")
-    return remote
 
 
 def _root(table: Table, key: str, default: str) -> str:

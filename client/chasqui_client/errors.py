@@ -162,7 +162,7 @@ class NoSuchJob(BadInput):
 
 
 class AmbiguousJob(BadInput):
-    """{word} is the beginning of several job ids: {known}."""
+    """{word} is {what}: {known}."""
 
     hint = "type more of the id"
 

@@ -93,7 +93,7 @@ class Piece:
         if record.get("next") != following or following > most:
             return ""
         self._write_attempts([job])
-        self.ledger.follow_attempt(job, at)
+        self.ledger.follow_attempt(job)
         self._facts[job.id] = {}
         self._jobs[job.id] = replace(
             job, attempt=following, state=states.UPLOADED, changed=at, exit=None, signal=None, pbs="",

@@ -284,13 +284,13 @@ class Ledger:
             self._new_attempt(job.id, attempt, inputs)
         return attempt
 
-    def follow_attempt(self, job: Job, at: str) -> None:
+    def follow_attempt(self, job: Job) -> None:
         """The relay has made the next attempt of a job itself, from the same inputs; inside a transaction."""
         self.set_missing(job.id, ())
         self.set_results_state(job.id, states.NONE)
         self.db.execute("UPDATE jobs SET attempt = ? WHERE id = ?", (job.attempt + 1, job.id))
         self.db.execute("INSERT INTO attempts(job, attempt, state, added) VALUES (?, ?, ?, ?)",
-                        (job.id, job.attempt + 1, states.UPLOADED, at))
+                        (job.id, job.attempt + 1, states.UPLOADED, now()))
 
     def _new_attempt(self, job: str, attempt: int, inputs: Iterable[InputFile]) -> None:
         self.db.execute("INSERT INTO attempts(job, attempt, state, added) VALUES (?, ?, ?, ?)",

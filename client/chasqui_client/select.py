@@ -56,6 +56,16 @@ def find(ledger: Ledger, selection: Selection, nothing_is_all: bool = False) -> 
     return jobs
 
 
+def one(ledger: Ledger, word: str, remote: str = "") -> Job:
+    """The job that a word means. Raises as `find` does, AmbiguousJob for the name or folder of several, too."""
+    found = find(ledger, Selection((word,), remote=remote))
+    if len(found) > 1:
+        what = "the %s of several jobs" % ("name" if found[0].name == word else "folder")
+        raise errors.AmbiguousJob(word=wire.printable(word), what=what, known=", ".join(job.id for job in found),
+                                  hint="type the id of one of them")
+    return found[0]
+
+
 def _candidates(ledger: Ledger, selection: Selection) -> list[Job]:
     if not selection.words and selection.states:
         marks = ", ".join("?" * len(selection.states))
@@ -86,7 +96,7 @@ class Index:
         found = [job for job in self.ids[start:start + 6] if word and job.startswith(word)]
         if len(found) > 1:
             known = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-            raise errors.AmbiguousJob(word=wire.printable(word), known=known)
+            raise errors.AmbiguousJob(word=wire.printable(word), what="the beginning of several job ids", known=known)
         if not found:
             raise errors.NoSuchJob(word=wire.printable(wire.path_text(os.fsencode(word))))
         return self.by_id[found[0]]

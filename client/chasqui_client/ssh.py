@@ -151,12 +151,15 @@ def login(home: Home, remote: Remote) -> bool:
         Path(path).unlink(missing_ok=True)
         said = _start_master(remote, path)
         if not check(home, remote):
+            if said is None:
+                raise errors.LoginFailed("the password or code was refused, or ssh gave up: see above",
+                                         hint="chasqui login %s" % remote.name, remote=remote.name)
             raise failure(remote, said or "ssh ended without opening a connection")
     return True
 
 
-def _start_master(remote: Remote, path: str) -> str:
-    """Run ssh until it has gone into the background; what it said where that did not reach the terminal.
+def _start_master(remote: Remote, path: str) -> str | None:
+    """Run ssh until it has gone into the background; what it said, None where that is on the terminal.
 
     Never a pipe for its stderr: the master keeps it open as long as it lives.
     """
@@ -164,7 +167,7 @@ def _start_master(remote: Remote, path: str) -> str:
     try:
         if sys.stderr is not None and sys.stderr.isatty():
             subprocess.run(login_argv(remote, path), check=False)
-            return ""
+            return None
         with open(path + ".log", "w+b") as log:
             subprocess.run(login_argv(remote, path), stdout=log, stderr=log, check=False)
             log.seek(0)

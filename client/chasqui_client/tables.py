@@ -75,7 +75,15 @@ class Table:
 
     def done(self, known: str) -> None:
         for key in self.values:
-            raise self.bad(key, "unknown key %s (known: %s)" % (key, known))
+            raise self._unknown(key, known)
+
+    def only(self, known: str) -> None:
+        """As `done`, while nothing was taken out yet: a key that is misspelt is told before what is missing."""
+        for key in [key for key in self.values if key not in known.split(", ")]:
+            raise self._unknown(key, known)
+
+    def _unknown(self, key: str, known: str) -> errors.BadConfig:
+        return self.bad(key, "unknown key %s (known: %s)" % (key, known))
 
 
 def are_bytes(value: Any) -> bool:
@@ -97,13 +105,13 @@ class Reader:
 
 
 def _line_of(text: str, where: tuple[str, ...], key: str) -> int:
-    """The line on which `key` of table `where` stands, 0 where it can't be told (tomllib keeps no positions)."""
+    """The line on which `key` of table `where` stands, or that table where key is "", 0 where it can't be told (tomllib keeps no positions)."""
     table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
         header = re.match(r"\s*\[\s*([^\]]+?)\s*\]", line)
         if header:
             table = tuple(part.strip().strip("\"'") for part in header.group(1).split("."))
-            if table == (*where, key):
+            if table == (*where, key) or not key and table[:len(where)] == where:
                 return number
         elif table == where and re.match(r"\s*[\"']?%s[\"']?\s*[=.]" % re.escape(key), line):
             return number

@@ -13,6 +13,7 @@ from chasqui_client.cleanup import book, clean, verify
 from chasqui_client.cleanup import errand as errands
 from chasqui_client.fields import replace
 from chasqui_client.jobs import retry
+from chasqui_client.rows import now
 from chasqui_client.transport import Channel, Local
 from session.desk import Desk
 
@@ -503,7 +504,8 @@ def test_attempts_that_the_relay_made(tmp_path, resume):
     there = [desk.root / "work" / (job.id + suffix) for suffix in ("", ".2", ".3")]
     with desk.ledger() as ledger, ledger.transaction():
         ledger.db.execute("UPDATE proofs SET at = at - 90000, up = up - 90000")
-        ledger.db.execute("UPDATE attempts SET added = '2020-01-01T00:00:00Z'")
+        ledger.db.execute("UPDATE attempts SET added = '2020' || substr(added, 5)")
+        assert {len(one["added"]) for one in ledger.attempts(job.id)} == {len(now())}, "in this computer's words"
     with desk.ledger() as ledger:
         report = clean.clean(desk.home, ledger, desk.remote, [job.id], ())
     assert [(one.job.attempt, one.why) for one in report.jobs] == [(3, ""), (1, "unverified"), (2, "unverified")]
@@ -511,6 +513,19 @@ def test_attempts_that_the_relay_made(tmp_path, resume):
     earlier = [".chasqui"] if resume else [".chasqui", "in.dat", "job.sh", "made", "out", "plain"]
     assert left == [earlier, earlier, [".chasqui"]]
     assert (tmp_path / "jobs/it/results/out").read_text() == ("inputspoilt\nspoilt\n" if resume else "input")
+
+
+@pytest.mark.parametrize("added, why", [
+    ("2020-01-01T20:22:17.211Z", ""), ("2099-01-01T20:22:17.211Z", "clock"), ("2020-01-01", "young"), ("", "young")])
+def test_attempts_whose_time_is_in_other_words(desk, added, why):
+    """As ledgers have it where the relay made an attempt, before this computer's own time stood there."""
+    desk.later(25)
+    with desk.ledger() as ledger, ledger.transaction():
+        ledger.db.execute("UPDATE attempts SET added = ?", (added,))
+    desk.remote = replace(desk.remote, cleanup="verified")
+    desk.sync()
+    assert desk.files() == (ALL if why else set())
+    assert desk.why() == (why or "cleaned")
 
 
 def test_a_sync_cleans_earlier_attempts_with_the_newest(again):

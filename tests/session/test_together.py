@@ -306,12 +306,12 @@ def test_codes_are_asked_for_one_after_the_other_before_any_session(desk: Severa
         asked = "(%s.invalid) code: " % name
         assert asked in _read_until(ours, asked.encode()).decode()
         os.write(ours, code.encode() + b"\n")
-    said, told = process.communicate(timeout=120)[0], _read_until(ours, b"hint: ").decode()
+    said, told = process.communicate(timeout=120)[0], _read_until(ours, b"hint: chasqui login no").decode()
     os.close(ours)
     noted = log.read_text().split("\n")
     assert noted[:6] == [word % name for name in codes for word in ("asks %s.invalid", "asked %s.invalid")]
     assert {line for line in noted[6:] if line} == {"session one.invalid", "session two.invalid"}
-    assert process.returncode == 4 and "no: the login failed: " in told
+    assert process.returncode == 4 and "no: the login failed: the password or code was refused" in told
     assert "one: uploaded 7 jobs" in said and "two: uploaded 5 jobs" in said  # 5 to run on each, then a queue
     until(lambda: len(desk.lines()) == 12, "all ran")
 

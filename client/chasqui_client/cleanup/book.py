@@ -4,6 +4,7 @@ import calendar
 import functools
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -63,8 +64,17 @@ def facts(ledger: Ledger, job: Job, manifest: str) -> Facts:
     rows = ledger.rows("SELECT run, at, boot, up, manifest FROM proofs WHERE job = ? AND attempt = ? ORDER BY rowid",
                        job.id, job.attempt)
     made = ledger.rows("SELECT added FROM attempts WHERE job = ? AND attempt = ?", job.id, job.attempt)
-    added = calendar.timegm(time.strptime(made[0]["added"], "%Y-%m-%dT%H:%M:%SZ")) if made else 0
+    added = _seconds(made[0]["added"]) if made else 0
     return Facts(job.state, job.results_state, is_kept(ledger, job.id), manifest, added, [Proof(*row) for row in rows])
+
+
+def _seconds(stamp: str) -> float:
+    """A time of the ledger since 1970. Older ledgers have some to the millisecond, in the cluster's words; what can't be
+    read is never over."""
+    try:
+        return calendar.timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return math.inf
 
 
 # -- keep --------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ of one boot are as far apart as the clock that nobody sets says, at most; times 
 attempt was made, or ten years apart, say nothing.
 """
 
+import math
 from collections.abc import Sequence
 
 from chasqui_agent import clearance
@@ -44,7 +45,8 @@ class Proof:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the ledger knows of a job. manifest: of the files that are here now; added: when its attempt was made."""
+    """What the ledger knows of a job. manifest: of the files that are here now; added: when its attempt was made,
+    infinite where that can't be told."""
 
     state: str
     results_state: str
@@ -74,6 +76,8 @@ def _age_refusal(facts: Facts, min_age: float) -> str:
     proofs = [proof for proof in facts.proofs if proof.manifest == facts.manifest]
     if len({proof.run for proof in proofs}) < 2:
         return "once"
+    if facts.added == math.inf:
+        return "young"
     *earlier, last = _credible(proofs, facts.added)
     spans = [span for first in earlier if first.run != last.run and (span := elapsed(first, last)) is not None]
     if not spans:

@@ -2,11 +2,8 @@
 
 import argparse
 
-from chasqui_agent import wire
-
-from .. import api, errors, select
+from .. import api, select
 from ..command import Command
-from ..select import Selection
 from ..verbs import Verb
 from . import known, words
 
@@ -18,10 +15,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _why(command: Command) -> int:
     with api.open_ledger(command.home) as ledger:
-        found = select.find(ledger, Selection((command.args.job,), remote=command.args.remote or ""))
-        if len(found) > 1:
-            raise errors.AmbiguousJob(word=wire.printable(command.args.job), known=", ".join(j.id for j in found))
-        job = found[0]
+        job = select.one(ledger, command.args.job, command.args.remote or "")
         facts = known.gather(command.home, ledger, job, command.config.remotes, not command.args.offline)
     answer = words.explain(facts)
     command.data = {"id": job.id, "name": job.name, "remote": job.remote, "state": job.state, "attempt": job.attempt,

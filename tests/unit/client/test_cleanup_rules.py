@@ -1,5 +1,7 @@
 """Which jobs may be cleaned: every rule as a row, and every clock that is not to be believed."""
 
+import math
+
 import pytest
 
 from chasqui_client import states
@@ -38,6 +40,7 @@ RULES = [
     ({"manifest": "other"}, "once"),
     ({"proofs": [SYNC, proof("now", DAY - 1)]}, "young"),
     ({"proofs": [SYNC, proof("now", DAY)]}, ""),
+    ({"added": math.inf}, "young"),  # nobody knows when its attempt was made
     ({"proofs": [SYNC, proof("a", HOUR), proof("b", 2 * HOUR), proof("now", DAY)]}, ""),
     ({"proofs": [SYNC, proof("a", HOUR), proof("now", 2 * HOUR)]}, "young"),
 ]

@@ -122,7 +122,11 @@ def test_failures_are_one_line_and_a_hint(work: Path, capsys: pytest.CaptureFixt
     (["add"], "No folders were given", "chasqui add DIR"), (["add", "a", "--set", "x"], "not KEY=VALUE", ""),
     (["cancel"], "No jobs were named", "--all"), (["cancel", "--all"], "--all means 0 jobs", "--yes"),
     (["--remote", "hp", "add", "a"], "There is no remote named hp", "chasqui init hp"),
-    (["show", "zzzz"], "No job has this id", "chasqui list"), (["sync", "--watch", "-3"], "invalid", ""),
+    (["list", "--remote", "hp"], "There is no remote named hp", "chasqui init hp"),
+    (["cancel", "--state", "FAILED", "--remote", "hp"], "There is no remote named hp", "chasqui init hp"),
+    (["retry", "--all", "--yes", "--remote", "hp"], "There is no remote named hp", "chasqui init hp"),
+    (["show", "zzzz"], "No job has this id", "chasqui list"), (["sync", "--watch", "-3"], "-3: must be above 0", ""),
+    (["sync", "--watch", "abc"], "abc is no number of seconds", ""),
     (["list", "--state", "X"], "no state X", ""), (["add", "--from", "nope"], "nope: no such file", ""),
 ])
 def test_bad_usage(work: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str, hint: str) -> None:
@@ -130,6 +134,31 @@ def test_bad_usage(work: Path, capsys: pytest.CaptureFixture[str], words: list[s
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("chasqui: ") and said in lines[0]
     assert hint in "".join(lines[1:]) and len(lines) <= 2
+
+
+def test_a_remote_without_jobs_has_none(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("init", "here", "--host", "local") == 0
+    capsys.readouterr()
+    for remote in ("here", "any"):
+        assert _run("list", "--remote", remote) == 0
+        assert capsys.readouterr().out == "no jobs\n"
+
+
+@pytest.mark.parametrize("verb", ["show", "why"])
+def test_a_word_for_several_jobs(work: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    _init_and_add()
+    (work / "b/a").mkdir()
+    (work / "b/a/job.sh").write_text("x")
+    assert _run("add", "b/a") == 0
+    capsys.readouterr()
+    assert _run(verb, "a") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("chasqui: a is the name of several jobs: ") and said.endswith("hint: type the id of one of "
+                                                                                         "them\n")
+    assert _run("add", "b", "--again") == 0
+    capsys.readouterr()
+    assert _run(verb, "./b") == 2
+    assert "./b is the folder of several jobs: " in capsys.readouterr().err
 
 
 def test_the_envelope(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +197,12 @@ def test_ctrl_c_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
     monkeypatch.setattr(api, "status", interrupted)
     assert _run("status") == 130
-    assert "chasqui: interrupted" in capsys.readouterr().err
+    assert capsys.readouterr().err == "\nchasqui: interrupted\n"
+    _init_and_add()
+    monkeypatch.setattr(api, "run_sync", interrupted)
+    assert _run("--debug", "sync") == 130
+    assert capsys.readouterr().err.endswith("\nchasqui: interrupted; nothing is half done, the next sync goes on from "
+                                            "here\n")
 
 
 def test_names_cannot_drive_the_terminal(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,10 @@ def test_roots_that_a_shell_could_misread(home: Home, root: str) -> None:
        "line 4: remotes.x.settings.cache_size: must be a whole number of bytes from 0 to 1,125,899,906,842,624$")
       for size in ("-1", "2.5", "true", '"2GB"', "1125899906842625")),
     ('[remotes.x]\nhost = "a"\npbs_bin = "bin"\n', "line 3: .*whole path"),
-    ('[remotes.x]\nroot = "b"\n', "remotes.x.host"),
+    ('[remotes.x]\nroot = "b"\n', r"line 1: \[remotes.x\] has no host$"),
+    ('[remotes.x]\nhots = "a"\n', "line 2: remotes.x.hots: unknown key hots"),
+    ('[remotes.x]\nhost = "a"\n[remotes.xx.caps]\nmax_total = 3\n', r"line 3: \[remotes.xx\] has no host$"),
+    ('[remotes.x]\nhost = ""\n', "line 2: remotes.x.host: .*it is empty"),
     ('[remotes]\nx = 3\n', "line 2: remotes.x: must be a table"),
     ('[remotes.x]\nhost = "-oX"\n', "line 2: .*begins with"),
     ('default_remote = "y"\n', r"line 1: default_remote: there is no \[remotes.y\]"),
