@@ -105,7 +105,8 @@ class Reader:
 
 
 def _line_of(text: str, where: tuple[str, ...], key: str) -> int:
-    """The line on which `key` of table `where` stands, or that table where key is "", 0 where it can't be told (tomllib keeps no positions)."""
+    """The line on which `key` of table `where` stands, or that table where key is ""; 0 where it can't be told (tomllib
+    keeps no positions)."""
     table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
         header = re.match(r"\s*\[\s*([^\]]+?)\s*\]", line)

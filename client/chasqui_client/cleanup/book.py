@@ -69,8 +69,8 @@ def facts(ledger: Ledger, job: Job, manifest: str) -> Facts:
 
 
 def _seconds(stamp: str) -> float:
-    """A time of the ledger since 1970. Older ledgers have some to the millisecond, in the cluster's words; what can't be
-    read is never over."""
+    """A time of the ledger since 1970. Older ledgers have some to the millisecond, in the cluster's words; one that
+    can't be read lies behind everything."""
     try:
         return calendar.timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S"))
     except ValueError:
