@@ -22,7 +22,7 @@ def _why(command: Command) -> int:
         if len(found) > 1:
             raise errors.AmbiguousJob(word=wire.printable(command.args.job), known=", ".join(j.id for j in found))
         job = found[0]
-        facts = known.gather(command.home, ledger, job, command.config.remotes, not command.args.offline)
+        facts = known.gather(command.home, ledger, job, command.config, not command.args.offline)
     answer = words.explain(facts)
     command.data = {"id": job.id, "name": job.name, "remote": job.remote, "state": job.state, "attempt": job.attempt,
                     "causes": [{"cause": cause, "text": text} for cause, text in answer.causes],
