@@ -69,7 +69,8 @@ def _add(command: Command) -> int:
     asked = Asked(args.script, args.template, _settings(args.set), _patterns(args.inputs), _patterns(args.exclude),
                   _patterns(args.outputs), args.name, args.priority, args.max_file, args.follow, args.rerun,
                   _patterns(args.expect), args.max_job, _patterns(args.after), args.condition, _retry_said(args))
-    added = api.add(command.home, folders, asked, _target(command), args.again)
+    target = _target(command)
+    added = api.add(command.home, folders, asked, target, args.again)
     command.data = {"jobs": [{"id": job.id, "name": job.name, "folder": wire.path_text(job.folder)}
                              for job in added.jobs],
                     "skipped": len(added.skipped), "files": added.files, "bytes": added.bytes}
@@ -77,7 +78,7 @@ def _add(command: Command) -> int:
     if added.skipped:
         command.say("%s skipped: they have a job already (--again adds another)" % count(len(added.skipped), "folder"))
     if added.jobs:
-        command.say("next: chasqui sync" + (" --all" if args.remote == ANY else ""))
+        command.say("next: " + command.sync_line([target.name]))
     return 0
 
 
@@ -168,8 +169,7 @@ def _status_notes(command: Command, remote: dict[str, Any]) -> None:
         command.say("  %s without all the results expected: chasqui list --state COMPLETED"
                     % count(remote["results_incomplete"], "completed job"))
     if news or stalled:
-        every = " --all" if remote["remote"] == ANY else ""
-        command.say("  next: chasqui sync%s  (%s)" % (every, ", ".join(news + stalled)))
+        command.say("  next: %s  (%s)" % (command.sync_line([remote["remote"]]), ", ".join(news + stalled)))
 
 
 def _status_then(command: Command, known: dict[str, Any]) -> list[str]:
@@ -326,8 +326,8 @@ def _logs(command: Command) -> int:
         command.say("==> %s" % place(os.path.join(job.results_path, item.path)))
         command.raw(text if text.endswith("\n") or not text else text + "\n")
     if not logs:
-        raise errors.BadInput("%s is %s and its output is not here." % (job.name, job.state),
-                              hint="chasqui logs -f %s" % job.id[:8] if job.state in _ON_CLUSTER else "chasqui sync")
+        hint = "chasqui logs -f %s" % job.id[:8] if job.state in _ON_CLUSTER else command.sync_line([job.remote])
+        raise errors.BadInput("%s is %s and its output is not here." % (job.name, job.state), hint=hint)
     return 0
 
 
@@ -357,7 +357,7 @@ def _retry(command: Command) -> int:
     command.data = {"jobs": [api.as_dict(job) for job in found]}
     command.say("%s will be tried again" % count(len(found), "job") if found else "no jobs")
     if found:
-        command.say("next: chasqui sync")
+        command.say("next: " + command.sync_line(job.remote for job in found))
     return 0
 
 
@@ -368,7 +368,8 @@ def _operation(operation: Callable[..., tuple[list[Job], list[Job]]], done_word:
         if done:
             command.say("%s %s" % (count(len(done), "job"), done_word))
         if later:
-            command.say("%s will be %s by the next sync\nnext: chasqui sync" % (count(len(later), "job"), done_word))
+            command.say("%s will be %s by the next sync" % (count(len(later), "job"), done_word))
+            command.say("next: " + command.sync_line(job.remote for job in later))
         if not done and not later:
             command.say("no jobs")
         return 0

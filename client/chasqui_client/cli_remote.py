@@ -208,8 +208,8 @@ def _tell_refused(command: Command, report: SyncReport) -> None:
         command.say("not taken: %s: %s" % (item["job"], item["why"]))
     if refused:
         them = " ".join(item["job"][:8] for item in refused[:20])
-        command.say("  put it right, then: chasqui cancel %s && chasqui sync && chasqui retry %s && chasqui sync"
-                    % (them, them))
+        words = (them, command.sync_line([report.remote])) * 2
+        command.say("  put it right, then: chasqui cancel %s && %s && chasqui retry %s && %s" % words)
 
 
 def _numbers(report: SyncReport) -> str:
@@ -253,15 +253,16 @@ def _tell_results(command: Command, report: SyncReport) -> None:
 
 
 def _tell_next(command: Command, report: SyncReport) -> None:
+    sync = command.sync_line([report.remote])
     bad = [state for state, amount in ((states.FAILED, report.failed), (states.LOST, report.lost),
                                        (states.REJECTED, report.rejected)) if amount]
     if any(item["why"].endswith("not uploaded") for item in report.changed_inputs):
-        command.say("next: put back what is missing, then: chasqui sync    (or take the job back: chasqui cancel JOB)")
+        command.say("next: put back what is missing, then: %s    (or take the job back: chasqui cancel JOB)" % sync)
     elif bad:
         command.say("next: chasqui list --state %s" % ",".join(bad))
     elif not getattr(command.args, "watch", None) and any(report.counts.get(state) for state in _ON_CLUSTER):
         goes_on = "You can close the laptop; the cluster goes on alone."
-        command.say("%s next: chasqui sync" % (report.outlook + "." if report.outlook else goes_on))
+        command.say("%s next: %s" % (report.outlook + "." if report.outlook else goes_on, sync))
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -305,7 +306,7 @@ def _tell_files(command: Command, job: Job, offered: list[ResultFile]) -> None:
             command.say("          left there: %s  %s  %s; %s"
                         % (path, size(f.size), f.why, fetch_line(job.id, f.path)))
         elif f.state != "HERE":
-            command.say("          not here yet: %s  %s; chasqui sync" % (path, size(f.size)))
+            command.say("          not here yet: %s  %s; %s" % (path, size(f.size), command.sync_line([job.remote])))
 
 
 def _fetch(command: Command) -> int:

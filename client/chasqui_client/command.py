@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from chasqui_agent import wire
@@ -41,6 +41,13 @@ class Command:
     def remote(self) -> Remote:
         """The remote that --remote names, or the default one."""
         return self.config.remote(self.args.remote)
+
+    def sync_line(self, remotes: Iterable[str]) -> str:
+        """What to type for a sync with these remotes."""
+        try:
+            return self.config.sync_line(remotes)
+        except errors.BadConfig:
+            return "chasqui sync"  # what was asked for is done; what is wrong with config.toml is the sync's to say
 
     @property
     def interactive(self) -> bool:

@@ -17,7 +17,7 @@ Every key has a default but `host`. A key that is not known is an error: a cap w
 import errno
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,15 @@ class Config:
         if wanted not in self.remotes:
             raise errors.UnknownRemote(name=wire.printable(wanted), known=", ".join(self.remotes) or "none")
         return self.remotes[wanted]
+
+    def sync_line(self, remotes: Iterable[str]) -> str:
+        """What to type for a sync with these, or with that of jobs that go anywhere: each named where a plain sync
+        would not take it."""
+        names = set(remotes)
+        if ANY in names or len(names) > 1:
+            return "chasqui sync --all"
+        taken = self.default_remote or (next(iter(self.remotes)) if len(self.remotes) == 1 else "")
+        return "chasqui sync" + "".join(" --remote %s" % name for name in names - {taken})
 
 
 class Home:

@@ -379,9 +379,10 @@ def retry(home: Home, ledger: Ledger, config: Config, jobs: Sequence[Job],
     """
     running = [job for job in jobs if not job.ended]
     if running:
+        sync = config.sync_line([running[0].remote])
         raise errors.WrongState("%s (%s) is %s: only ended jobs can be tried again"
                                 % (running[0].name, running[0].id, running[0].state),
-                                hint="chasqui cancel %s && chasqui sync" % running[0].id[:8])
+                                hint="chasqui cancel %s && %s" % (running[0].id[:8], sync))
     named = {job.id for job in jobs} if resources else set()
     jobs = _with_blocked(ledger, jobs)
     problems = Problems()

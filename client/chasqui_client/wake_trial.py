@@ -182,6 +182,6 @@ def _write(command: Command, remote: Remote, choice: str) -> None:
     elif one_line.set_text(command.home, remote.name, "wake_via", choice):
         command.data["written"] = True
         command.say("wrote into %s: %s" % (command.home.config_path, line))
-        command.say("next: chasqui sync    (it takes the setting there)")
+        command.say("next: %s    (it takes the setting there)" % command.sync_line([remote.name]))
     else:
         command.say("%s says so already: %s" % (os.path.basename(command.home.config_path), line))

@@ -60,7 +60,7 @@ def verify(home: Home, config: Config, ledger: Ledger, jobs: Sequence[Job], deep
     answer voids nothing and proves nothing.
     """
     run = book.new_run()
-    report = Report([_locally(ledger, job, run) for job in jobs])
+    report = Report([_locally(config, ledger, job, run) for job in jobs])
     if deep:
         _deeply(home, config, ledger, report, interactive)
     with ledger.transaction():
@@ -72,11 +72,11 @@ def verify(home: Home, config: Config, ledger: Ledger, jobs: Sequence[Job], deep
     return report
 
 
-def _locally(ledger: Ledger, job: Job, run: str) -> Outcome:
+def _locally(config: Config, ledger: Ledger, job: Job, run: str) -> Outcome:
     here = _here(ledger, job)
     outcome = Outcome(job, len(here), sum(f.size for f in here), here=local.problems(job, here))
     if job.results_state not in _WHOLE:
-        outcome.why = "not all here: chasqui sync" if job.ended else "it has not ended"
+        outcome.why = "not all here: %s" % config.sync_line([job.remote]) if job.ended else "it has not ended"
     if not outcome.here:
         outcome.proof = book.proof_of(run, here)
     return outcome

@@ -10,7 +10,7 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,11 +35,15 @@ class Named(Command):
 
     def __init__(self, command: Command, name: str) -> None:
         super().__init__(command.verb, command.args)
-        self._name = name
+        self._name, self._config = name, command.config
 
     def say(self, text: str = "") -> None:
         for line in text.split("\n"):
             super().say("%s: %s" % (self._name, line))
+
+    def sync_line(self, remotes: Iterable[str]) -> str:
+        """That which was typed, whichever of them it is for."""
+        return super().sync_line(self.config.remotes)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 from chasqui_agent import wire
 
 from .. import deploy, errors, inputs, states
-from ..config import Home, Remote
+from ..config import Config, Home, Remote
 from ..fields import dataclass, field
 from ..ledger import Job, Ledger, Parent, ResultFile
 from ..rows import arrays_of, progress
@@ -21,7 +21,7 @@ class Known:
 
     job: Job
     configured: bool = True  # its remote stands in config.toml
-    several: bool = False  # there are other remotes there
+    sync: str = "chasqui sync"  # what to type for a sync with its remote
     synced: str = ""  # when a sync with its remote last succeeded, "" for never
     report: Mapping[str, Any] = field(default_factory=dict)  # what the agent said then
     operations: tuple[str, ...] = ()  # cancel, hold, release that were asked for and not sent yet
@@ -42,15 +42,16 @@ class Known:
     silent: str = ""  # why it could not be asked though it would have helped
 
 
-def gather(home: Home, ledger: Ledger, job: Job, remotes: Mapping[str, Remote], ask: bool = True) -> Known:
+def gather(home: Home, ledger: Ledger, job: Job, config: Config, ask: bool = True) -> Known:
     """What is known of `job`. ask: the relay too, with one exec, where that can add anything and a connection is open.
 
     Never logs in, and a relay that does not answer is no error: `silent` says so.
     """
-    remote = remotes.get(job.remote)
+    remote = config.remotes.get(job.remote)
     state = ledger.remote_state(job.remote)
     so_far = progress(job, arrays_of(state.report))
-    known = Known(job, remote is not None, len(remotes) > 1, state.synced, state.report or {}, _operations(ledger, job))
+    known = Known(job, remote is not None, config.sync_line([job.remote]), state.synced, state.report or {},
+                  _operations(ledger, job))
     values: dict[str, Any] = dict(vars(known), **_place(ledger, job), starts=_starts(ledger, job), progress=so_far,
                                   parents=_parents(ledger, job), blocker=_blocker(ledger, job.id),
                                   **_retries(ledger, job))

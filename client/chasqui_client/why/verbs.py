@@ -16,7 +16,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _why(command: Command) -> int:
     with api.open_ledger(command.home) as ledger:
         job = select.one(ledger, command.args.job, command.args.remote or "")
-        facts = known.gather(command.home, ledger, job, command.config.remotes, not command.args.offline)
+        facts = known.gather(command.home, ledger, job, command.config, not command.args.offline)
     answer = words.explain(facts)
     command.data = {"id": job.id, "name": job.name, "remote": job.remote, "state": job.state, "attempt": job.attempt,
                     "causes": [{"cause": cause, "text": text} for cause, text in answer.causes],

@@ -241,8 +241,7 @@ def _ended(text: str) -> str:
 
 
 def _next(known: Known, causes: set[str]) -> str:
-    job, sync = known.job, "chasqui sync" + (" --remote %s" % known.job.remote if known.several else "")
-    short = job.id[:8]
+    job, sync, short = known.job, known.sync, known.job.id[:8]
     for among, line in (
             ({"anywhere"}, "chasqui sync --all"),
             ({"no-remote"}, "chasqui init %s --host HOST" % job.remote),

@@ -306,6 +306,56 @@ def test_the_summary_of_a_sync(work: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert _run("sync", "--fail") == 3
 
 
+def _on_the_cluster(*names: str) -> None:
+    with api.open_ledger(Home()) as ledger:
+        for job in api.find(Home(), Selection(names)):
+            ledger.mark_offered([job])
+            ledger.acknowledge(job.remote, [(job.id, 1)])
+
+
+def test_what_to_type_next_where_there_are_several_remotes(
+        work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plain sync would be refused there, or be one with another remote."""
+    for name in ("c", "d"):
+        (work / name).mkdir()
+        (work / name / "job.sh").write_text("echo\n")
+    reports = iter([{"counts": {"RUNNING": 1}},
+                    {"changed_inputs": [{"job": "a" * 26, "name": "a", "path": "x", "why": "gone: not uploaded"}]},
+                    {"refused": [{"job": "a" * 26, "name": "a", "why": "no script"}]}])
+    monkeypatch.setattr(api, "run_sync", lambda *_: exchange.SyncReport(remote="two", **next(reports)))
+
+    def said(*words: str) -> str:
+        _run(*words)
+        out, err = capsys.readouterr()
+        return out + err
+
+    for name in ("one", "two"):
+        said("init", name, "--host", "local")
+    two = "chasqui sync --remote two"
+    for name, remote in (("a", "two"), ("b", "one"), ("c", "two"), ("d", "two")):
+        assert said("add", name, "--remote", remote).endswith("\nnext: chasqui sync --remote %s\n" % remote)
+    assert said("status", "--offline", "--remote", "two").endswith("  next: %s  (3 jobs to upload)\n" % two)
+    said("cancel", "d")
+    assert "  not all here: %s\n" % two in said("verify", "d")
+    assert said("logs", "d").endswith("\n  hint: %s\n" % two)
+    assert said("retry", "d").endswith("\nnext: %s\n" % two)
+    assert said("retry", "d").endswith(" && %s\n" % two)
+    assert said("why", "d", "--offline").endswith("\nnext: %s\n" % two)
+    _on_the_cluster("a", "b", "c")
+    assert said("hold", "a", "c").endswith("sync\nnext: %s\n" % two)
+    assert said("release", "c").endswith("sync\nnext: %s\n" % two)
+    assert said("cancel", "a", "b").endswith("sync\nnext: chasqui sync --all\n")
+    assert said("sync", "--remote", "two").endswith(" next: %s\n" % two)
+    assert "then: %s    (or " % two in said("sync", "--remote", "two")
+    again = "cancel aaaaaaaa && %s && chasqui retry aaaaaaaa && %s\n" % (two, two)
+    assert said("sync", "--remote", "two").endswith(again)
+    config = work / "home/config.toml"
+    config.write_text('default_remote = "two"\n' + config.read_text())
+    assert said("hold", "c").endswith("\nnext: chasqui sync\n")
+    config.write_text("?")
+    assert said("cancel", "c").endswith("\nnext: chasqui sync\n")
+
+
 def test_watch_goes_on_until_nothing_is_left(work: Path, monkeypatch: pytest.MonkeyPatch,
                                              capsys: pytest.CaptureFixture[str]) -> None:
     reports = [exchange.SyncReport(remote="here", counts=counts) for counts in

@@ -178,6 +178,17 @@ def test_which_remote_is_meant() -> None:
         _parsed(one + '[remotes.b]\nhost = "h"\n').remote()
 
 
+def test_the_line_that_syncs_what_a_plain_sync_would_not() -> None:
+    one = '[remotes.a]\nhost = "h"\n'
+    two = one + '[remotes.b]\nhost = "h"\n'
+    a, b, every = "chasqui sync --remote a", "chasqui sync --remote b", "chasqui sync --all"
+    for text, lines in ((one, ("chasqui sync", b, every)), (two, (a, b, every)),
+                        ('default_remote = "b"\n' + two, (a, "chasqui sync", every))):
+        config = _parsed(text)
+        assert (config.sync_line(["a", "a"]), config.sync_line(["b"]), config.sync_line("ab")) == lines
+        assert config.sync_line(["any"]) == every
+
+
 def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.HomeUnusable, match="not a directory"):

@@ -209,12 +209,12 @@ def test_lost_before_it_started_did_not_run() -> None:
 
 
 def test_what_the_relay_says_now_goes_before_the_ledger() -> None:
-    there = _there(state="submitted", id="7.s", began=NOW)
-    answer = words.explain(_known({"state": "UPLOADED", "attempt": 2, "offered": 2}, there=there, several=True))
+    there, sync = _there(state="submitted", id="7.s", began=NOW), "chasqui sync --remote hpc"
+    answer = words.explain(_known({"state": "UPLOADED", "attempt": 2, "offered": 2}, there=there, sync=sync))
     assert answer.paragraph.startswith("T300 is RUNNING, attempt 2. It runs since ")
     assert answer.next == "chasqui logs -f abcdefgh"
     never = _there(state="submitted", id="7.s", words="Can Never Run: too large", letter="Q")
-    answer = words.explain(_known({"state": "SUBMITTED"}, there=never, several=True))
+    answer = words.explain(_known({"state": "SUBMITTED"}, there=never, sync=sync))
     assert answer.next.startswith("chasqui cancel abcdefgh && chasqui sync --remote hpc")
 
 
