@@ -174,11 +174,12 @@ def beat(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> 
     state = State(spool).value
     if not needed(spool) or not enabled(chosen, scheduler, state):
         return True
-    if not os.path.exists(_path(spool, "hb", n)):
+    if not os.path.exists(_path(spool, "hb", n)) and beats(spool):
         return True  # given up, and another one armed instead: each would arm the next for ever
     if way.taken(chosen, state).startswith("ssh:"):
         # It can't submit. The pump it wakes elsewhere arms the next one, if it does not believe this one to be pending.
-        _write(spool, _read(spool, n)._replace(due=0.0))
+        if os.path.exists(_path(spool, "hb", n)):
+            _write(spool, _read(spool, n)._replace(due=0.0))
         return True
     answer = arm(spool, chosen, scheduler, n + 1)
     return answer is None or answer.here or answer.kind in ("accepted", "unknown")
