@@ -161,8 +161,8 @@ def test_one_is_cancelled_while_the_others_run(tmp_path: Path, cluster: Cluster)
         root.gated(name)
     root.pump()
     until(lambda: root.starts(names[0]) and root.starts(names[1]), "two are at work")
+    root.agent("cancel", names[2])  # first: else it may take the place of the other
     root.agent("cancel", names[0])
-    root.agent("cancel", names[2])
     root.settle([names[0], names[2]])
     assert [root.spool.settled_state(name, 1) for name in names] == ["cancelled", "", "cancelled"]
     root.open(names[1])

@@ -50,7 +50,8 @@ def test_a_chain_by_the_tails_alone(tmp_path: Path, cluster: Cluster, size) -> N
     until(lambda: root.starts(names[-1]), "the last has started, without another pump by hand", 10 * len(names))
     root.finish(len(names))
     assert [root.starts(name) for name in names] == [1] * len(names)
-    assert order(root, "intent") == names == order(root, "ended")
+    # A parent's flag lets its child go; when each is gone from the server is another matter.
+    assert order(root, "intent") == names == sorted(order(root, "ended"))
 
 
 def test_killed_jobs_block_their_children_by_the_heartbeat_alone(tmp_path: Path, cluster: Cluster) -> None:
