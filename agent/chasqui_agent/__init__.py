@@ -5,5 +5,5 @@ with different versions never replace each other's agent in turn.
 """
 
 VERSION = "0.1.0"
-SERIAL = 13
+SERIAL = 14
 PROTOCOL = 2

@@ -374,20 +374,30 @@ def _beat(root: str, argv: "List[str]") -> int:
     """
     import time
 
-    from . import heartbeat, schedulers, settings
+    from . import heartbeat, schedulers, settings, way
+    from .spool import SpoolError
 
-    spool, n = _spool(root), int(argv[0])
-    end = time.time() + heartbeat.STAY_SECONDS
+    n, end = int(argv[0]), time.monotonic() + heartbeat.STAY_SECONDS
     while True:
-        chosen = settings.load(spool)
+        pause = 10.0
         try:
-            armed = heartbeat.beat(spool, chosen, schedulers.choose(spool, chosen), n)
-        except OSError:
-            armed = False
-        _wake(root, ["--reason", "heartbeat", "--budget", "60"])
-        if armed or time.time() > end:
+            spool = _spool(root)
+            chosen = settings.load(spool)
+            scheduler = schedulers.choose(spool, chosen)
+            by_ssh = way.taken(chosen, way.read_state(spool)).startswith("ssh:")
+            pause = 60.0 if by_ssh else min(pause, max(1.0, chosen.query_interval))  # hosts ban who knocks too often
+            try:
+                heartbeat.beat(spool, chosen, scheduler, n)
+            except OSError:
+                pass  # the pump may yet do better
+            _wake(root, ["--reason", "heartbeat", "--budget", "60"])
+            if heartbeat.follows(spool, chosen, scheduler, n):
+                return 0
+        except (OSError, SpoolError):
+            pass  # a file server that is away comes back
+        if time.monotonic() > end:
             return 0
-        time.sleep(min(10.0, max(1.0, chosen.query_interval)))
+        time.sleep(pause)
 
 
 def _linger(root: str, argv: "List[str]") -> int:

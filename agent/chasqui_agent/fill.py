@@ -18,6 +18,7 @@ from . import (
     live,
     marks,
     passing,
+    reserve,
     site_limits,
     submit,
     way,
@@ -58,18 +59,19 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     limits = caps.Caps(most_running, pump.settings.max_queued, pump.settings.max_total)
     in_flight = [(one.path, _size(pump, directives.asked_in(one.path))) for one in live.in_flight(pump.spool)]
     submitting = sum(size for _, size in in_flight)
-    known = [beat.id for beat in heartbeat.beats(pump.spool)]
+    known, spare = [beat.id for beat in heartbeat.every(pump.spool)], len(heartbeat.reserve(pump.spool))
     limited, options = bounds.of_state(pump.state.value, pump.settings), pump.state.value.get("beat_options")
     counted = [job for job in standing if not job.member]
     site = site_limits.Site(limited, pump.now, counted, in_flight, snapshot, fresh, known, options)
     has_beat = heartbeat.enabled(pump.settings, pump.scheduler, pump.state.value)
     again = [job for job in standing if _may_start_again(pump, job)]
     over = [job._replace(marks=job.marks._replace(flag=None)) if job in again else job for job in standing]
-    counts = live.count(over, submitting, snapshot, known if has_beat else None)
+    counts = live.count(over, submitting, snapshot, known if has_beat else None, spare)
     plan = caps.plan(counts, limits, pump.state.value.get("turns"))
     places = min(int(limits.max_queued), plan.queue.left)
     passed = passing.Passed(pump.state.value.pop("passed", ()))
     todo = _first_waiting(pump, int(limits.max_queued), places, limits, int(has_beat), site, passed)
+    reserve.keep(pump, plan, site, todo, snapshot, fresh)
     before = pump.report["submitted"]
     _release_first(pump, [job for job in standing if job.held and not job.marks.runs], plan)
     try:

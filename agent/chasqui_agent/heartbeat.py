@@ -1,7 +1,9 @@
 """The heartbeat: one small job with a start time, so that a wake is pending even where no other job of ours is alive.
 
-    heartbeat/hb.<n>       beat n: who creates it may submit it; JSON {"token", "id": "" until known, "made", "due"}
+    heartbeat/hb.<n>       beat n: who creates it may submit it; JSON {"token", "id": "" until known, "made", "due",
+                           "ahead"}
     heartbeat/script.<n>   what goes to the scheduler
+    heartbeat/reserve.*    the same two of one far ahead, see reserve.py
     heartbeat/output       what the last one printed
 
 Beat n first arms beat n+1, without the lock (hb.<n+1> is created exclusively, so there is one), then pumps. A pump arms
@@ -9,7 +11,8 @@ one where none is pending, has it come sooner where slots could not be filled, a
 wait for. It is no dependent job: PBS deletes those silently once it has forgotten the job they depend on.
 
 Times are the file server's. By the clock of a node that is a quarter of an hour behind, a beat would be due at once,
-and so would the one that it arms, without end; by that of one ahead, the pending one would look overdue.
+and so would the one that it arms, without end; by that of one ahead, the pending one would look overdue. How far the
+scheduler's own clock is ahead of them, each beat that comes too early tells the next one.
 """
 
 import os
@@ -44,29 +47,34 @@ LATE_SECONDS = 60.0  # after its time: what is not over by then never came, or w
 DOUBT_SECONDS = 50.0  # a beat that may never have arrived; shorter than linger.py stays, and two beats do no harm
 STAY_SECONDS = 180.0  # how long one that runs tries to get the next one a place; its walltime is five minutes
 NAME = "beat"
+RESERVE = 0  # the number of the one far ahead
+AHEAD = 48  # intervals until it comes: twelve hours
 # Of the last job the scheduler took: a beat must be let in where the jobs are.
 COPIED = "qAP"
+ELSEWHERE = ("temporary", "permanent", "other")  # refusals after which one is tried without the queue
 
-# n: its number; id: "" where not known; made, due: seconds since 1970
-Beat = namedtuple("Beat", "n token id made due")
+MOST_AHEAD = 86400.0  # a clock further off than that is not believed
+# n: its number; id: "" where not known; made, due: seconds since 1970; ahead: seconds
+Beat = namedtuple("Beat", "n token id made due ahead")
 
 
-def enabled(chosen: "Settings", scheduler: "Scheduler", state: "Dict[str, Any]") -> bool:
-    """Whether there is to be one: never where it would take the only place there is, or could not submit anything."""
+def enabled(chosen: "Settings", scheduler: "Scheduler", state: "Dict[str, Any]", least: int = 3) -> bool:
+    """Whether there is to be one: never where it would take the only place there is, or could not submit anything.
+    least: as `has_place`."""
     if way.contact_only(chosen, state):
         return False
     spare = chosen.max_queued > 1 and chosen.max_total not in (1, 2)
-    return scheduler.asks_a_server and chosen.heartbeat > 0 and spare and has_place(chosen, state)
+    return scheduler.asks_a_server and chosen.heartbeat > 0 and spare and has_place(chosen, state, least)
 
 
-def has_place(chosen: "Settings", state: "Dict[str, Any]") -> bool:
-    """Whether the limits there, as far as they are known, leave room for the two of a change and a job. (The user's own
-    caps are on her jobs.)"""
+def has_place(chosen: "Settings", state: "Dict[str, Any]", least: int = 3) -> bool:
+    """Whether the limits there, as far as they are known, leave room for so many: the two of a change, and a job. (The
+    user's own caps are on her jobs.)"""
     known = bounds.of_state(state, chosen)
     job = known.resolved(bounds.asked(state.get("beat_options", {})))
     # 0 lets nobody in, for a night perhaps: what is there already stays.
     bounds_there = [bound for bound in known.of(job, time.time()) if bound.source != "own"]
-    return all(bound.number >= 3 or not bound.number for bound in bounds_there)
+    return all(bound.number >= least or not bound.number for bound in bounds_there)
 
 
 def beats(spool: "Spool") -> "List[Beat]":
@@ -79,15 +87,26 @@ def beats(spool: "Spool") -> "List[Beat]":
     return sorted(found)
 
 
+def reserve(spool: "Spool") -> "List[Beat]":
+    """The one far ahead, [] where there is none."""
+    return [_read(spool, RESERVE)] if os.path.exists(_path(spool, "hb", RESERVE)) else []
+
+
+def every(spool: "Spool") -> "List[Beat]":
+    """The one far ahead, then `beats`."""
+    return reserve(spool) + beats(spool)
+
+
 def sought(spool: "Spool") -> "List[Sought]":
     """Beats whose id is not known, for the query."""
-    return [Sought(b.token, _name(b.token), _folder(spool)) for b in beats(spool) if b.token and not b.id]
+    return [Sought(b.token, _name(b.token), _folder(spool)) for b in every(spool) if b.token and not b.id]
 
 
 def in_time(spool: "Spool", now: float) -> "List[str]":
-    """The ids of those whose time has not come, or only just: whether they run nobody needs to ask. Of one that is late
-    it has to be told, as of somebody else's job."""
-    return [beat.id for beat in beats(spool) if beat.id and not _late(beat, now)]
+    """The ids of those whose time has not come, and of the one that we are: whether they run nobody needs to ask. Of
+    the others it has to be told, as of somebody else's job."""
+    own = os.environ.get("PBS_JOBID")
+    return [beat.id for beat in every(spool) if beat.id and (beat.due > now or beat.id == own)]
 
 
 def needed(spool: "Spool") -> bool:
@@ -101,37 +120,37 @@ def keep(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
     spool = pump.spool
     known = beats(spool)
     if not needed(spool) or not enabled(pump.settings, pump.scheduler, pump.state.value):
-        for beat in known:
-            _end(pump, beat, snapshot)
+        for beat in reserve(spool) + known:
+            end(pump, beat, snapshot)
         return
     for beat in known[:-2]:  # there are never more than two, the one that runs and the next
-        _forget(spool, beat)
-    if known and _pending(pump, known[-1], snapshot, fresh):
+        end(pump, beat, snapshot)
+    if known and pending(pump, known[-1], snapshot, fresh):
         return
     answer = arm(spool, pump.settings, pump.scheduler, known[-1].n + 1 if known else 1)
     if answer is not None:
         way.learn(pump, answer)
-    for beat in known[:-1]:
-        _forget(spool, beat)
+    # Where none was let in, the one that is over must not be taken for one to come.
+    for beat in known[:-1] if armed(answer) else known:
+        forget(spool, beat)
 
 
-def _end(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]") -> None:
+def end(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]") -> None:
     """Delete a beat that waits. One that runs is left alone: it may be the process that we are."""
     job = snapshot.live.get(beat.id) if snapshot else None
     waits = not job.running if job else beat.due > pump.now  # it may be younger than the last query
     if beat.id and waits and beat.id != os.environ.get("PBS_JOBID"):
+        pump.lock.check()
         pump.scheduler.delete(beat.id)
-    _forget(pump.spool, beat)
+    forget(pump.spool, beat)
 
 
-def _pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: bool) -> bool:
+def pending(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]", fresh: bool) -> bool:
     """Whether a beat is going to come, as far as anybody can know. Notes its id where the scheduler found it."""
     if not beat.token:  # nothing to look for it by: its writer may be at it, or was killed, or found the disk full
         return _may_yet_come(pump.settings, beat, pump.now)
     if snapshot is None or not fresh:
-        seen = snapshot.live.get(beat.id) if snapshot else None
-        waits = seen is not None and not seen.running and beat.due > 0  # 0: it ran, and woke us by ssh
-        return waits or not _late(beat, pump.now)
+        return _expected(pump.spool, beat, pump.now)
     by_token = {job.token: job for job in snapshot.live.values() if job.token}
     job = snapshot.live.get(beat.id) or by_token.get(beat.token)
     if job is None:
@@ -148,47 +167,92 @@ def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> "
     """Submit beat `n`; how that went, None where somebody else has done it. Needs no lock. Raises OSError where the
     file system fails: then nothing was submitted, or it will be found under its name."""
     os.makedirs(_folder(spool), 0o700, exist_ok=True)
-    now = files.server_time(spool.wake)
-    beat = Beat(n, new_token(), "", now, now + 60 * chosen.heartbeat)
+    now, options = files.server_time(spool.wake), _options(spool)
+    due = now + 60 * chosen.heartbeat * (AHEAD if n == RESERVE else 1)
+    ahead = max([0.0] + [beat.ahead for beat in beats(spool)[-1:]])
+    beat = Beat(n, new_token(), "", now, due, ahead)
     try:
         files.write_file(_path(spool, "hb", n), _json(beat), exclusive=True, durable=False)
-        script = _script(spool, scheduler, n)
-        files.write_file(_path(spool, "script", n), script, 0o700, durable=False)
+        request = _request(spool, scheduler, beat, options)
     except FileExistsError:
         return None
     except OSError:
-        _forget(spool, beat)
+        forget(spool, beat)
         raise
     fault.point("heartbeat.arm.before")
-    answer = scheduler.submit(_request(spool, beat, script), CALL_SECONDS)
+    answer = scheduler.submit(request, CALL_SECONDS)
+    if answer.kind in ELSEWHERE and not answer.here and options.pop("q", ""):
+        # The queue of the jobs may be closed for longer than any of ours lasts: the site's own choice may not be.
+        answer = scheduler.submit(_request(spool, scheduler, beat, options), CALL_SECONDS)
     fault.point("heartbeat.arm.after")
-    if answer.kind == "accepted":
+    if answer.kind == "accepted" and os.path.exists(_path(spool, "hb", n)):
         _write(spool, beat._replace(id=answer.id))
+    elif answer.kind == "accepted":
+        _drop(scheduler, answer.id)  # given up meanwhile: nothing is left to wait for, or another one is there
     elif answer.kind != "unknown":
-        _forget(spool, beat)
+        forget(spool, beat)
     return answer
 
 
-def beat(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> bool:
-    """What beat `n` does before it pumps; whether the next one is armed, or is not needed."""
-    state = State(spool).value
+def _drop(scheduler: "Scheduler", job_id: str) -> None:
+    try:
+        scheduler.delete(job_id)
+    except Unreachable:
+        pass  # it comes once, and goes
+
+
+def beat(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> None:
+    """What beat `n` does before it pumps: arm the next one."""
+    state, now = State(spool).value, files.server_time(spool.wake)
+    if n == RESERVE:
+        _is_over(spool, now)
     if not needed(spool) or not enabled(chosen, scheduler, state):
-        return True
-    if not os.path.exists(_path(spool, "hb", n)) and beats(spool):
-        return True  # given up, and another one armed instead: each would arm the next for ever
+        return
+    known = beats(spool)
+    if known and known[-1].n != n and _expected(spool, known[-1], now):
+        return  # armed already, or given up for another one: each would arm the next for ever
+    own = [one for one in known if one.n == n]
     if way.taken(chosen, state).startswith("ssh:"):
         # It can't submit. The pump it wakes elsewhere arms the next one, if it does not believe this one to be pending.
-        if os.path.exists(_path(spool, "hb", n)):
-            _write(spool, _read(spool, n)._replace(due=0.0))
+        for one in own:
+            _write(spool, one._replace(due=0.0))
+        return
+    for one in own:
+        _write(spool, one._replace(ahead=min(MOST_AHEAD, max(0.0, one.ahead + one.due - now))))
+    arm(spool, chosen, scheduler, max([n] + [one.n for one in known]) + 1)
+
+
+def follows(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> bool:
+    """Whether beat `n` may go: another one is in the queue, or none is needed."""
+    if not needed(spool) or not enabled(chosen, scheduler, State(spool).value):
         return True
-    answer = arm(spool, chosen, scheduler, n + 1)
-    return answer is None or answer.here or answer.kind in ("accepted", "unknown")
+    last = beats(spool)[-1:]
+    return any(one.n != n and one.id and _expected(spool, one, files.server_time(spool.wake)) for one in last)
+
+
+def armed(answer: "Optional[Submission]") -> bool:
+    """Whether there is one, as far as anybody knows."""
+    return answer is None or answer.kind in ("accepted", "unknown")
+
+
+def _is_over(spool: "Spool", now: float) -> None:
+    """Forget the one far ahead, unless it is another one by now."""
+    for beat in reserve(spool):
+        if beat.due <= now + LATE_SECONDS + beat.ahead:
+            forget(spool, beat)
 
 
 def hurry(pump: "Round") -> bool:
     """Have the pending beat come soon: a place in the queue is about to be free, and no job may end to tell us. False
     where none is pending. Raises Unreachable."""
     return _bring_forward(pump.spool, pump.scheduler, HURRY * max(1.0, pump.settings.query_interval))
+
+
+def put_off(pump: "Round", beat: Beat) -> None:
+    """Have the one far ahead come that far ahead from now, if it can be moved. Raises Unreachable."""
+    due = pump.now + 60 * pump.settings.heartbeat * AHEAD
+    if pump.scheduler.move_start(beat.id, due + beat.ahead):
+        _write(pump.spool, beat._replace(due=due))
 
 
 def _bring_forward(spool: "Spool", scheduler: "Scheduler", seconds: float) -> bool:
@@ -200,7 +264,7 @@ def _bring_forward(spool: "Spool", scheduler: "Scheduler", seconds: float) -> bo
     if _late(known[-1], now):
         return False
     if known[-1].due > when + 1:
-        if not scheduler.move_start(known[-1].id, when):
+        if not scheduler.move_start(known[-1].id, when + known[-1].ahead):
             return False
         _write(spool, known[-1]._replace(due=when))
     return True
@@ -212,19 +276,26 @@ def outlast(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", seconds:
     try:
         known = beats(spool)
         # One without an id may be what the holder was about to submit.
-        pending = known and known[-1].id and not _late(known[-1], files.server_time(spool.wake))
-        pending = pending or (known and _seen_waiting(spool, known[-1]))
-        if not pending and needed(spool) and enabled(chosen, scheduler, State(spool).value):
+        coming = known and known[-1].id and _expected(spool, known[-1], files.server_time(spool.wake))
+        if not coming and needed(spool) and enabled(chosen, scheduler, State(spool).value):
             arm(spool, chosen, scheduler, known[-1].n + 1 if known else 1)
         _bring_forward(spool, scheduler, seconds + 1)
     except (Unreachable, OSError):
         pass
 
 
-def _seen_waiting(spool: "Spool", beat: Beat) -> bool:
-    """Whether the last query, however old, saw a late beat wait for a place to run: it is still to come."""
-    seen = State(spool).cached_snapshot(float("inf"))
-    job = seen.live.get(beat.id) if seen and beat.id and beat.due > 0 else None
+def certain(spool: "Spool", now: float) -> bool:
+    """Whether the next beat is known to be in the queue, as far as can be told without asking."""
+    return any(beat.id and _expected(spool, beat, now) for beat in beats(spool)[-1:])
+
+
+def _expected(spool: "Spool", beat: Beat, now: float) -> bool:
+    """Whether a beat is still to come, as far as can be told without asking: it is in time, or the last query, made
+    since, saw it wait for a place to run."""
+    if not _late(beat, now):
+        return True
+    seen = State(spool).cached_snapshot(now - beat.due) if beat.id and beat.due > 0 else None  # 0: it ran
+    job = seen.live.get(beat.id) if seen else None
     return job is not None and bool(job.state) and not job.running
 
 
@@ -246,17 +317,18 @@ def _folder(spool: "Spool") -> str:
 
 
 def _path(spool: "Spool", kind: str, n: int) -> str:
-    return os.path.join(_folder(spool), "%s.%d" % (kind, n))
+    return os.path.join(_folder(spool), "%s.%d" % (kind, n) if n != RESERVE else "reserve." + kind)
 
 
 def _read(spool: "Spool", n: int) -> Beat:
     """What is noted of beat `n`; one of which nothing is noted yet counts as made when its file was."""
     try:
         value = files.read_json(_path(spool, "hb", n), {})
-        return Beat(n, str(value["token"]), str(value["id"]), float(value["made"]), float(value["due"]))
+        numbers = float(value["made"]), float(value["due"]), float(value.get("ahead", 0.0))
+        return Beat(n, str(value["token"]), str(value["id"]), *numbers)
     except (ValueError, KeyError, TypeError):
         made = files.server_time(spool.wake) - (files.file_age(_path(spool, "hb", n), spool.wake) or 0.0)
-        return Beat(n, "", "", made, made)
+        return Beat(n, "", "", made, made, 0.0)
 
 
 def _write(spool: "Spool", beat: Beat) -> None:
@@ -264,10 +336,10 @@ def _write(spool: "Spool", beat: Beat) -> None:
 
 
 def _json(beat: Beat) -> bytes:
-    return files.dump_json({"token": beat.token, "id": beat.id, "made": beat.made, "due": beat.due})
+    return files.dump_json({key: value for key, value in beat._asdict().items() if key != "n"})
 
 
-def _forget(spool: "Spool", beat: Beat) -> None:
+def forget(spool: "Spool", beat: Beat) -> None:
     for kind in ("hb", "script"):
         files.remove(_path(spool, kind, beat.n))
 
@@ -289,8 +361,8 @@ def options_of(asked: "Dict[str, str]") -> "Dict[str, str]":
     return {key: asked[key] for key in COPIED if asked.get(key)}
 
 
-def _script(spool: "Spool", scheduler: "Scheduler", n: int) -> bytes:
-    lines = scheduler.beat_head(_options(spool))
+def _script(spool: "Spool", scheduler: "Scheduler", n: int, options: "Dict[str, str]") -> bytes:
+    lines = scheduler.beat_head(options)
     words = launch.command(spool.root) + ["_beat", str(n)]
     given = "PATH=%s LC_ALL=C %s" % (shlex.quote(os.environ.get("PATH", os.defpath)), runner.carried_words())
     lines.append('id=${PBS_JOBID:-${SLURM_JOB_ID:-}}')
@@ -301,7 +373,10 @@ def _script(spool: "Spool", scheduler: "Scheduler", n: int) -> bytes:
     return "\n".join(lines + [""]).encode("utf-8", "surrogateescape")
 
 
-def _request(spool: "Spool", beat: Beat, script: bytes) -> Request:
+def _request(spool: "Spool", scheduler: "Scheduler", beat: Beat, options: "Dict[str, str]") -> Request:
+    """What to submit; its script is written."""
+    script = _script(spool, scheduler, beat.n, options)
+    files.write_file(_path(spool, "script", beat.n), script, 0o700, durable=False)
     output = os.path.join(_folder(spool), "output")
     return Request(
         script=_path(spool, "script", beat.n),
@@ -315,5 +390,5 @@ def _request(spool: "Spool", beat: Beat, script: bytes) -> Request:
         hold=False,
         rerun=False,
         directives=directives.asked(script),
-        start=beat.due,
+        start=beat.due + beat.ahead,
     )

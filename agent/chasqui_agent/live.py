@@ -125,6 +125,7 @@ def count(
     submitting: int,
     snapshot: "Optional[Snapshot]",
     beats: "Optional[Iterable[str]]" = None,
+    reserve: int = 0,
 ) -> Counts:
     """The counts the caps are about, arrays by element.
 
@@ -133,7 +134,8 @@ def count(
     counts as both. Live jobs that are not ours count by their state as of the last query round. An element that ended
     without a flag counts until its array is gone. beats: ids of the heartbeat's jobs; None where there is none, else it
     counts as one that waits, and as two in all. It is no payload: under a cap of 4 the place of one, kept for a job
-    that runs for a second every 15 minutes, would be a quarter of the throughput.
+    that runs for a second every 15 minutes, would be a quarter of the throughput. reserve: 1 where there is one more,
+    far ahead.
     """
     payloads = queued = live = 0
     for job in standing:
@@ -143,7 +145,7 @@ def count(
         live += max(job.size - job.flagged, _in_scheduler(job, snapshot))
     beat = int(beats is not None)
     running, foreign = _foreign(standing, snapshot, beats or ())
-    others = [running, foreign + beat, running + foreign + 2 * beat]
+    others = [running, foreign + beat + reserve, running + foreign + 2 * beat + reserve]
     ours = [payloads + submitting, queued + submitting, live + submitting]
     return Counts(*[mine + other for mine, other in zip(ours, others)] + others)
 

@@ -268,8 +268,8 @@ class Round:
             snapshot = self.scheduler.query(ids, sought, [job.id for job in asked if job.held], known)
         except Unreachable as error:
             self.report["note"] = "the scheduler does not answer: %s" % error
-            if self._patience:
-                fill.owe(self, True)
+            if self._patience or (self.settings.heartbeat and not heartbeat.certain(self.spool, self.now)):
+                fill.owe(self, heartbeat.needed(self.spool))
             return None, False
         finally:
             self.scheduler.deadline = budget

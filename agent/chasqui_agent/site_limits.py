@@ -23,7 +23,7 @@ if MYPY:
     from .schedulers.base import Snapshot
 
 ENDING_SECONDS = 2.0  # a normal end is gone from the server within 0.3 s
-_BEAT = ""  # in place of the path of a script
+BEAT = ""  # in place of the path of a script
 
 
 def learn(learnt: "Dict[str, Any]", where: str, count: "Optional[int]", now: float) -> None:
@@ -66,12 +66,12 @@ class Site:
         self._standing = standing
         self._jobs: "List[Tuple[str, int, int]]" = []  # path of the script, how many it counts as, how many do not run
         self._jobs += [(path, size, size) for path, size in in_flight]
-        self._jobs += [(_BEAT, 1, 1) for beat in beats if beat in snapshot.live or beat == beats[-1]]
+        self._jobs += [(BEAT, 1, 1) for beat in beats if beat in snapshot.live or beat == beats[-1]]
         ours = {job.id for job in standing}.union(beats)
         others = [job for job in snapshot.live.values() if job.id not in ours]
         self._foreign = sum(job.queued + job.running for job in others), sum(job.queued for job in others)
         self._full: "Set[Place]" = set()
-        self._asked = {_BEAT: known.resolved(bounds.asked(beat_options or {}))}
+        self._asked = {BEAT: known.resolved(bounds.asked(beat_options or {}))}
         self._bounds: "Dict[Asked, List[Bound]]" = {}
         self._added: "List[Tuple[Asked, int]]" = []
         self._before: "Dict[Place, int]" = {}
@@ -149,7 +149,7 @@ class Site:
         return self._before[place] + sum(size for job, size in self._added if place.holds(job))
 
     def _beats_in(self, place: Place) -> int:
-        return sum(size for path, size, _ in self._jobs if path == _BEAT and self._is_in(place, _BEAT))
+        return sum(size for path, size, _ in self._jobs if path == BEAT and self._is_in(place, BEAT))
 
     def _is_in(self, place: Place, path: str) -> bool:
         return (place.where == EVERYWHERE and not place.kind) or place.holds(self.asked_in(path))

@@ -421,7 +421,7 @@ def _all_gone(root: "Spool", ids: "Set[str]", patient: bool) -> bool:
     by itself, as it is about to."""
     if not os.path.isdir(root.wake):
         return True
-    ids.update(beat.id for beat in heartbeat.beats(root) if beat.id)  # a pump forgets those that are not needed
+    ids.update(beat.id for beat in heartbeat.every(root) if beat.id)  # a pump forgets those that are not needed
     try:
         _cancel(root, patient)
         pump(root, US, ROUND_SECONDS)

@@ -190,8 +190,9 @@ def _relay(spool: "Spool", chosen: "Settings") -> "Facts":
     snapshot = state.cached_snapshot(float("inf"))
     scheduler = schedulers.choose(spool, chosen)
     has_beat = heartbeat.enabled(chosen, scheduler, state.value)
-    ours = [beat.id for beat in beats] if has_beat else None
-    counts = live.count(live.standings(spool), len(live.in_flight(spool)), snapshot, ours)
+    ours = [beat.id for beat in heartbeat.every(spool)] if has_beat else None
+    spare = len(heartbeat.reserve(spool))
+    counts = live.count(live.standings(spool), len(live.in_flight(spool)), snapshot, ours, spare)
     caps = {key: getattr(chosen, key) for key in ("max_running", "max_queued", "max_total", "running_cap")}
     pumped = state.value.get("pumped", 0)
     stalled = pumped if status.gather(spool)["stalled_since"] else 0

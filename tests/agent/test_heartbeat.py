@@ -15,7 +15,11 @@ from chasqui_agent.state import State
 
 
 class Beating(Choosy):
-    """A scheduler that has the fifth beat in its queue."""
+    """A scheduler that has the fifth beat in its queue, and takes all that comes."""
+
+    def submit(self, request, timeout, meanwhile=lambda: None):
+        meanwhile()
+        return Submission("accepted", "9.server", "")
 
     def query(self, ids, sought=(), held=(), known=()):
         return Snapshot({"5.server": Live("5.server", "W")}, {})
@@ -36,7 +40,8 @@ def test_beats_that_rearm_themselves_leave_no_trail(root, monkeypatch):
     desk.add("good")
     desk.pump()
     assert [beat.n for beat in heartbeat.beats(desk.spool)] == [4, 5]
-    assert sorted(os.listdir(folder)) == ["hb.4", "hb.5", "script.4", "script.5"]
+    spare = ["reserve.hb", "reserve.script"]
+    assert sorted(os.listdir(folder)) == ["hb.4", "hb.5"] + spare + ["script.4", "script.5"]
 
 
 class Mute(Choosy):
@@ -94,7 +99,7 @@ class Full(Choosy):
 
     def __init__(self):
         super(Full, self).__init__()
-        self.ids, self.state, self.moved = ["7.server"], "Q", []
+        self.ids, self.state, self.moved, self.last = ["7.server"], "Q", [], 7
 
     def query(self, ids, sought=(), held=(), known=()):
         live = [Live(i, "", "", 1, 0) if i in known else Live(i, self.state) for i in self.ids]
@@ -102,12 +107,16 @@ class Full(Choosy):
 
     def submit(self, request, timeout, meanwhile=lambda: None):
         meanwhile()
-        self.ids.append("%d.server" % (len(self.ids) + 7))
+        self.last += 1
+        self.ids.append("%d.server" % self.last)
         return Submission("accepted", self.ids[-1], "")
 
     def move_start(self, job_id, when):
         self.moved.append(job_id)
         return True
+
+    def delete(self, job_id):
+        self.ids = [one for one in self.ids if one != job_id]
 
 
 class Late:
@@ -153,9 +162,9 @@ def test_a_late_beat_that_is_gone_is_made_anew(root, monkeypatch):
 def test_a_beat_that_was_given_up_arms_no_other(root, monkeypatch):
     late = Late(root, monkeypatch, time.time() + 500)
     scheduler, chosen = late.desk.scheduler, settings.load(late.desk.spool)
-    assert heartbeat.beat(late.desk.spool, chosen, scheduler, 3)
+    heartbeat.beat(late.desk.spool, chosen, scheduler, 3)
     assert late.known() == [1]
-    assert heartbeat.beat(late.desk.spool, chosen, scheduler, 1)
+    heartbeat.beat(late.desk.spool, chosen, scheduler, 1)
     assert late.known() == [1, 2]
 
 
