@@ -237,6 +237,8 @@ def _tell_results(command: Command, report: SyncReport) -> None:
         brought = count(report.results_files, "file"), size(report.results_bytes)
         whose = "results of %s" % count(report.results_jobs, "job") if report.results_jobs else "results"
         command.say("%s verified: %s, %s" % (whose, *brought))
+    for text in report.unwelcome:
+        command.say("%s. Put that right, then: %s" % (text, command.sync_line([report.remote])))
     for item in report.left_out[:20]:
         command.say("left there: %s of %s (%s, %s); %s gets it"
                     % (item["path"], item["job"][:8], size(item["size"]), item["why"],

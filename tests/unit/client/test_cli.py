@@ -1,5 +1,6 @@
 """The command line: one line and a hint for every failure, one envelope, nothing raw on the terminal."""
 
+import argparse
 import io
 import json
 import os
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 import chasqui_client
-from chasqui_client import api, cli, command, deploy, errors, exchange
+from chasqui_client import api, cli, cli_remote, command, deploy, errors, exchange
 from chasqui_client.config import Home
 from chasqui_client.ledger import ResultFile
 from chasqui_client.select import Selection
+from chasqui_client.several import together
 
 TOP = Path(__file__).resolve().parents[3]
 
@@ -321,7 +323,8 @@ def test_what_to_type_next_where_there_are_several_remotes(
         (work / name / "job.sh").write_text("echo\n")
     reports = iter([{"counts": {"RUNNING": 1}},
                     {"changed_inputs": [{"job": "a" * 26, "name": "a", "path": "x", "why": "gone: not uploaded"}]},
-                    {"refused": [{"job": "a" * 26, "name": "a", "why": "no script"}]}])
+                    {"refused": [{"job": "a" * 26, "name": "a", "why": "no script"}]},
+                    {"unwelcome": ["results of a stay on the cluster: x: it is a symlink or no folder"]}])
     monkeypatch.setattr(api, "run_sync", lambda *_: exchange.SyncReport(remote="two", **next(reports)))
 
     def said(*words: str) -> str:
@@ -349,6 +352,14 @@ def test_what_to_type_next_where_there_are_several_remotes(
     assert "then: %s    (or " % two in said("sync", "--remote", "two")
     again = "cancel aaaaaaaa && %s && chasqui retry aaaaaaaa && %s\n" % (two, two)
     assert said("sync", "--remote", "two").endswith(again)
+    assert said("sync", "--remote", "two").endswith(" or no folder. Put that right, then: %s\n" % two)
+    with api.open_ledger(Home()) as ledger:
+        ledger.record_results(api.find(Home(), Selection(("d",)))[0].id, 2, [
+            ResultFile(b"x", 1, 0o600, 0, "", "output", "WANTED")])
+    assert said("results", "d").endswith("; %s\n" % two)
+    every = together.Named(command.Command("sync", argparse.Namespace(json=False)), "two")
+    cli_remote._tell_next(every, exchange.SyncReport(remote="two", counts={"RUNNING": 1}))
+    assert capsys.readouterr().out.endswith(" next: chasqui sync --all\n")
     config = work / "home/config.toml"
     config.write_text('default_remote = "two"\n' + config.read_text())
     assert said("hold", "c").endswith("\nnext: chasqui sync\n")
