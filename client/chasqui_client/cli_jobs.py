@@ -353,7 +353,13 @@ def _retry_arguments(parser: argparse.ArgumentParser) -> None:
 def _retry(command: Command) -> int:
     from . import retry_policy
     resources = retry_policy.asked_for(command.args.set)
-    found = api.retry(command.home, command.confirmed_selection(), resources)
+    selection = command.confirmed_selection()
+    good = sum(job.state == states.COMPLETED and job.results_state not in (states.NONE, states.PARTIAL)
+               for job in api.find(command.home, selection, nothing_is_all=False))
+    if good and not command.args.yes:
+        why = "Verified results are here of %s" % count(good, "completed job")
+        command.confirm(why, why + "; those of a new attempt take their place. retry?")
+    found = api.retry(command.home, selection, resources)
     command.data = {"jobs": [api.as_dict(job) for job in found]}
     command.say("%s will be tried again" % count(len(found), "job") if found else "no jobs")
     if found:

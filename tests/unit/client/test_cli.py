@@ -242,6 +242,24 @@ def test_all_asks_at_a_terminal(work: Path, monkeypatch: pytest.MonkeyPatch,
     assert "2 jobs cancelled" in capsys.readouterr().out
 
 
+def test_a_retry_of_what_came_out_well_asks(work: Path, monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    _init_and_add()
+    for job in api.find(Home(), Selection()):
+        _end(job.id)
+    with api.open_ledger(Home()) as ledger:
+        ledger.set_results_state(api.find(Home(), Selection(("a",)))[0].id, "VERIFIED")
+    assert _run("retry", "--state", "COMPLETED") == 2
+    assert capsys.readouterr().err == ("chasqui: Verified results are here of 1 completed job, and there is no terminal "
+                                       "to ask at.\n  hint: add --yes\n")
+    monkeypatch.setattr(command.Command, "interactive", property(lambda self: True))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert _run("retry", "a") == 2
+    assert "those of a new attempt take their place. retry? [y/N]" in capsys.readouterr().err
+    assert _run("retry", "b") == 0 and _run("retry", "a", "--yes") == 0
+    assert "?" not in capsys.readouterr().err
+
+
 def test_logs_show_what_is_here(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _init_and_add()
     home = Home()
