@@ -223,6 +223,8 @@ def _list(command: Command) -> int:
         one["elements"] = one["elements"] or progress(job, arrays[job.remote])
     if not found:
         command.say("no jobs")
+        if not command.home.config_path.exists():
+            command.say("next: " + errors.NoConfig.hint)
         return 0
     for remote, stamp in synced.items():
         command.say("# %s: %s" % (remote, as_of(stamp)))

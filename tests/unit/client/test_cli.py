@@ -138,6 +138,11 @@ def test_bad_usage(work: Path, capsys: pytest.CaptureFixture[str], words: list[s
     assert hint in "".join(lines[1:]) and len(lines) <= 2
 
 
+def test_a_list_before_the_first_step_names_it(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("list") == 0
+    assert capsys.readouterr().out.startswith("no jobs\nnext: chasqui init NAME --host HOST ")
+
+
 def test_a_remote_without_jobs_has_none(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("init", "here", "--host", "local") == 0
     capsys.readouterr()
