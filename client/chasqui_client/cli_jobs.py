@@ -13,7 +13,7 @@ from .command import Command, add_selection, as_of, count, fetch_line, number, p
 from .config import ANY, Remote
 from .jobs import Asked, read_list
 from .ledger import Job, Ledger
-from .rows import arrays_of, of_element, progress
+from .rows import arrays_of, elements_of, of_element, progress
 from .tables import BYTES, are_bytes
 from .verbs import Verb
 
@@ -315,6 +315,9 @@ def _logs(command: Command) -> int:
         if command.args.follow:
             raise errors.BadInput("--element is for output that is here; -f follows the whole job.")
         logs = of_element(logs, command.args.element)
+        known = elements_of(job)
+        if not logs and known and not known[0] <= command.args.element <= known[1]:
+            raise errors.BadInput("%s has the elements %d to %d, and no %d." % (job.name, *known, command.args.element))
         if not logs:
             raise errors.BadInput("No output of element %d of %s is here." % (command.args.element, job.name),
                                   hint="chasqui results %s" % job.id[:8])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import chasqui_client
+from chasqui_agent import elements
 from chasqui_client import api, cli, cli_remote, command, deploy, errors, exchange
 from chasqui_client.config import Home
 from chasqui_client.ledger import ResultFile
@@ -299,6 +300,14 @@ def test_logs_of_one_element(work: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert found == ["a.e37.2", "a.o37.2", "logs/out.2.log", "logs/run12_2.txt"]
     assert _run("logs", "a", "--element", "37") == 2
     assert "No output of element 37 of a is here." in capsys.readouterr().err
+    job = api.find(Home(), Selection(("a",)))[0].id
+    ended = elements.tally([(index, "done", 0) for index in (2, 4, 6, 9)] + [(12, "failed", 1)], elements.ENDED)
+    with api.open_ledger(Home()) as ledger:
+        ledger.apply_record("here", {"t": "2026-01-01T00:00:00Z", "ev": "ended", "state": "FAIL", "job": job,
+                                     "attempt": 1, "elements": ended})
+    for index, said in (("99", "a has the elements 2 to 12, and no 99.\n"), ("7", "No output of element 7 of a is")):
+        assert _run("logs", "a", "--element", index) == 2
+        assert capsys.readouterr().err.startswith("chasqui: " + said)
 
 
 def test_who_follows_a_job_follows_all_of_it(
