@@ -256,8 +256,8 @@ def test_a_retry_of_what_came_out_well_asks(work: Path, monkeypatch: pytest.Monk
     with api.open_ledger(Home()) as ledger:
         ledger.set_results_state(api.find(Home(), Selection(("a",)))[0].id, "VERIFIED")
     assert _run("retry", "--state", "COMPLETED") == 2
-    assert capsys.readouterr().err == ("chasqui: Verified results are here of 1 completed job, and there is no terminal "
-                                       "to ask at.\n  hint: add --yes\n")
+    assert capsys.readouterr().err == ("chasqui: Verified results are here of 1 completed job, and there is no "
+                                       "terminal to ask at.\n  hint: add --yes\n")
     monkeypatch.setattr(command.Command, "interactive", property(lambda self: True))
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     assert _run("retry", "a") == 2

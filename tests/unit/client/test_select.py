@@ -54,9 +54,9 @@ def test_words_that_mean_nothing_or_too_much(ledger: Ledger) -> None:
         _ids(ledger)
 
 
-def test_a_name_that_thousands_have_is_one_line(ledger: Ledger) -> None:
+def test_a_name_that_many_jobs_have_is_one_short_line(ledger: Ledger) -> None:
     mmmm, = find(ledger, Selection(("mmmm",)))
-    for number in range(2000):
+    for number in range(20):
         ledger.add_job(replace(mmmm, id="oooo%04d" % number, state=""), [])
     with pytest.raises(errors.AmbiguousJob) as caught:
         one(ledger, "Co-1")
