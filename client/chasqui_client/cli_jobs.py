@@ -264,7 +264,7 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(command: Command) -> int:
-    found = api.show(command.home, command.args.job)
+    found = api.show(command.home, command.args.job, command.args.remote or "")
     command.data = found
     command.table([(key, str(found[key])) for key in _SHOWN if found[key] not in (None, "")])
     if found["missing"]:
@@ -308,7 +308,7 @@ def _logs_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _logs(command: Command) -> int:
     with api.open_ledger(command.home) as ledger:
-        job = select.find(ledger, select.Selection((command.args.job,)))[-1]
+        job = select.find(ledger, select.Selection((command.args.job,), remote=command.args.remote or ""))[-1]
         logs = [item for item in ledger.result_files(job.id, job.attempt)
                 if item.kind == "log" and item.state == "HERE"]
     if command.args.element is not None:

@@ -266,6 +266,18 @@ def test_a_retry_of_what_came_out_well_asks(work: Path, monkeypatch: pytest.Monk
     assert "?" not in capsys.readouterr().err
 
 
+def test_a_remote_tells_jobs_of_one_name_apart(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for remote in ("one", "two"):
+        assert _run("init", remote, "--host", "local") == 0
+        assert _run("add", "a", "--again", "--remote", remote) == 0
+    for remote in ("one", "two"):
+        capsys.readouterr()
+        assert _run("show", "a", "--remote", remote, "--json") == 0
+        assert _json(capsys)["data"]["remote"] == remote
+        assert _run("logs", "a", "--remote", remote) == 2
+        assert "hint: chasqui sync --remote " + remote in capsys.readouterr().err
+
+
 def test_logs_show_what_is_here(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _init_and_add()
     home = Home()
