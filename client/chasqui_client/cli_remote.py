@@ -183,8 +183,9 @@ def _left(command: Command, report: SyncReport, options: SyncOptions) -> bool:
 
 def _tell(command: Command, report: SyncReport) -> None:
     """The summary: what happened, what failed, what comes next."""
+    then = ". Put that right, then: %s" % command.sync_line([report.remote])
     for note in report.notes:
-        command.say(note)
+        command.say(note + (then if note in report.unwelcome else ""))
     for item in report.changed_inputs:
         command.say("changed since add: %s  (%s, %s)" % (item["path"], item["name"], item["why"]))
     if report.dry_run:
@@ -237,8 +238,6 @@ def _tell_results(command: Command, report: SyncReport) -> None:
         brought = count(report.results_files, "file"), size(report.results_bytes)
         whose = "results of %s" % count(report.results_jobs, "job") if report.results_jobs else "results"
         command.say("%s verified: %s, %s" % (whose, *brought))
-    for text in report.unwelcome:
-        command.say("%s. Put that right, then: %s" % (text, command.sync_line([report.remote])))
     for item in report.left_out[:20]:
         command.say("left there: %s of %s (%s, %s); %s gets it"
                     % (item["path"], item["job"][:8], size(item["size"]), item["why"],
