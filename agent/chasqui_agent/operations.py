@@ -109,7 +109,7 @@ def _apply_one(pump: "Round", operation: "Dict[str, Any]", index: "Dict[Any, Ent
         for entry in pump.spool.entries(state):
             if (entry.job, entry.attempt) == (job, attempt):
                 return _in_scheduler(pump, entry, op, operation)
-    return "%s is not waiting, held or running here" % job
+    return "%s is not waiting, held or running" % job
 
 
 def _newest_attempt(spool: "Spool", job: str) -> int:

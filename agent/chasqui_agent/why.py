@@ -354,8 +354,14 @@ def _said_submitted(found: "Facts") -> "List[str]":
     job_id = _text(found, "id") or "an id that is not known yet"
     if found.get("over") and found.get("shared"):
         return ["Its script has ended; how it ended is decided when the job it shares with others has (%s)." % job_id]
+    if found.get("over") and _text(found, "letter"):
+        return ["Its script has ended; %s, asked now, still lists it (%s, state %s)." % (
+            _called(found), job_id, _text(found, "letter")[:3])]
     if found.get("over"):
-        return ["Its script has ended; %s has not let go of it yet (%s)." % (_called(found), job_id)]
+        last = _when(found.get("pumped"))
+        looked = "; it last looked at %s" % last if last else ""
+        lines = ["Its script has ended (%s); the relay writes down how once it has looked again%s." % (job_id, looked)]
+        return lines + (_own_words(found) if found.get("silent") else [])
     if found.get("began"):
         since = _when(found.get("began"))
         told = " It was told to end (TERM), and has up to half a minute for it." if found.get("told") else ""

@@ -156,10 +156,10 @@ def _remote_status(ledger: Ledger, remote: str) -> dict[str, Any]:
             "results_wanted": due, "results_incomplete": incomplete}
 
 
-def show(home: Home, word: str) -> dict[str, Any]:
+def show(home: Home, word: str, remote: str = "") -> dict[str, Any]:
     """Everything about one job: itself, what it waits for, attempts, events, inputs, results."""
     with open_ledger(home) as ledger:
-        job = select.one(ledger, word)
+        job = select.one(ledger, word, remote)
         inputs = [{"path": wire.path_text(f.path), "size": f.size, "sha256": f.sha256}
                   for f in ledger.files(job.id, job.attempt)]
         results = [{"path": wire.path_text(f.path), "size": f.size, "state": f.state, "why": f.why, "kind": f.kind}

@@ -13,7 +13,7 @@ from .command import Command, add_selection, as_of, count, fetch_line, number, p
 from .config import ANY, Remote
 from .jobs import Asked, read_list
 from .ledger import Job, Ledger
-from .rows import arrays_of, of_element, progress
+from .rows import arrays_of, elements_of, of_element, progress
 from .tables import BYTES, are_bytes
 from .verbs import Verb
 
@@ -223,6 +223,8 @@ def _list(command: Command) -> int:
         one["elements"] = one["elements"] or progress(job, arrays[job.remote])
     if not found:
         command.say("no jobs")
+        if not command.home.config_path.exists():
+            command.say("next: " + errors.NoConfig.hint)
         return 0
     for remote, stamp in synced.items():
         command.say("# %s: %s" % (remote, as_of(stamp)))
@@ -262,7 +264,7 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(command: Command) -> int:
-    found = api.show(command.home, command.args.job)
+    found = api.show(command.home, command.args.job, command.args.remote or "")
     command.data = found
     command.table([(key, str(found[key])) for key in _SHOWN if found[key] not in (None, "")])
     if found["missing"]:
@@ -306,13 +308,16 @@ def _logs_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _logs(command: Command) -> int:
     with api.open_ledger(command.home) as ledger:
-        job = select.find(ledger, select.Selection((command.args.job,)))[-1]
+        job = select.find(ledger, select.Selection((command.args.job,), remote=command.args.remote or ""))[-1]
         logs = [item for item in ledger.result_files(job.id, job.attempt)
                 if item.kind == "log" and item.state == "HERE"]
     if command.args.element is not None:
         if command.args.follow:
             raise errors.BadInput("--element is for output that is here; -f follows the whole job.")
         logs = of_element(logs, command.args.element)
+        known = elements_of(job)
+        if not logs and known and not known[0] <= command.args.element <= known[1]:
+            raise errors.BadInput("%s has the elements %d to %d, and no %d." % (job.name, *known, command.args.element))
         if not logs:
             raise errors.BadInput("No output of element %d of %s is here." % (command.args.element, job.name),
                                   hint="chasqui results %s" % job.id[:8])
@@ -353,7 +358,13 @@ def _retry_arguments(parser: argparse.ArgumentParser) -> None:
 def _retry(command: Command) -> int:
     from . import retry_policy
     resources = retry_policy.asked_for(command.args.set)
-    found = api.retry(command.home, command.confirmed_selection(), resources)
+    selection = command.confirmed_selection()
+    good = sum(job.state == states.COMPLETED and job.results_state not in (states.NONE, states.PARTIAL)
+               for job in api.find(command.home, selection, nothing_is_all=False))
+    if good and not command.args.yes:
+        why = "Verified results are here of %s" % count(good, "completed job")
+        command.confirm(why, why + "; those of a new attempt take their place. retry?")
+    found = api.retry(command.home, selection, resources)
     command.data = {"jobs": [api.as_dict(job) for job in found]}
     command.say("%s will be tried again" % count(len(found), "job") if found else "no jobs")
     if found:

@@ -183,8 +183,9 @@ def _left(command: Command, report: SyncReport, options: SyncOptions) -> bool:
 
 def _tell(command: Command, report: SyncReport) -> None:
     """The summary: what happened, what failed, what comes next."""
+    then = ". Put that right, then: %s" % command.sync_line([report.remote])
     for note in report.notes:
-        command.say(note)
+        command.say(note + (then if note in report.unwelcome else ""))
     for item in report.changed_inputs:
         command.say("changed since add: %s  (%s, %s)" % (item["path"], item["name"], item["why"]))
     if report.dry_run:

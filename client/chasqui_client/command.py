@@ -86,14 +86,18 @@ class Command:
         """The selection; --all asks first. Raises NotConfirmed where nobody can be asked or the answer is no."""
         selection = self.selection()
         if selection.all and not self.args.yes:
-            count = len(api.find(self.home, selection))
-            if not self.interactive or self.args.json:
-                raise errors.NotConfirmed(count=count)
-            sys.stderr.write("%s %s jobs? [y/N] " % (self.verb, number(count)))
-            sys.stderr.flush()
-            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-                raise errors.BadInput("Nothing was changed.")
+            count = number(len(api.find(self.home, selection)))
+            self.confirm("--all means %s jobs here" % count, "%s %s jobs?" % (self.verb, count))
         return selection
+
+    def confirm(self, why: str, question: str) -> None:
+        """Ask. Raises NotConfirmed (`why`) where nobody can be asked, BadInput where the answer is no."""
+        if not self.interactive or self.args.json:
+            raise errors.NotConfirmed(why=why)
+        sys.stderr.write("%s [y/N] " % question)
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise errors.BadInput("Nothing was changed.")
 
 
 def add_selection(parser: argparse.ArgumentParser, confirm: bool = True) -> None:
@@ -103,7 +107,7 @@ def add_selection(parser: argparse.ArgumentParser, confirm: bool = True) -> None
     parser.add_argument("--name", metavar="GLOB", help="jobs whose name matches")
     parser.add_argument("--all", action="store_true", help="every job")
     if confirm:
-        parser.add_argument("--yes", action="store_true", help="don't ask before --all")
+        parser.add_argument("--yes", action="store_true", help="don't ask")
 
 
 def envelope(stream: TextIO, verb: str, ok: bool, data: Any, error: errors.ChasquiError | None = None) -> None:

@@ -174,7 +174,7 @@ class NothingSelected(BadInput):
 
 
 class NotConfirmed(BadInput):
-    """--all means {count} jobs here, and there is no terminal to ask at."""
+    """{why}, and there is no terminal to ask at."""
 
     hint = "add --yes"
 

@@ -50,6 +50,7 @@ class SyncReport:
     left_out: list[dict[str, Any]] = field(default_factory=list)  # results: job, path, size, why; the first 1,000
     left_out_files: int = 0  # all of them
     incomplete: list[dict[str, Any]] = field(default_factory=list)  # completed jobs: job, name, missing (patterns)
+    unwelcome: list[str] = field(default_factory=list)  # of the notes those on results that can't be written here
     refused: list[dict[str, Any]] = field(default_factory=list)  # jobs the agent did not take: job, why
     disk_full: str = ""  # which limit stopped the pump there: nothing is lost, and nothing goes on before there is room
     uploads_stopped: str = ""  # why nothing more was handed over, though the rest was done

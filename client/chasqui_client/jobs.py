@@ -139,6 +139,9 @@ class Planner:
         if said.condition not in ("", *CONDITIONS):
             raise errors.BadJob("if must be one of %s" % ", ".join(CONDITIONS))
         content = _content(folder, script)
+        if content.partition(b"\n")[0].endswith(b"\r"):
+            raise errors.BadJob("%s has the line ends of Windows (CR LF), and would end with 127; dos2unix mends it"
+                                % _shown(script.path))
         if said.resources:
             files, script = retry_policy.with_resources(files, script, content, said.resources,
                                                         self.remote.scheduler)

@@ -225,8 +225,10 @@ class Receiver:
         if error.errno in _FULL:
             raise errors.DiskFullHere(path=wire.path_text(job.results_path)) from error
         why = "it is a symlink or no folder" if error.errno in (errno.ELOOP, errno.ENOTDIR) else errors.describe(error)
-        self._note("results of %s stay on the cluster: %s: %s. Put that right, then: chasqui sync" % (
-            wire.printable(job.name, 80), wire.path_text(job.results_path), why))
+        text = "results of %s stay on the cluster: %s: %s" % (
+            wire.printable(job.name, 80), wire.path_text(job.results_path), why)
+        self._note(text)
+        self.report.unwelcome += [text][:_NAMED - len(self.report.unwelcome)]
 
     def _note(self, text: str) -> None:
         if len(self.report.notes) < _NAMED:

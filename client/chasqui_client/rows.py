@@ -1,5 +1,6 @@
 """What the ledger's rows are in Python."""
 
+import json
 import os
 import re
 import time
@@ -130,6 +131,13 @@ def of_element(logs: Sequence[ResultFile], index: int) -> list[ResultFile]:
     """Of a job array's output files those of one element: the last number in their names is its index, unless
     her own -o says otherwise."""
     return [item for item in logs if re.findall(rb"[0-9]+", os.path.basename(item.path))[-1:] == [b"%d" % index]]
+
+
+def elements_of(job: Job) -> tuple[int, int] | None:
+    """The first and the last element of a job array that has ended, None where that is not known."""
+    text = ",".join(row["indices"] for row in json.loads(job.elements or "{}").get("states", ()))
+    found = [int(number) for number in re.findall(r"(?<![:0-9])[0-9]+", text)]
+    return (min(found), max(found)) if found and "..." not in text else None
 
 
 def arrays_of(report: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -61,9 +61,13 @@ def one(ledger: Ledger, word: str, remote: str = "") -> Job:
     found = find(ledger, Selection((word,), remote=remote))
     if len(found) > 1:
         what = "the %s of several jobs" % ("name" if found[0].name == word else "folder")
-        raise errors.AmbiguousJob(word=wire.printable(word), what=what, known=", ".join(job.id for job in found),
+        raise errors.AmbiguousJob(word=wire.printable(word), what=what, known=_some([job.id for job in found]),
                                   hint="type the id of one of them")
     return found[0]
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
 
 
 def _candidates(ledger: Ledger, selection: Selection) -> list[Job]:
@@ -95,8 +99,8 @@ class Index:
         start = bisect.bisect_left(self.ids, word)
         found = [job for job in self.ids[start:start + 6] if word and job.startswith(word)]
         if len(found) > 1:
-            known = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-            raise errors.AmbiguousJob(word=wire.printable(word), what="the beginning of several job ids", known=known)
+            what = "the beginning of several job ids"
+            raise errors.AmbiguousJob(word=wire.printable(word), what=what, known=_some(found))
         if not found:
             raise errors.NoSuchJob(word=wire.printable(wire.path_text(os.fsencode(word))))
         return self.by_id[found[0]]

@@ -380,6 +380,9 @@ class Exchange(Handler):
 
     def done(self, operation: str, note: str) -> None:
         self.ledger.finish_op(operation)
+        for row in self.ledger.rows("SELECT jobs.id, name FROM jobs JOIN ops ON job = jobs.id WHERE ops.id = ?",
+                                    operation) if note else ():
+            note = note.replace(row["id"], wire.printable(row["name"], 80))
         if note:
             self.report.notes.append(note)
 

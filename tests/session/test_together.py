@@ -143,7 +143,7 @@ def test_a_job_for_any_goes_to_the_first_with_a_slot_free_and_stays(desk: Severa
     gate.touch()
     until(lambda: desk.all_ended() or all(job.ended for job in desk.jobs()), "all end", 60)
     assert {job.name: job.remote for job in desk.jobs()} == where and desk.lines() == ["a", "b", "c"]
-    assert desk.chasqui("retry", "a")[0] == 0
+    assert desk.chasqui("retry", "a", "--yes")[0] == 0
     desk.chasqui("sync", "--all")
     assert {job.name: job.remote for job in desk.jobs()}["a"] == "one"
 

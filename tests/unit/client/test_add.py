@@ -56,6 +56,14 @@ def _paths(home: Home, folder: Path, **asked: object) -> list[bytes]:
 # -- scripts -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_script_with_the_line_ends_of_windows_is_refused(home: Home, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "a", **{"job.sh": "#!/bin/sh\r\n#PBS -N x\r\ntrue\r\n"})
+    with pytest.raises(errors.BadFolders, match=r"job.sh has the line ends of Windows \(CR LF\)"):
+        _add(home, folder)
+    (folder / "job.sh").write_text("#!/bin/sh\ncat <<. >dos.txt\none\r\n.\n")
+    assert len(_add(home, folder).jobs) == 1
+
+
 @pytest.mark.parametrize("name", ["job.sh", "run.sh", "submit.sh", "anything.pbs", "x.qsub"])
 def test_the_only_script_is_found(home: Home, tmp_path: Path, name: str) -> None:
     folder = _folder(tmp_path / "a", **{name: "echo\n", "data": "1"})

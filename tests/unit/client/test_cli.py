@@ -1,5 +1,6 @@
 """The command line: one line and a hint for every failure, one envelope, nothing raw on the terminal."""
 
+import argparse
 import io
 import json
 import os
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 
 import chasqui_client
-from chasqui_client import api, cli, command, deploy, errors, exchange
+from chasqui_agent import elements
+from chasqui_client import api, cli, cli_remote, command, deploy, errors, exchange
 from chasqui_client.config import Home
 from chasqui_client.ledger import ResultFile
 from chasqui_client.select import Selection
+from chasqui_client.several import together
 
 TOP = Path(__file__).resolve().parents[3]
 
@@ -136,6 +139,11 @@ def test_bad_usage(work: Path, capsys: pytest.CaptureFixture[str], words: list[s
     assert hint in "".join(lines[1:]) and len(lines) <= 2
 
 
+def test_a_list_before_the_first_step_names_it(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("list") == 0
+    assert capsys.readouterr().out.startswith("no jobs\nnext: chasqui init NAME --host HOST ")
+
+
 def test_a_remote_without_jobs_has_none(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("init", "here", "--host", "local") == 0
     capsys.readouterr()
@@ -240,6 +248,36 @@ def test_all_asks_at_a_terminal(work: Path, monkeypatch: pytest.MonkeyPatch,
     assert "2 jobs cancelled" in capsys.readouterr().out
 
 
+def test_a_retry_of_what_came_out_well_asks(work: Path, monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    _init_and_add()
+    for job in api.find(Home(), Selection()):
+        _end(job.id)
+    with api.open_ledger(Home()) as ledger:
+        ledger.set_results_state(api.find(Home(), Selection(("a",)))[0].id, "VERIFIED")
+    assert _run("retry", "--state", "COMPLETED") == 2
+    assert capsys.readouterr().err == ("chasqui: Verified results are here of 1 completed job, and there is no "
+                                       "terminal to ask at.\n  hint: add --yes\n")
+    monkeypatch.setattr(command.Command, "interactive", property(lambda self: True))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert _run("retry", "a") == 2
+    assert "those of a new attempt take their place. retry? [y/N]" in capsys.readouterr().err
+    assert _run("retry", "b") == 0 and _run("retry", "a", "--yes") == 0
+    assert "?" not in capsys.readouterr().err
+
+
+def test_a_remote_tells_jobs_of_one_name_apart(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for remote in ("one", "two"):
+        assert _run("init", remote, "--host", "local") == 0
+        assert _run("add", "a", "--again", "--remote", remote) == 0
+    for remote in ("one", "two"):
+        capsys.readouterr()
+        assert _run("show", "a", "--remote", remote, "--json") == 0
+        assert _json(capsys)["data"]["remote"] == remote
+        assert _run("logs", "a", "--remote", remote) == 2
+        assert "hint: chasqui sync --remote " + remote in capsys.readouterr().err
+
+
 def test_logs_show_what_is_here(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _init_and_add()
     home = Home()
@@ -274,6 +312,14 @@ def test_logs_of_one_element(work: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert found == ["a.e37.2", "a.o37.2", "logs/out.2.log", "logs/run12_2.txt"]
     assert _run("logs", "a", "--element", "37") == 2
     assert "No output of element 37 of a is here." in capsys.readouterr().err
+    job = api.find(Home(), Selection(("a",)))[0].id
+    ended = elements.tally([(index, "done", 0) for index in (2, 4, 6, 9)] + [(12, "failed", 1)], elements.ENDED)
+    with api.open_ledger(Home()) as ledger:
+        ledger.apply_record("here", {"t": "2026-01-01T00:00:00Z", "ev": "ended", "state": "FAIL", "job": job,
+                                     "attempt": 1, "elements": ended})
+    for index, said in (("99", "a has the elements 2 to 12, and no 99.\n"), ("7", "No output of element 7 of a is")):
+        assert _run("logs", "a", "--element", index) == 2
+        assert capsys.readouterr().err.startswith("chasqui: " + said)
 
 
 def test_who_follows_a_job_follows_all_of_it(
@@ -321,7 +367,8 @@ def test_what_to_type_next_where_there_are_several_remotes(
         (work / name / "job.sh").write_text("echo\n")
     reports = iter([{"counts": {"RUNNING": 1}},
                     {"changed_inputs": [{"job": "a" * 26, "name": "a", "path": "x", "why": "gone: not uploaded"}]},
-                    {"refused": [{"job": "a" * 26, "name": "a", "why": "no script"}]}])
+                    {"refused": [{"job": "a" * 26, "name": "a", "why": "no script"}]},
+                    dict.fromkeys(("notes", "unwelcome"), ["results of a stay on the cluster: x: no folder"])])
     monkeypatch.setattr(api, "run_sync", lambda *_: exchange.SyncReport(remote="two", **next(reports)))
 
     def said(*words: str) -> str:
@@ -349,6 +396,14 @@ def test_what_to_type_next_where_there_are_several_remotes(
     assert "then: %s    (or " % two in said("sync", "--remote", "two")
     again = "cancel aaaaaaaa && %s && chasqui retry aaaaaaaa && %s\n" % (two, two)
     assert said("sync", "--remote", "two").endswith(again)
+    assert ": x: no folder. Put that right, then: %s\n" % two in said("sync", "--remote", "two")
+    with api.open_ledger(Home()) as ledger:
+        ledger.record_results(api.find(Home(), Selection(("d",)))[0].id, 2, [
+            ResultFile(b"x", 1, 0o600, 0, "", "output", "WANTED")])
+    assert said("results", "d").endswith("; %s\n" % two)
+    every = together.Named(command.Command("sync", argparse.Namespace(json=False)), "two")
+    cli_remote._tell_next(every, exchange.SyncReport(remote="two", counts={"RUNNING": 1}))
+    assert capsys.readouterr().out.endswith(" next: chasqui sync --all\n")
     config = work / "home/config.toml"
     config.write_text('default_remote = "two"\n' + config.read_text())
     assert said("hold", "c").endswith("\nnext: chasqui sync\n")

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from chasqui_client import errors, holder, schema, states
 from chasqui_client.cleanup import book
-from chasqui_client.config import Home
+from chasqui_client.config import Home, Remote
+from chasqui_client.exchange import SyncOptions, SyncReport
 from chasqui_client.ledger import InputFile, Job, Ledger, ResultFile
+from chasqui_client.progress import Progress
 
 FILE = InputFile(b"job.sh", 3, 0o644, "ab" * 32, 1, b"/x/job.sh")
 
@@ -43,6 +45,17 @@ def _job(ledger: Ledger, name: str = "j1") -> Job:
 
 def _record(event: str, second: int = 0, job: str = "j1", attempt: int = 1, **more: Any) -> dict[str, Any]:
     return {"t": "2026-01-01T00:00:%02dZ" % second, "ev": event, "job": job, "attempt": attempt, **more}
+
+
+def test_a_request_that_came_to_nothing_is_told_by_the_name_of_its_job(ledger: Ledger) -> None:
+    from chasqui_client.sync import Exchange
+    job = _add(ledger)
+    with ledger.transaction():
+        ledger.db.execute("UPDATE jobs SET name = 'T300', offered = 1, acked = 1")
+    ledger.request(job, "cancel", "op1")
+    report = SyncReport()
+    Exchange(ledger, Remote("hpc", "h"), SyncOptions(), report, Progress(False)).done("op1", "j1 is not waiting")
+    assert report.notes == ["T300 is not waiting"] and not ledger.pending_ops("hpc")
 
 
 STORY = [

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from chasqui_client import errors
+from chasqui_client.fields import replace
 from chasqui_client.ledger import Job, Ledger
-from chasqui_client.select import Selection, find, parse_states, short_ids
+from chasqui_client.select import Selection, find, one, parse_states, short_ids
 
 JOBS = [("kx3faaaa", "Fe-1", "a"), ("kx3gbbbb", "Fe-2", "b"), ("mmmmcccc", "Co-1", "c"), ("nnnndddd", "Co-1", "d")]
 
@@ -51,6 +52,15 @@ def test_words_that_mean_nothing_or_too_much(ledger: Ledger) -> None:
     assert "\x1b" not in str(caught.value)
     with pytest.raises(errors.NothingSelected):
         _ids(ledger)
+
+
+def test_a_name_that_many_jobs_have_is_one_short_line(ledger: Ledger) -> None:
+    mmmm, = find(ledger, Selection(("mmmm",)))
+    for number in range(20):
+        ledger.add_job(replace(mmmm, id="oooo%04d" % number, state=""), [])
+    with pytest.raises(errors.AmbiguousJob) as caught:
+        one(ledger, "Co-1")
+    assert str(caught.value).endswith(": mmmmcccc, nnnndddd, oooo0000, oooo0001, oooo0002, ....")
 
 
 def test_states() -> None:

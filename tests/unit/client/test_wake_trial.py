@@ -2,11 +2,12 @@
 
 import argparse
 import io
+from pathlib import Path
 
 import pytest
 
 from chasqui_agent import wakes
-from chasqui_client import command, errors, wake_trial
+from chasqui_client import command, config, errors, wake_trial
 from chasqui_client.config import Remote
 
 
@@ -74,6 +75,15 @@ def test_who_is_there_is_asked_before_anything_is_submitted(
         with pytest.raises(errors.BadInput, match="Nothing was submitted"):
             asked(monkeypatch, no)
     assert asked(monkeypatch, "n\n", yes=True) == asked(monkeypatch, "n\n", json=True) == "n\n"
+
+
+def test_the_sync_that_takes_the_choice_there_is_named(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CHASQUI_HOME", str(tmp_path))
+    for name, line in (("one", "chasqui sync"), ("two", "chasqui sync --remote two")):
+        remote = config.init(config.Home(), name, "local").remote(name)
+        wake_trial._write(command.Command("doctor", argparse.Namespace(json=False, dry_run=False)), remote, "sync")
+        assert capsys.readouterr().out.endswith("\nnext: %s    (it takes the setting there)\n" % line)
 
 
 def test_forms_are_checked() -> None:
