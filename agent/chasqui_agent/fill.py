@@ -6,6 +6,7 @@ forward, by the head of the next job that starts, or, where the site has no plac
 
 import os
 import time
+import zlib
 
 from . import (
     bounds,
@@ -108,14 +109,15 @@ def _may_start_again(pump: "Round", job: "live.Standing") -> bool:
 
 
 def _ends_now(pump: "Round", standing: "List[live.Standing]") -> bool:
-    """Whether places are about to be free. state.json "flagged": [payloads that are over and still in the scheduler,
-    since when it has been so many]."""
-    flagged = sum(job.flagged for job in standing)
+    """Whether places are about to be free. state.json "flagged": [which payloads are over and still in the
+    scheduler, as one number; since when it has been these]."""
+    over = ["%s.%d" % (job.entry.token, job.flagged) for job in standing if job.flagged]
+    which = zlib.crc32(" ".join(sorted(over)).encode("utf-8", "replace")) & 0xFFFFFFFF
     before = pump.state.value.get("flagged")
-    since = before[1] if before and before[0] == flagged else pump.now
-    pump.state.value["flagged"] = [flagged, since]
+    since = before[1] if before and before[0] == which else pump.now
+    pump.state.value["flagged"] = [which, since]
     own = any(job.id == os.environ.get("PBS_JOBID") for job in standing)
-    return own or (flagged > 0 and pump.now - since < ENDS_SECONDS)
+    return own or (bool(over) and pump.now - since < ENDS_SECONDS)
 
 
 def _note_refusal(pump: "Round") -> None:
