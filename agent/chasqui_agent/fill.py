@@ -88,7 +88,7 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
         site.held_back.clear()  # no place there would help
     _note_limits(pump, site)
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
-    ends = _ends_now(pump, standing)
+    ends = _ends_now(pump, standing, snapshot)
     # PBS counts an ending job until it is quite gone: 32 s were seen. So does max_total.
     more = limits.max_total and not plan.queue.left and _scripts(todo) > pump.report["submitted"] - before
     no_place = refused in ("limit", "temporary") or bool(site.held_back or more)
@@ -108,10 +108,12 @@ def _may_start_again(pump: "Round", job: "live.Standing") -> bool:
     return bool(pump.spool.job_record(job.entry.job, job.entry.attempt).get("rerun"))
 
 
-def _ends_now(pump: "Round", standing: "List[live.Standing]") -> bool:
-    """Whether places are about to be free. state.json "flagged": [which payloads are over and still in the
-    scheduler, as one number; since when it has been these]."""
+def _ends_now(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot") -> bool:
+    """Whether places are about to be free. state.json "flagged": [which payloads are over, and which jobs to be
+    deleted, that are still in the scheduler, as one number; since when it has been these]."""
     over = ["%s.%d" % (job.entry.token, job.flagged) for job in standing if job.flagged]
+    closed = set(pump.state.closed)
+    over += set(pump.state.delete).union(job.id for job in snapshot.live.values() if job.token in closed)
     which = zlib.crc32(" ".join(sorted(over)).encode("utf-8", "replace")) & 0xFFFFFFFF
     before = pump.state.value.get("flagged")
     since = before[1] if before and before[0] == which else pump.now

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from agent.test_refused import Desk
-from chasqui_agent import files, linger, settings
+from chasqui_agent import files, linger, live, settings
 from chasqui_agent.schedulers import refusals
 from chasqui_agent.schedulers.base import Live, Scheduler, Snapshot, Submission
 from chasqui_agent.state import State
@@ -103,3 +103,18 @@ def test_a_relay_one_by_one_goes_on_when_a_job_by_hand_takes_a_place(served, mon
         monkeypatch.delenv("PBS_JOBID", raising=False)
         stay(desk, server)
     assert server.number == by_hand + 5
+
+
+@pytest.mark.parametrize("most", [4, 40])
+def test_the_places_of_cancelled_jobs_are_filled(served, most):
+    """They are deleted at the end of the round; none of them ends, and so tells anybody."""
+    desk, server = served(4, heartbeat=0, max_queued=most)
+    desk.add(*["true\n"] * 4)
+    desk.pump()
+    desk.add(*["true\n"] * 4)
+    for job in live.standings(desk.spool):
+        asked = {"op": "cancel", "job": job.entry.job, "attempt": 1, "id": "x" + job.entry.job}
+        files.write_json(os.path.join(desk.spool.wake, "op." + asked["id"]), asked)
+    desk.pump()
+    stay(desk, server)
+    assert desk.waiting() == 0
