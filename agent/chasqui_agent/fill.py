@@ -306,7 +306,7 @@ def _first_waiting(
         if not entries:
             _remove_folder(shard)
         for entry in entries:
-            if len(found) >= most or not further:
+            if len(found) - passed.again >= most or not further:
                 break
             read = directives.asked_in(entry.path)
             asked, size = site.asked_in(entry.path, read), _size(pump, read)
@@ -324,7 +324,7 @@ def _first_waiting(
                 found.append((entry, size))
                 if not bundles:  # how many places they take is known when they are put together
                     site.took(asked, size)
-        if len(found) >= most or not further:
+        if len(found) - passed.again >= most or not further:
             break
     site.forget_taken()
     if bundles:

@@ -37,6 +37,11 @@ class Passed:
             self._met.add(kind)
         return first
 
+    @property
+    def again(self) -> int:
+        """How many of those to be tried are of kinds refused in the last round: they use up no places of others."""
+        return len(self._met)
+
     def over(self, path: str) -> bool:
         """Whether one that asks for the same was refused in this round."""
         return bool(self.kinds) and _kind(path) in self.kinds

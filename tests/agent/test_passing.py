@@ -5,7 +5,7 @@ import os
 import pytest
 
 from agent.test_refused import Desk
-from chasqui_agent import passing
+from chasqui_agent import passing, settings
 from chasqui_agent.schedulers import refusals
 from chasqui_agent.schedulers.base import Submission
 from chasqui_agent.state import State
@@ -85,6 +85,16 @@ def test_of_many_kinds_so_many_are_tried_in_a_round(made):
     desk.add(*["#PBS -q long%d\n" % number for number in range(2 * passing.MOST)], SHORT)
     desk.pump()
     assert len(particular.calls) == passing.MOST + 1
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_as_many_refused_kinds_as_there_are_places_hide_nobody(made, most):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    settings.change(desk.spool, max_queued=most)
+    desk.add(*["#PBS -q long%d\n" % number for number in range(most)], *[SHORT] * 10)
+    for _ in range(2):
+        desk.pump()
+    assert desk.count("submitted") > 0
 
 
 def test_what_is_the_same_for_a_refusal(tmp_path):
