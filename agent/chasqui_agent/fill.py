@@ -78,10 +78,10 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     finally:
         pump.behind.finish()
     _note_refusal(pump)
-    if passed.kinds:
-        pump.state.value["passed"] = sorted(passed.kinds)
-    if passed.let_in() and pump.report["submitted"] > before:
-        pump.report["unfinished"] = True  # the others of its kind
+    if passed.left():
+        pump.state.value["passed"] = passed.left()
+    if passed.let_in() or (passed.new() and plan.queue.left):
+        pump.report["unfinished"] = True  # the others of its kind; those behind it
     if pump.settings.bundle > 1 and plan.queue.left and site.held_back and pump.report["submitted"] > before:
         pump.report["unfinished"] = True  # what was read may all be for a queue that is full by now: others' is next
     if not plan.queue.left:
@@ -228,6 +228,7 @@ def _submit(
             continue
         following = todo[position + 1][0] if todo[position + 1 :] and plan.queue.left else None
         answer = _submit_one(pump, entry, not free, following)
+        passed.answered(entry.path, answer)
         if answer.kind != "accepted":
             plan.queue.give_back(size)
             plan.payloads.give_back(size if free else 0)

@@ -5,9 +5,9 @@ import os
 import pytest
 
 from agent.test_refused import Desk
-from chasqui_agent import passing, settings
+from chasqui_agent import files, live, passing, settings
 from chasqui_agent.schedulers import refusals
-from chasqui_agent.schedulers.base import Submission
+from chasqui_agent.schedulers.base import Live, Snapshot, Submission
 from chasqui_agent.state import State
 
 LONG, SHORT = "#PBS -q long\n", "#PBS -q short\n"
@@ -95,6 +95,53 @@ def test_as_many_refused_kinds_as_there_are_places_hide_nobody(made, most):
     for _ in range(2):
         desk.pump()
     assert desk.count("submitted") > 0
+
+
+def test_those_behind_as_many_as_fit_of_a_refused_kind_go_in_another_round_at_once(made):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    settings.change(desk.spool, max_queued=40)
+    desk.add(*[LONG] * 41, *[SHORT] * 10)
+    assert desk.pump()["unfinished"] and particular.calls == ["long"]
+    assert not desk.pump().get("unfinished")
+    assert desk.everything() == (41, 10, 0, 0)
+
+
+def test_a_full_queue_lets_no_refusal_be_forgotten(made):
+    """When its jobs ended together, all that was read was of the kind refused: nothing was alive, and nobody came."""
+    desk, particular = made(75, "qsub: your project may not use this queue")
+    settings.change(desk.spool, max_queued=4)
+    desk.add(*[LONG] * 5, *[SHORT] * 40)
+    there = {}
+
+    def submit(*words):
+        answer = particular.submit(*words)
+        if answer.kind == "accepted":
+            there[answer.id] = Live(answer.id, "Q", words[0].token)
+        return answer
+
+    desk.scheduler.submit = submit
+    desk.scheduler.query = lambda ids, *_: Snapshot(dict(there), {}, list(ids))
+    for _ in range(4):
+        desk.pump()
+    assert len(there) == 4
+    for job in live.standings(desk.spool):
+        for name in ("run", "flag"):
+            files.write_file(os.path.join(job.meta, "%s.%s.1" % (name, job.entry.token)), b"exit=0\nended=1\nwhole\n")
+        os.symlink(job.id, os.path.join(job.meta, "claim." + job.entry.token))
+    there.clear()
+    desk.pump()
+    assert len(there) == 4
+
+
+def test_the_others_go_at_once_where_the_first_of_a_kind_is_rejected(made):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    desk.add(*[LONG + "echo %d\n" % number for number in range(10)])
+    desk.pump()
+    answers = [Submission("permanent", "", "qsub: illegal -N value")]
+    desk.scheduler.submit = lambda one, *_: answers.pop() if answers else Submission("accepted", one.token, "")
+    assert desk.pump()["unfinished"], "another round at once"
+    desk.pump()
+    assert desk.everything() == (0, 9, 1, 0)
 
 
 def test_what_is_the_same_for_a_refusal(tmp_path):
