@@ -1,7 +1,10 @@
 """Scripts passed over because one that asks for the same was refused: its queue is closed, or it asks for too much.
 
 Others may be let in meanwhile: else one that was refused would hold up all behind it while its queue is closed.
-Of each kind that was refused one is tried in the next round.
+Of each kind that was refused one is tried in the next round; where they are many, of so many that kinds not yet tried
+have their turn, too.
+
+    state.json "passed": [kinds known to be refused, those first that are to be tried first]
 """
 
 import re
@@ -24,26 +27,30 @@ class Passed:
 
     def __init__(self, known: "Iterable[str]") -> None:
         self._before = list(known)
+        self._turn = set(self._before[: MOST // 2])
         self._kinds: "Dict[str, str]" = {}  # of scripts, by path: one that was submitted is not there any more
         self._met: "Set[str]" = set()
         self._settled: "Set[str]" = set()  # kinds tried that need not be passed over any more
         self._let_in = False
+        self._tried: "List[str]" = []
         self.kinds: "Set[str]" = set()
 
     def only_one(self, path: str) -> bool:
-        """Whether a script may be tried in this round: it is of no kind refused in the last one, or the first of it."""
+        """Whether a script may be tried in this round: it is of no kind known to be refused, or the first of one whose
+        turn it is."""
         if not self._before:
             return True
         kind = self._kind(path)
-        first = kind not in self._met
-        if kind in self._before:
-            self._met.add(kind)
+        if kind not in self._before:
+            return True
+        first = kind in self._turn and kind not in self._met
+        self._met.add(kind)
         return first
 
     @property
     def again(self) -> int:
-        """How many of those to be tried are of kinds refused in the last round: they use up no places of others."""
-        return len(self._met)
+        """How many of those to be tried are of kinds known to be refused: they use up no places of others."""
+        return len(self._met & self._turn)
 
     def over(self, path: str) -> bool:
         """Whether one that asks for the same was refused in this round."""
@@ -52,6 +59,7 @@ class Passed:
     def answered(self, path: str, answer: "Submission") -> None:
         """A script was tried; `refused` comes behind it."""
         kind = self._kind(path) if self._before else ""
+        self._tried.append(kind)
         if kind in self._met and answer.kind in ("accepted", "permanent", "unfit", "doubted"):
             self._settled.add(kind)
             self._let_in |= answer.kind != "doubted"
@@ -65,16 +73,18 @@ class Passed:
         return True
 
     def let_in(self) -> bool:
-        """Whether the first of a kind refused in the last round was let in, or rejected: others of it are waiting."""
+        """Whether the first of a kind known to be refused was let in, or rejected: others of it are waiting."""
         return self._let_in
 
     def new(self) -> bool:
-        """Whether a kind was refused that was not in the last round: what stands behind it may not have been read."""
-        return not self.kinds.issubset(self._before)
+        """Whether a kind was refused that was not known: what stands behind it may not have been read. Where nearly
+        every script is a kind of its own, the rest waits for other wakes."""
+        return len(self._before) < 2 * MOST and not self.kinds.issubset(self._before)
 
     def left(self) -> "List[str]":
-        """The kinds to be known in the next round: those refused, and those of the last one that nobody tried."""
-        return sorted(self.kinds | (self._met - self._settled))
+        """The kinds to be known in the next round: those that were not tried, and then those refused."""
+        known = [kind for kind in self._before if kind in self._met and kind not in self._tried]
+        return known + sorted(self.kinds | (self._met - self._settled - set(known)))
 
     def _kind(self, path: str) -> str:
         if path not in self._kinds:

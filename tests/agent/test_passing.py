@@ -144,6 +144,21 @@ def test_the_others_go_at_once_where_the_first_of_a_kind_is_rejected(made):
     assert desk.everything() == (0, 9, 1, 0)
 
 
+def test_of_many_kinds_each_has_its_turn_and_so_has_who_stands_behind_them(made):
+    desk, particular = made(188, "qsub: Job violates queue and/or server resource limits")
+    queues = ["long%d" % number for number in range(2 * passing.MOST)]
+    desk.add(*["#PBS -q %s\n" % queue for queue in queues], SHORT)
+    for _ in range(4):
+        assert desk.pump().get("unfinished") or "short" in particular.calls
+    assert desk.everything() == (len(queues), 1, 0, 0)
+    del particular.calls[:]
+    for _ in range(4):
+        before = len(particular.calls)
+        assert not desk.pump().get("unfinished")
+        assert len(particular.calls) - before == passing.MOST // 2
+    assert sorted(particular.calls) == sorted(queues)
+
+
 def test_what_is_the_same_for_a_refusal(tmp_path):
     def passed(first, second):
         for name, text in (("first", first), ("second", second)):
