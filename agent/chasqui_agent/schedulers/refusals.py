@@ -50,7 +50,7 @@ _TEXTS = (
     # The server may have the job: a wrapper's exit code, and Torque's numbers, don't say so.
     (
         "unknown",
-        "protocol error|premature end|end of file|(?<!wall)time ?out|timed out|socket close|(read|writ)ing .*socket",
+        "protocol error|premature end|end of file|(?<!wall)time ?out(?! of range)|timed out|socket close|(read|writ)ing .*socket",
     ),
     ("temporary", "no free connections|server (is currently too )?busy|queue is not enabled"),
     # A limit at some sites and an empty allocation at others: a wait that somebody has to be told of when it lasts.
