@@ -260,7 +260,7 @@ def _submit(
                 # Of a bundle nobody knows whether one of its jobs would be refused, too.
                 if pump.settings.bundle > 1 or not passed.refused(entry.path, answer, size):
                     break
-    if len(doubted) == len(todo) == 1:
+    if len(doubted) == len(todo) == 1 and passed.alone(doubted[0].path):
         _reject(pump, doubted, pump.state.last_rejected())  # nothing else waits that could be spoilt
     return last
 

@@ -30,6 +30,7 @@ class Passed:
         self._turn = set(self._before[: MOST // 2])
         self._kinds: "Dict[str, str]" = {}  # of scripts, by path: one that was submitted is not there any more
         self._met: "Set[str]" = set()
+        self._kept_out: "Set[str]" = set()
         self._settled: "Set[str]" = set()  # kinds tried that need not be passed over any more
         self._let_in = False
         self._tried: "List[str]" = []
@@ -45,7 +46,13 @@ class Passed:
             return True
         first = kind in self._turn and kind not in self._met
         self._met.add(kind)
+        if not first:
+            self._kept_out.add(kind)
         return first
+
+    def alone(self, path: str) -> bool:
+        """Whether nothing of its kind was kept out of this round for it."""
+        return self._kind(path) not in self._kept_out
 
     @property
     def again(self) -> int:

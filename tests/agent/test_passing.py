@@ -159,6 +159,18 @@ def test_of_many_kinds_each_has_its_turn_and_so_has_who_stands_behind_them(made)
     assert sorted(particular.calls) == sorted(queues)
 
 
+def test_a_batch_of_which_one_is_tried_is_not_emptied_into_rejected(made):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    desk.add(*[LONG] * 20)
+    desk.pump()
+    state = State(desk.spool)
+    state.value["rejected"] = "qsub: Unknown queue"
+    state.save()
+    desk.scheduler.submit = lambda *_: Submission("permanent", "", "qsub: Unknown queue")
+    desk.pump()
+    assert desk.everything() == (20, 0, 0, 0)
+
+
 def test_what_is_the_same_for_a_refusal(tmp_path):
     def passed(first, second):
         for name, text in (("first", first), ("second", second)):
