@@ -91,7 +91,7 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     ends = _ends_now(pump, standing, snapshot)
     # PBS counts an ending job until it is quite gone: 32 s were seen. So does max_total.
     more = limits.max_total and not plan.queue.left and _scripts(todo) > pump.report["submitted"] - before
-    no_place = refused in ("limit", "temporary") or bool(site.held_back or more)
+    no_place = bool((refused in ("limit", "temporary") and plan.queue.left) or site.held_back or more)
     waits = ends and (no_place or bool(again)) or pump.put_off or dependents.expected(pump.spool, standing)
     silent = pump.report["note"] not in ("", noted, way.REFUSED)
     _note_debt(pump, waits)

@@ -118,3 +118,23 @@ def test_the_places_of_cancelled_jobs_are_filled(served, most):
     desk.pump()
     stay(desk, server)
     assert desk.waiting() == 0
+
+
+@pytest.mark.parametrize("most, debt", [(2, False), (4, True)])
+def test_where_our_own_cap_is_used_up_nobody_stays_for_one_that_is_refused(served, monkeypatch, most, debt):
+    desk, server = served(40, heartbeat=0, max_queued=most)
+    plain = server.submit
+    text = "qsub: Job violates queue and/or server resource limits"
+    monkeypatch.setattr(
+        server,
+        "submit",
+        lambda one, *words: Submission("limit", "", text) if "q" in one.directives else plain(one, *words),
+    )
+    desk.add("true\n")
+    desk.pump()
+    desk.add("#PBS -q long\n", *["true\n"] * 2)
+    desk.pump()
+    server.now += 120
+    server.end("1.server")
+    desk.add("true\n")
+    assert desk.pump()["debt"] is debt
