@@ -5,9 +5,9 @@ import os
 import pytest
 
 from agent.test_refused import Desk
-from chasqui_agent import files, linger, live, settings
+from chasqui_agent import files, fill, linger, live, settings
 from chasqui_agent.schedulers import refusals
-from chasqui_agent.schedulers.base import Live, Scheduler, Snapshot, Submission
+from chasqui_agent.schedulers.base import Live, Scheduler, Snapshot, Submission, Unreachable
 from chasqui_agent.state import State
 
 GONE_SECONDS = 0.3  # after its end a job is gone from the server
@@ -138,3 +138,30 @@ def test_where_our_own_cap_is_used_up_nobody_stays_for_one_that_is_refused(serve
     server.end("1.server")
     desk.add("true\n")
     assert desk.pump()["debt"] is debt
+
+
+@pytest.mark.parametrize("calls", [True, False])
+def test_what_can_not_be_deleted_does_not_end_a_pump_that_is_not_done(served, monkeypatch, calls):
+    """Neither a qdel that does not answer nor the number of calls."""
+    desk, server = served(40, heartbeat=0)
+    desk.add(*["true\n"] * 3)
+    desk.pump()
+    state = State(desk.spool)
+    state.delete.append("1.server")
+    state.save()
+
+    def deaf(job_id):
+        raise Unreachable("qdel did not answer in 20 seconds")
+
+    def full(work, *words):
+        work.report["unfinished"] = True
+        if calls:
+            monkeypatch.setattr(fill, "MAX_CALLS", 0)
+
+    monkeypatch.setattr(server, "delete", deaf)
+    monkeypatch.setattr(fill, "fill", full)
+    report = desk.pump()
+    assert report["unfinished"] and report["note"] == ""
+    assert State(desk.spool).delete == ["1.server"]
+    monkeypatch.setattr(fill, "fill", lambda *_: None)
+    assert desk.pump()["note"]
