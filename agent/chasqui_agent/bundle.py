@@ -22,7 +22,6 @@ import shutil
 import time
 
 from . import bundle_kinds, bundle_script, fault, files, fill, live, marks, submit, way
-from .heartbeat import options_of
 from .schedulers.base import NotQueued, Submission
 from .spool import Entry, new_token, random_name
 
@@ -115,7 +114,7 @@ def submit_group(pump: "Round", group: bundle_kinds.Group, hold: bool) -> Submis
     fault.point("submit.call.after")
     answer = way.learn(pump, answer)
     if answer.kind == "accepted":
-        pump.state.value["beat_options"] = options_of(request.directives)
+        submit.keep_beat_options(pump, request)
         record(pump, entry, answer.id, hold, "submitted")
     elif answer.kind != "unknown":
         _undo(pump, entry, members, moved)

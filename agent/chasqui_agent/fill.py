@@ -6,6 +6,7 @@ forward, by the head of the next job that starts, or, where the site has no plac
 
 import os
 import time
+import zlib
 
 from . import (
     bounds,
@@ -79,20 +80,20 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     finally:
         pump.behind.finish()
     _note_refusal(pump)
-    if passed.kinds:
-        pump.state.value["passed"] = sorted(passed.kinds)
-    if passed.let_in() and pump.report["submitted"] > before:
-        pump.report["unfinished"] = True  # the others of its kind
+    if passed.left():
+        pump.state.value["passed"] = passed.left()
+    if passed.let_in() or (passed.new() and plan.queue.left):
+        pump.report["unfinished"] = True  # the others of its kind; those behind it
     if pump.settings.bundle > 1 and plan.queue.left and site.held_back and pump.report["submitted"] > before:
         pump.report["unfinished"] = True  # what was read may all be for a queue that is full by now: others' is next
     if not plan.queue.left:
         site.held_back.clear()  # no place there would help
     _note_limits(pump, site)
     pump.state.value["turns"] = {kind: places.turn for kind, places in plan._asdict().items()}
-    ends = _ends_now(pump, standing)
+    ends = _ends_now(pump, standing, snapshot)
     # PBS counts an ending job until it is quite gone: 32 s were seen. So does max_total.
     more = limits.max_total and not plan.queue.left and _scripts(todo) > pump.report["submitted"] - before
-    no_place = refused in ("limit", "temporary") or bool(site.held_back or more)
+    no_place = bool((refused in ("limit", "temporary") and plan.queue.left) or site.held_back or more)
     waits = ends and (no_place or bool(again)) or pump.put_off or dependents.expected(pump.spool, standing)
     silent = pump.report["note"] not in ("", noted, way.REFUSED)
     _note_debt(pump, waits)
@@ -109,15 +110,18 @@ def _may_start_again(pump: "Round", job: "live.Standing") -> bool:
     return bool(pump.spool.job_record(job.entry.job, job.entry.attempt).get("rerun"))
 
 
-def _ends_now(pump: "Round", standing: "List[live.Standing]") -> bool:
-    """Whether places are about to be free. state.json "flagged": [payloads that are over and still in the scheduler,
-    since when it has been so many]."""
-    flagged = sum(job.flagged for job in standing)
+def _ends_now(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot") -> bool:
+    """Whether places are about to be free. state.json "flagged": [which payloads are over, and which jobs to be
+    deleted, that are still in the scheduler, as one number; since when it has been these]."""
+    over = ["%s.%d" % (job.entry.token, job.flagged) for job in standing if job.flagged]
+    closed = set(pump.state.closed)
+    over += set(pump.state.delete).union(job.id for job in snapshot.live.values() if job.token in closed)
+    which = zlib.crc32(" ".join(sorted(over)).encode("utf-8", "replace")) & 0xFFFFFFFF
     before = pump.state.value.get("flagged")
-    since = before[1] if before and before[0] == flagged else pump.now
-    pump.state.value["flagged"] = [flagged, since]
+    since = before[1] if before and before[0] == which else pump.now
+    pump.state.value["flagged"] = [which, since]
     own = any(job.id == os.environ.get("PBS_JOBID") for job in standing)
-    return own or (flagged > 0 and pump.now - since < ENDS_SECONDS)
+    return own or (bool(over) and pump.now - since < ENDS_SECONDS)
 
 
 def _note_refusal(pump: "Round") -> None:
@@ -226,6 +230,7 @@ def _submit(
             continue
         following = todo[position + 1][0] if todo[position + 1 :] and plan.queue.left else None
         answer = _submit_one(pump, entry, not free, following)
+        passed.answered(entry.path, answer)
         if answer.kind != "accepted":
             plan.queue.give_back(size)
             plan.payloads.give_back(size if free else 0)
@@ -257,7 +262,7 @@ def _submit(
                 # Of a bundle nobody knows whether one of its jobs would be refused, too.
                 if pump.settings.bundle > 1 or not passed.refused(entry.path, answer, size):
                     break
-    if len(doubted) == len(todo) == 1:
+    if len(doubted) == len(todo) == 1 and passed.alone(doubted[0].path):
         _reject(pump, doubted, pump.state.last_rejected())  # nothing else waits that could be spoilt
     return last
 
@@ -304,7 +309,7 @@ def _first_waiting(
         if not entries:
             _remove_folder(shard)
         for entry in entries:
-            if len(found) >= most or not further:
+            if len(found) - passed.again >= most or not further:
                 break
             read = directives.asked_in(entry.path)
             asked, size = site.asked_in(entry.path, read), _size(pump, read)
@@ -322,7 +327,7 @@ def _first_waiting(
                 found.append((entry, size))
                 if not bundles:  # how many places they take is known when they are put together
                     site.took(asked, size)
-        if len(found) >= most or not further:
+        if len(found) - passed.again >= most or not further:
             break
     site.forget_taken()
     if bundles:

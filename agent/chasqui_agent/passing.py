@@ -1,7 +1,10 @@
 """Scripts passed over because one that asks for the same was refused: its queue is closed, or it asks for too much.
 
 Others may be let in meanwhile: else one that was refused would hold up all behind it while its queue is closed.
-Of each kind that was refused one is tried in the next round.
+Of each kind that was refused one is tried in the next round; where they are many, of so many that kinds not yet tried
+have their turn, too.
+
+    state.json "passed": [kinds known to be refused, those first that are to be tried first]
 """
 
 import re
@@ -11,7 +14,7 @@ from . import directives
 
 MYPY = False
 if MYPY:
-    from typing import Iterable, Set
+    from typing import Dict, Iterable, List, Set
 
     from .schedulers.base import Submission
 
@@ -20,38 +23,80 @@ _NAMES = "NoejvhSmM"  # letters of directives that no refusal is about
 
 
 class Passed:
-    """known: the kinds that were refused in the last round, as `kinds` tells those of this one."""
+    """known: the kinds that were refused in the last round, as its `left` told them."""
 
     def __init__(self, known: "Iterable[str]") -> None:
-        self._before = set(known)
+        self._before = list(known)
+        self._turn = set(self._before[: MOST // 2])
+        self._kinds: "Dict[str, str]" = {}  # of scripts, by path: one that was submitted is not there any more
         self._met: "Set[str]" = set()
+        self._kept_out: "Set[str]" = set()
+        self._settled: "Set[str]" = set()  # kinds tried that need not be passed over any more
+        self._let_in = False
+        self._tried: "List[str]" = []
         self.kinds: "Set[str]" = set()
 
     def only_one(self, path: str) -> bool:
-        """Whether a script may be tried in this round: it is of no kind refused in the last one, or the first of it."""
+        """Whether a script may be tried in this round: it is of no kind known to be refused, or the first of one whose
+        turn it is."""
         if not self._before:
             return True
-        kind = _kind(path)
-        first = kind not in self._met
-        if kind in self._before:
-            self._met.add(kind)
+        kind = self._kind(path)
+        if kind not in self._before:
+            return True
+        first = kind in self._turn and kind not in self._met
+        self._met.add(kind)
+        if not first:
+            self._kept_out.add(kind)
         return first
+
+    def alone(self, path: str) -> bool:
+        """Whether nothing of its kind was kept out of this round for it."""
+        return self._kind(path) not in self._kept_out
+
+    @property
+    def again(self) -> int:
+        """How many of those to be tried are of kinds known to be refused: they use up no places of others."""
+        return len(self._met & self._turn)
 
     def over(self, path: str) -> bool:
         """Whether one that asks for the same was refused in this round."""
-        return bool(self.kinds) and _kind(path) in self.kinds
+        return bool(self.kinds) and self._kind(path) in self.kinds
+
+    def answered(self, path: str, answer: "Submission") -> None:
+        """A script was tried; `refused` comes behind it."""
+        kind = self._kind(path) if self._before else ""
+        self._tried.append(kind)
+        if kind in self._met and answer.kind in ("accepted", "permanent", "unfit", "doubted"):
+            self._settled.add(kind)
+            self._let_in |= answer.kind != "doubted"
 
     def refused(self, path: str, answer: "Submission", size: int) -> bool:
         """Whether to go on with scripts of other kinds behind this refusal."""
         # How long an array may hold up others under a limit is Places.keeps' to say.
         if not _about_the_script(answer) or (size > 1 and answer.kind == "limit") or len(self.kinds) == MOST:
             return False
-        self.kinds.add(_kind(path))
+        self.kinds.add(self._kind(path))
         return True
 
     def let_in(self) -> bool:
-        """Whether a kind refused in the last round was tried in this one, and not refused."""
-        return bool(self._before & self._met - self.kinds)
+        """Whether the first of a kind known to be refused was let in, or rejected: others of it are waiting."""
+        return self._let_in
+
+    def new(self) -> bool:
+        """Whether a kind was refused that was not known: what stands behind it may not have been read. Where nearly
+        every script is a kind of its own, the rest waits for other wakes."""
+        return len(self._before) < 2 * MOST and not self.kinds.issubset(self._before)
+
+    def left(self) -> "List[str]":
+        """The kinds to be known in the next round: those that were not tried, and then those refused."""
+        known = [kind for kind in self._before if kind in self._met and kind not in self._tried]
+        return known + sorted(self.kinds | (self._met - self._settled - set(known)))
+
+    def _kind(self, path: str) -> str:
+        if path not in self._kinds:
+            self._kinds[path] = _kind(path)
+        return self._kinds[path]
 
 
 def _about_the_script(answer: "Submission") -> bool:

@@ -389,7 +389,8 @@ class Round:
 
     def calls(self) -> int:
         """Calls of the scheduler in the last 60 seconds, or up to ten more, by all pumps."""
-        return int(self.scheduler.calls + sum(count for _, count in self._lately(self.now)))
+        lately = sum(count for _, count in self._lately(self.now))
+        return int(self.scheduler.calls + max(lately, self._told(self.now)))
 
     def may_call(self) -> bool:
         """Whether the scheduler may be called for one more job now. Says so where it may not."""
@@ -403,10 +404,15 @@ class Round:
         kept = self.state.value.get("lately", [])
         return [[slot, count] for slot, count in kept if now - 70 < 10 * slot <= now]
 
+    def _told(self, now: float) -> int:
+        """state.json "calls": [minutes since 1970, calls in this one]; agents from before know no other count."""
+        minute, count = self.state.value.get("calls", [0, 0])
+        return int(count) if minute == int(now // 60) else 0
+
     def _count_calls(self) -> None:
         """Remember this round's: as of now, when the last of them has just been made."""
         now = files.server_time(self.spool.wake)
-        self.state.value["calls"] = [int(now // 60), self.calls()]  # for agents that know no other count
+        self.state.value["calls"] = [int(now // 60), self._told(now) + self.scheduler.calls]
         lately = self._lately(now)
         if not lately or lately[-1][0] != int(now // 10):
             lately.append([int(now // 10), 0])

@@ -74,11 +74,7 @@ def submit(pump: "Round", entry: Entry, hold: bool, following: "Optional[Entry]"
     answer = way.learn(pump, answer)
     if answer.kind == "accepted":
         pump.behind.add(lambda: _record_late(pump, in_flight, answer.id, hold))
-        options = heartbeat.options_of(request.directives)
-        # Where a job is let in there may be no place for two beats: one small queue must not put the heartbeat off.
-        value = dict(pump.state.value, beat_options=options)
-        if "beat_options" not in pump.state.value or heartbeat.has_place(pump.settings, value):
-            pump.state.value["beat_options"] = options
+        keep_beat_options(pump, request)
     elif answer.kind == "permanent" and answer.text != pump.state.last_rejected():
         reject(pump, in_flight, answer.text)
     else:
@@ -91,6 +87,15 @@ def submit(pump: "Round", entry: Entry, hold: bool, following: "Optional[Entry]"
             files.move(in_flight.path, entry.path)
             files.remove(request.script)  # one for every refusal would pile up, and count as starts of the job
     return answer
+
+
+def keep_beat_options(pump: "Round", request: Request) -> None:
+    """Remember what a beat copies of a job that was let in. There may be no place for two beats: one small queue must
+    not put the heartbeat off."""
+    options = heartbeat.options_of(request.directives)
+    value = dict(pump.state.value, beat_options=options)
+    if "beat_options" not in pump.state.value or heartbeat.has_place(pump.settings, value):
+        pump.state.value["beat_options"] = options
 
 
 class _Unfit(Exception):

@@ -305,16 +305,17 @@ def test_where_a_job_can_not_be_cancelled_no_beat_comes_each_minute(root, monkey
     assert 3 <= hour.beats() <= 5
 
 
-def test_a_job_in_a_queue_that_has_no_place_for_beats_does_not_put_the_heartbeat_off(root, monkeypatch):
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_job_in_a_queue_that_has_no_place_for_beats_does_not_put_the_heartbeat_off(root, monkeypatch, size):
     desk = Desk(root, monkeypatch)
     desk.scheduler = Full()
-    settings.change(desk.spool, heartbeat=15, max_queued=20)
+    settings.change(desk.spool, heartbeat=15, max_queued=20, bundle=size)
     rows = [["debug", "", "", "live", 1], ["long", "", "", "live", 50]]
     files.write_json(os.path.join(desk.spool.root, "state.json"),
                      {"published": {"default": "workq", "rows": rows, "asked": time.time()}})  # fmt: skip
     for script, queue in (("#PBS -q long\n", "long"), ("#PBS -q debug\n", "long")):
-        desk.add(script)
-        assert desk.pump()["submitted"] == 1
+        desk.add(*[script + "#PBS -l walltime=60,ncpus=1\n"] * size)
+        assert desk.pump()["submitted"] == size
         value = State(desk.spool).value
         assert value["beat_options"] == {"q": queue}
         assert heartbeat.enabled(settings.load(desk.spool), desk.scheduler, value)

@@ -5,9 +5,9 @@ import os
 import pytest
 
 from agent.test_refused import Desk
-from chasqui_agent import passing
+from chasqui_agent import files, live, passing, settings
 from chasqui_agent.schedulers import refusals
-from chasqui_agent.schedulers.base import Submission
+from chasqui_agent.schedulers.base import Live, Snapshot, Submission
 from chasqui_agent.state import State
 
 LONG, SHORT = "#PBS -q long\n", "#PBS -q short\n"
@@ -85,6 +85,90 @@ def test_of_many_kinds_so_many_are_tried_in_a_round(made):
     desk.add(*["#PBS -q long%d\n" % number for number in range(2 * passing.MOST)], SHORT)
     desk.pump()
     assert len(particular.calls) == passing.MOST + 1
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_as_many_refused_kinds_as_there_are_places_hide_nobody(made, most):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    settings.change(desk.spool, max_queued=most)
+    desk.add(*["#PBS -q long%d\n" % number for number in range(most)], *[SHORT] * 10)
+    for _ in range(2):
+        desk.pump()
+    assert desk.count("submitted") > 0
+
+
+def test_those_behind_as_many_as_fit_of_a_refused_kind_go_in_another_round_at_once(made):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    settings.change(desk.spool, max_queued=40)
+    desk.add(*[LONG] * 41, *[SHORT] * 10)
+    assert desk.pump()["unfinished"] and particular.calls == ["long"]
+    assert not desk.pump().get("unfinished")
+    assert desk.everything() == (41, 10, 0, 0)
+
+
+def test_a_full_queue_lets_no_refusal_be_forgotten(made):
+    """When its jobs ended together, all that was read was of the kind refused: nothing was alive, and nobody came."""
+    desk, particular = made(75, "qsub: your project may not use this queue")
+    settings.change(desk.spool, max_queued=4)
+    desk.add(*[LONG] * 5, *[SHORT] * 40)
+    there = {}
+
+    def submit(*words):
+        answer = particular.submit(*words)
+        if answer.kind == "accepted":
+            there[answer.id] = Live(answer.id, "Q", words[0].token)
+        return answer
+
+    desk.scheduler.submit = submit
+    desk.scheduler.query = lambda ids, *_: Snapshot(dict(there), {}, list(ids))
+    for _ in range(4):
+        desk.pump()
+    assert len(there) == 4
+    for job in live.standings(desk.spool):
+        for name in ("run", "flag"):
+            files.write_file(os.path.join(job.meta, "%s.%s.1" % (name, job.entry.token)), b"exit=0\nended=1\nwhole\n")
+        os.symlink(job.id, os.path.join(job.meta, "claim." + job.entry.token))
+    there.clear()
+    desk.pump()
+    assert len(there) == 4
+
+
+def test_the_others_go_at_once_where_the_first_of_a_kind_is_rejected(made):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    desk.add(*[LONG + "echo %d\n" % number for number in range(10)])
+    desk.pump()
+    answers = [Submission("permanent", "", "qsub: illegal -N value")]
+    desk.scheduler.submit = lambda one, *_: answers.pop() if answers else Submission("accepted", one.token, "")
+    assert desk.pump()["unfinished"], "another round at once"
+    desk.pump()
+    assert desk.everything() == (0, 9, 1, 0)
+
+
+def test_of_many_kinds_each_has_its_turn_and_so_has_who_stands_behind_them(made):
+    desk, particular = made(188, "qsub: Job violates queue and/or server resource limits")
+    queues = ["long%d" % number for number in range(2 * passing.MOST)]
+    desk.add(*["#PBS -q %s\n" % queue for queue in queues], SHORT)
+    for _ in range(4):
+        assert desk.pump().get("unfinished") or "short" in particular.calls
+    assert desk.everything() == (len(queues), 1, 0, 0)
+    del particular.calls[:]
+    for _ in range(4):
+        before = len(particular.calls)
+        assert not desk.pump().get("unfinished")
+        assert len(particular.calls) - before == passing.MOST // 2
+    assert sorted(particular.calls) == sorted(queues)
+
+
+def test_a_batch_of_which_one_is_tried_is_not_emptied_into_rejected(made):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    desk.add(*[LONG] * 20)
+    desk.pump()
+    state = State(desk.spool)
+    state.value["rejected"] = "qsub: Unknown queue"
+    state.save()
+    desk.scheduler.submit = lambda *_: Submission("permanent", "", "qsub: Unknown queue")
+    desk.pump()
+    assert desk.everything() == (20, 0, 0, 0)
 
 
 def test_what_is_the_same_for_a_refusal(tmp_path):

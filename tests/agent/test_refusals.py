@@ -12,6 +12,9 @@ USAGE = "\nusage: qsub [-a date_time] [-A account_string] [-c interval]\n\t[-C d
     "code, text, kind",
     [
         (75, "qsub: Requested walltime out of range for queue short\n", "other"),
+        (75, "qsub: wall time out of range\n", "other"),
+        (75, "qsub: cpu time out of range for queue short\n", "other"),
+        (1, "qsub: connection time out\n", "unknown"),
         (38, "qsub: would exceed complex's per-user limit\n", "limit"),
         (38, "qsub: would exceed queue generic's per-user limit\n", "limit"),
         (38, "qsub: would exceed complex's per-user limit of jobs in 'Q' state\n", "limit"),

@@ -229,6 +229,28 @@ def test_no_more_than_so_many_calls_go_out_in_a_minute(narrow, monkeypatch):
         assert narrow.pump()["submitted"] == submitted, seconds
 
 
+def test_what_an_agent_from_before_has_called_in_this_minute_counts(narrow, monkeypatch):
+    narrow.scheduler.places = 100
+    monkeypatch.setattr(fill, "MAX_CALLS", fill.SPARE_CALLS + 30)
+    clock = [60.0 * (NOW // 60)]
+    monkeypatch.setattr(files, "server_time", lambda _: clock[0])
+    told = {"calls": [int(NOW // 60), 28], "lately": [[int(clock[0] // 10), 5]]}
+    files.write_json(os.path.join(narrow.spool.root, "state.json"), told)
+    assert narrow.pump()["submitted"] == 2
+    narrow.scheduler.calls = 0
+    clock[0] += 80
+    assert narrow.pump()["submitted"] == 6
+
+
+def test_our_own_calls_are_not_counted_twice_for_agents_from_before(narrow, monkeypatch):
+    narrow.scheduler.places = 100
+    for seconds, more, submitted in ((30, 4, 4), (70, 5, 1), (110, 5, 3)):
+        narrow.scheduler.calls = 0
+        monkeypatch.setattr(fill, "MAX_CALLS", fill.SPARE_CALLS + more)
+        monkeypatch.setattr(files, "server_time", lambda _, now=60.0 * (NOW // 60) + seconds: now)
+        assert narrow.pump()["submitted"] == submitted, seconds
+
+
 def test_a_learnt_limit_that_the_site_has_raised_is_forgotten(narrow, monkeypatch):
     """Met once in a bad hour it held for days: it rose by one an hour."""
     clock = [NOW]

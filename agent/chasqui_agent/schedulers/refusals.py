@@ -45,12 +45,14 @@ _CODES = {
     187: "permanent",  # unknown resource
 }
 
+_TIME_OUT = "(?<!wall)time ?out(?! of range)"  # a time that is out of range is none
+
 # Looked for in this order, before the codes; only an unknown outcome comes first.
 _TEXTS = (
     # The server may have the job: a wrapper's exit code, and Torque's numbers, don't say so.
     (
         "unknown",
-        "protocol error|premature end|end of file|(?<!wall)time ?out|timed out|socket close|(read|writ)ing .*socket",
+        "protocol error|premature end|end of file|timed out|%s|socket close|(read|writ)ing .*socket" % _TIME_OUT,
     ),
     ("temporary", "no free connections|server (is currently too )?busy|queue is not enabled"),
     # A limit at some sites and an empty allocation at others: a wait that somebody has to be told of when it lasts.
