@@ -384,6 +384,7 @@ def _beat(root: str, argv: "List[str]") -> int:
             spool = _spool(root)
             chosen = settings.load(spool)
             scheduler = schedulers.choose(spool, chosen)
+            scheduler.deadline = end + heartbeat.CALL_SECONDS
             by_ssh = way.taken(chosen, way.read_state(spool)).startswith("ssh:")
             pause = 60.0 if by_ssh else min(pause, max(1.0, chosen.query_interval))  # hosts ban who knocks too often
             try:

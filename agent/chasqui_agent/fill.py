@@ -151,8 +151,7 @@ def _size(pump: "Round", asked: "Dict[str, str]") -> int:
 def _wake_is_certain(pump: "Round", standing: "List[live.Standing]") -> bool:
     """Whether the heartbeat is known to be in the queue, or a job of ours that will end: not where each request was
     sent, and nobody knows whether it arrived."""
-    known = heartbeat.beats(pump.spool)
-    if known and known[-1].id:
+    if heartbeat.certain(pump.spool, pump.now):
         return True
     return pump.report["submitted"] > 0 or any(not job.held and job.flagged < job.size for job in standing)
 
@@ -321,6 +320,7 @@ def _first_waiting(
                 _reject(pump, [entry], why)
             elif site.partial and not site.room(asked, size):
                 further -= 1  # its queue is full: others' may not be
+                site.arrays += [(asked, size)] if size > 1 else []
             elif not passed.only_one(entry.path):
                 further -= 1
             else:

@@ -21,7 +21,7 @@ import time
 from collections import namedtuple
 
 from . import bounds, directives, fault, files, launch, runner, way
-from .schedulers.base import Request, Sought, Submission, Unreachable
+from .schedulers.base import NotNow, Request, Sought, Submission, Unreachable
 from .spool import new_token
 from .state import LATE, State
 
@@ -54,7 +54,7 @@ COPIED = "qAP"
 ELSEWHERE = ("temporary", "permanent", "other")  # refusals after which one is tried without the queue
 
 MOST_AHEAD = 86400.0  # a clock further off than that is not believed
-# n: its number; id: "" where not known; made, due: seconds since 1970; ahead: seconds
+# n: its number; id: "" where not known; made, due: seconds since 1970, due 0 once it came; ahead: seconds
 Beat = namedtuple("Beat", "n token id made due ahead")
 
 
@@ -130,18 +130,25 @@ def keep(pump: "Round", snapshot: "Optional[Snapshot]", fresh: bool) -> None:
     answer = arm(spool, pump.settings, pump.scheduler, known[-1].n + 1 if known else 1)
     if answer is not None:
         way.learn(pump, answer)
-    # Where none was let in, the one that is over must not be taken for one to come.
-    for beat in known[:-1] if armed(answer) else known:
+    for beat in known[:-1]:
         forget(spool, beat)
+    if known and not armed(answer):
+        _write(spool, known[-1]._replace(due=0.0))  # it is over: not to be taken for one to come
 
 
 def end(pump: "Round", beat: Beat, snapshot: "Optional[Snapshot]") -> None:
     """Delete a beat that waits. One that runs is left alone: it may be the process that we are."""
+    if snapshot and beat.token and not beat.id:
+        found = [job.id for job in snapshot.live.values() if job.token == beat.token]
+        beat = beat._replace(id=found[0] if found else "")
     job = snapshot.live.get(beat.id) if snapshot else None
     waits = not job.running if job else beat.due > pump.now  # it may be younger than the last query
     if beat.id and waits and beat.id != os.environ.get("PBS_JOBID"):
         pump.lock.check()
-        pump.scheduler.delete(beat.id)
+        try:
+            pump.scheduler.delete(beat.id)
+        except NotNow:
+            pass  # it comes once, and goes
     forget(pump.spool, beat)
 
 
@@ -185,18 +192,30 @@ def arm(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> "
         # The queue of the jobs may be closed for longer than any of ours lasts: the site's own choice may not be.
         answer = scheduler.submit(_request(spool, scheduler, beat, options), CALL_SECONDS)
     fault.point("heartbeat.arm.after")
-    if answer.kind == "accepted" and os.path.exists(_path(spool, "hb", n)):
-        _write(spool, beat._replace(id=answer.id))
-    elif answer.kind == "accepted":
+    if answer.kind == "accepted" and _is_gone(_path(spool, "hb", n)):
         _drop(scheduler, answer.id)  # given up meanwhile: nothing is left to wait for, or another one is there
+    elif answer.kind == "accepted":
+        _write(spool, beat._replace(id=answer.id))
     elif answer.kind != "unknown":
         forget(spool, beat)
     return answer
 
 
+def _is_gone(path: str) -> bool:
+    """Not where the file server only stumbles."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def _drop(scheduler: "Scheduler", job_id: str) -> None:
     try:
-        scheduler.delete(job_id)
+        if job_id:
+            scheduler.delete(job_id)
     except Unreachable:
         pass  # it comes once, and goes
 
@@ -207,18 +226,18 @@ def beat(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) -> 
     if n == RESERVE:
         _is_over(spool, now)
     if not needed(spool) or not enabled(chosen, scheduler, state):
+        for one in reserve(spool):  # nobody else may come for twelve hours
+            _drop(scheduler, one.id)
+            forget(spool, one)
         return
     known = beats(spool)
     if known and known[-1].n != n and _expected(spool, known[-1], now):
         return  # armed already, or given up for another one: each would arm the next for ever
-    own = [one for one in known if one.n == n]
+    for own in [one for one in known if one.n == n and one.due]:
+        # Whoever pumps meanwhile is not to believe this one to be pending.
+        _write(spool, own._replace(due=0.0, ahead=min(MOST_AHEAD, max(0.0, own.ahead + own.due - now))))
     if way.taken(chosen, state).startswith("ssh:"):
-        # It can't submit. The pump it wakes elsewhere arms the next one, if it does not believe this one to be pending.
-        for one in own:
-            _write(spool, one._replace(due=0.0))
-        return
-    for one in own:
-        _write(spool, one._replace(ahead=min(MOST_AHEAD, max(0.0, one.ahead + one.due - now))))
+        return  # it can't submit: the pump it wakes elsewhere arms the next one
     arm(spool, chosen, scheduler, max([n] + [one.n for one in known]) + 1)
 
 
@@ -226,8 +245,9 @@ def follows(spool: "Spool", chosen: "Settings", scheduler: "Scheduler", n: int) 
     """Whether beat `n` may go: another one is in the queue, or none is needed."""
     if not needed(spool) or not enabled(chosen, scheduler, State(spool).value):
         return True
-    last = beats(spool)[-1:]
-    return any(one.n != n and one.id and _expected(spool, one, files.server_time(spool.wake)) for one in last)
+    # A file of our own there makes an NFS client list the folder afresh: another host may have armed the next one.
+    now = files.server_time(_folder(spool))
+    return any(one.n != n and one.id and _expected(spool, one, now) for one in beats(spool)[-1:])
 
 
 def armed(answer: "Optional[Submission]") -> bool:

@@ -214,6 +214,8 @@ class Round:
                 if fresh:
                     records.prune(self, snapshot)
                 fill.fill(self, standing, snapshot, fresh)
+                if not heartbeat.needed(self.spool):
+                    heartbeat.keep(self, snapshot, fresh)  # the last one that waited was rejected, or is held
                 # Last: one that can't be deleted must not keep others from being submitted.
                 reconcile.closed_jobs(self, snapshot, fresh)
         except Unreachable as error:
@@ -268,7 +270,7 @@ class Round:
             snapshot = self.scheduler.query(ids, sought, [job.id for job in asked if job.held], known)
         except Unreachable as error:
             self.report["note"] = "the scheduler does not answer: %s" % error
-            if self._patience or (self.settings.heartbeat and not heartbeat.certain(self.spool, self.now)):
+            if self._patience or self._alone():
                 fill.owe(self, heartbeat.needed(self.spool))
             return None, False
         finally:
@@ -278,6 +280,12 @@ class Round:
         self.state.keep_snapshot(snapshot)
         self._ask_why(standing, snapshot)
         return snapshot, True
+
+    def _alone(self) -> bool:
+        """Whether no heartbeat is known to come, though there is to be one."""
+        if not self.settings.heartbeat or way.contact_only(self.settings, self.state.value):
+            return False
+        return not heartbeat.certain(self.spool, self.now)
 
     def _ask_why(self, standing: "List[live.Standing]", snapshot: "Snapshot") -> None:
         """Now and then: why those do not start that have been queued longest. Not while jobs end, when every call

@@ -43,7 +43,7 @@ def keep(
             heartbeat.forget(pump.spool, beat)
         elif beat.id and 0 < beat.due - pump.now < LEAST * 60 * pump.settings.heartbeat and _may_try(pump):
             heartbeat.put_off(pump, beat)
-    if wanted and todo and not there and _is_due(pump) and _has_place(plan, site) and _may_try(pump):
+    if wanted and todo and not there and _is_due(pump) and _take_place(pump, plan, site):
         heartbeat.arm(pump.spool, pump.settings, pump.scheduler, heartbeat.RESERVE)
 
 
@@ -53,7 +53,7 @@ def _wanted(pump: "Round", most: int, site: "Site", todo: "List[Tuple[Entry, int
     few = chosen.max_queued < PLACES or 0 < chosen.max_total < PLACES
     if few or not heartbeat.enabled(chosen, pump.scheduler, pump.state.value, PLACES):
         return False
-    arrays = [(site.asked_in(entry.path), size) for entry, size in todo if size > 1]
+    arrays = site.arrays + [(site.asked_in(entry.path), size) for entry, size in todo if size > 1]
     return all(size <= most and site.ever(asked, size + 1) for asked, size in arrays)
 
 
@@ -62,10 +62,10 @@ def _is_due(pump: "Round") -> bool:
     return bool(known) and known[-1].n >= AFTER
 
 
-def _has_place(plan: "caps.Plan", site: "Site") -> bool:
-    """Whether there is one now; it is taken."""
+def _take_place(pump: "Round", plan: "caps.Plan", site: "Site") -> bool:
+    """Whether there is one now, and it may be tried; it is taken."""
     asked = site.asked_in(BEAT)
-    if not plan.queue.left or not site.room(asked):
+    if not plan.queue.left or not site.room(asked) or not _may_try(pump):
         return False
     site.took(asked)
     return plan.queue.take("", 1)

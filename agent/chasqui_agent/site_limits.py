@@ -70,6 +70,7 @@ class Site:
         ours = {job.id for job in standing}.union(beats)
         others = [job for job in snapshot.live.values() if job.id not in ours]
         self._foreign = sum(job.queued + job.running for job in others), sum(job.queued for job in others)
+        self.arrays: "List[Tuple[Asked, int]]" = []  # that have no room, with their elements
         self._full: "Set[Place]" = set()
         self._asked = {BEAT: known.resolved(bounds.asked(beat_options or {}))}
         self._bounds: "Dict[Asked, List[Bound]]" = {}

@@ -107,7 +107,7 @@ def _beat(spool: "Spool", chosen: "settings.Settings", scheduler: "Scheduler", s
     if not heartbeat.enabled(chosen, scheduler, state.value):
         return "heartbeat: off, a limit leaves no place for it; a job's end leaves a process for a minute instead"
     known = heartbeat.beats(spool)
-    return "heartbeat: next %s" % _stamp(known[-1].due) if known else "heartbeat: none pending"
+    return "heartbeat: next %s" % _stamp(known[-1].due) if known and known[-1].due else "heartbeat: none pending"
 
 
 def _stuck(spool: "Spool", state: State, standing: "Optional[List[live.Standing]]") -> "List[str]":

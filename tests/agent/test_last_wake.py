@@ -10,7 +10,7 @@ import pytest
 from agent.test_heartbeat import Full, Hour, Late, _held_elsewhere
 from chasqui_agent import cli, files, heartbeat, launch, pump, settings
 from chasqui_agent.schedulers import pbs_commands
-from chasqui_agent.schedulers.base import Live, Snapshot, Submission, Unreachable
+from chasqui_agent.schedulers.base import Live, NotNow, Snapshot, Submission, Unreachable
 
 
 class Hung(Full):
@@ -159,7 +159,7 @@ def test_a_beat_that_is_over_is_no_wake_where_the_next_one_was_refused(root, mon
     late = Late(root, monkeypatch, time.time() - 500, query_interval=0)
     late.desk.scheduler = Closed()
     late.desk.scheduler.ids = []
-    assert late.desk.pump()["debt"] and late.known() == []
+    assert late.desk.pump()["debt"] and not heartbeat.certain(late.desk.spool, time.time())
 
 
 def test_the_last_tail_stays_where_the_server_is_away_and_no_beat_will_come(root, monkeypatch, left):
@@ -256,3 +256,38 @@ def test_a_server_whose_clock_is_ahead_has_no_beat_come_at_once(root, monkeypatc
     hour = ByAnotherClock(root, monkeypatch, Full())
     settings.change(hour.desk.spool, max_queued=2)
     assert 3 <= hour.beats(ahead) <= 5 + ahead / 900
+
+
+def test_a_beat_that_is_refused_for_a_while_tells_the_clock_once(root, monkeypatch, naps, left):
+    """It came 300 s early, and tried four times: the next one would have come 20 minutes late."""
+
+    class Opens(Full):
+        tries = 0
+
+        def submit(self, request, timeout, meanwhile=lambda: None):
+            if request.start:
+                self.tries += 1
+            if self.tries < 8:  # each time before it pumps, and as it pumps
+                meanwhile()
+                return Submission("limit", "", "qsub: would exceed complex's per-user limit")
+            return super(Opens, self).submit(request, timeout, meanwhile)
+
+    late = Late(root, monkeypatch, time.time() + 300, query_interval=0)
+    late.desk.scheduler = Opens()
+    late.desk.scheduler.ids = []
+    assert run(late) == 0
+    assert len(naps) >= 2
+    assert 200 < heartbeat.beats(late.desk.spool)[-1].ahead <= 300
+
+
+def test_a_beat_that_can_not_be_deleted_holds_up_nobody(root, monkeypatch):
+    class Deaf(Full):
+        def delete(self, job_id):
+            raise NotNow("qdel: Server could not connect to MOM 7.server")
+
+    late = Late(root, monkeypatch, time.time() + 500, query_interval=0)
+    late.desk.scheduler = Deaf()
+    for n in (2, 3):
+        late.write(n, time.time() + 500 + n, "%d.server" % (n + 20))
+    late.desk.scheduler.ids += ["22.server", "23.server"]
+    assert late.desk.pump()["submitted"] > 0 and late.known() == [2, 3]

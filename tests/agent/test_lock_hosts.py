@@ -92,10 +92,10 @@ class Arena:
         self.pids, self.frozen, self.seed, self.killed, self.thawed = set(), {}, 0, 0, 0
 
     def contest(self, contenders, wanted):
-        """Until the lock was taken `wanted` times."""
+        """Until the lock was taken `wanted` times, and some that were frozen have gone on."""
         chance, end = random.Random(1), time.monotonic() + PATIENCE
         try:
-            while self.count("took") < wanted:
+            while self.count("took") < wanted or not self.thawed:
                 assert time.monotonic() < end, "the lock is not taken any more"
                 while len(self.pids) < contenders:
                     self.begin()

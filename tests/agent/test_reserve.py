@@ -117,6 +117,47 @@ def test_it_is_deleted_when_nothing_is_left_to_wait_for(root, monkeypatch):
     assert days.pump(10)[0] == [] and there in days.desk.scheduler.deleted
 
 
+def test_it_is_deleted_when_the_last_that_waits_is_rejected(root, monkeypatch):
+    days = Days(root, monkeypatch)
+    days.pump()
+    there, scheduler = days.spare().id, days.desk.scheduler
+    _empty(days)
+    days.desk.add("bad")
+    plain = scheduler.submit
+
+    def submit(request, timeout, meanwhile=lambda: None):
+        if request.start:
+            return plain(request, timeout, meanwhile)
+        meanwhile()
+        return Submission("permanent", "", "qsub: Invalid account")
+
+    scheduler.submit = submit
+    assert days.pump(40)[1]["rejected"] == 1
+    assert there in scheduler.deleted and heartbeat.every(days.desk.spool) == []
+
+
+def test_it_is_deleted_by_a_beat_where_the_last_pump_could_not(root, monkeypatch):
+    days = Days(root, monkeypatch)
+    days.pump()
+    there, scheduler = days.spare(), days.desk.scheduler
+    _empty(days)
+    heartbeat.beat(days.desk.spool, settings.load(days.desk.spool), scheduler, 3)
+    assert there.id in scheduler.deleted and heartbeat.reserve(days.desk.spool) == []
+
+
+def test_it_is_deleted_where_its_id_is_only_known_to_the_server(root, monkeypatch):
+    days = Days(root, monkeypatch)
+    days.pump()
+    there, scheduler = days.spare(), days.desk.scheduler
+    path = os.path.join(days.folder, "reserve.hb")
+    files.write_json(path, dict(files.read_json(path), id=""))
+    _empty(days)
+    live = {there.id: Live(there.id, "W", there.token)}
+    scheduler.query = lambda ids, sought=(), held=(), known=(): Snapshot(live, {}, {one.token for one in sought})
+    days.pump(5)
+    assert there.id in scheduler.deleted
+
+
 @pytest.mark.parametrize("size, stays", [(18, True), (19, False)])
 def test_an_array_that_needs_its_place_has_it(root, monkeypatch, size, stays):
     days = Days(root, monkeypatch, max_running=100)
@@ -129,6 +170,22 @@ def test_an_array_that_needs_its_place_has_it(root, monkeypatch, size, stays):
     days.pump(40)
     assert (there in scheduler.ids) == stays
     assert size in scheduler.sizes.values()
+
+
+def test_an_array_that_its_queue_has_no_room_for_beside_it_goes(root, monkeypatch):
+    """Where limits differ by queue it is not among the next scripts: it never was seen to need the place."""
+    days = Days(root, monkeypatch, max_running=100, max_queued=200)
+    rows = [["workq", "", "", "live", 20]]
+    value = {"published": {"default": "workq", "rows": rows, "asked": days.now}}
+    files.write_json(os.path.join(days.desk.spool.root, "state.json"), value)
+    days.pump()
+    assert days.spare()
+    _empty(days)
+    days.desk.scheduler.ids.append("7.server")
+    days.desk.add("#PBS -J 1-19\n")
+    for _ in range(3):
+        days.pump(40)
+    assert 19 in days.desk.scheduler.sizes.values() and heartbeat.reserve(days.desk.spool) == []
 
 
 def _empty(days):
@@ -150,15 +207,15 @@ def test_when_it_comes_it_brings_the_relay_back(root, monkeypatch):
     scheduler.open, there = False, days.spare()
     scheduler.ids = [there.id]
     days.pump(1000)
-    assert heartbeat.beats(spool) == [] and days.spare().id == there.id
+    assert not heartbeat.certain(spool, days.now) and days.spare().id == there.id
     scheduler.open = True
     days.now = there.due + 1
     scheduler.ids = []
     waiting = days.desk.everything()[0]
     assert cli.VERBS["_beat"](spool.root, ["0"]) == 0
     assert days.desk.everything()[0] < waiting
-    assert [beat.due for beat in heartbeat.beats(spool)] == [days.now + INTERVAL]
-    assert heartbeat.reserve(spool) == [], "the next one comes with the third beat"
+    assert heartbeat.beats(spool)[-1].due == days.now + INTERVAL
+    assert days.spare().due == days.now + heartbeat.AHEAD * INTERVAL
 
 
 def test_one_that_comes_while_all_goes_well_arms_no_second_chain(root, monkeypatch):
@@ -186,3 +243,17 @@ def test_one_that_was_refused_is_tried_again_an_interval_later(root, monkeypatch
     days.desk.scheduler.open = True
     assert days.pump(INTERVAL / 2)[0] == []
     assert days.pump(INTERVAL / 2)[0] != []
+
+
+def test_one_that_was_refused_takes_no_place_of_a_job(root, monkeypatch):
+    days = Days(root, monkeypatch, max_running=100)
+    scheduler = days.desk.scheduler
+    plain = scheduler.submit
+
+    def submit(request, timeout, meanwhile=lambda: None):
+        if request.script.endswith("reserve.script"):
+            return Submission("temporary", "", "qsub: no")
+        return plain(request, timeout, meanwhile)
+
+    scheduler.submit = submit
+    assert days.pump()[1]["submitted"] + days.pump(40)[1]["submitted"] == 19
