@@ -82,7 +82,7 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     _note_refusal(pump)
     if passed.left():
         pump.state.value["passed"] = passed.left()
-    if passed.let_in() or (passed.new() and plan.queue.left):
+    if passed.let_in() or (passed.new() and passed.unread and plan.queue.left):
         pump.report["unfinished"] = True  # the others of its kind; those behind it
     if pump.settings.bundle > 1 and plan.queue.left and site.held_back and pump.report["submitted"] > before:
         pump.report["unfinished"] = True  # what was read may all be for a queue that is full by now: others' is next
@@ -327,7 +327,8 @@ def _first_waiting(
                 found.append((entry, size))
                 if not bundles:  # how many places they take is known when they are put together
                     site.took(asked, size)
-        if len(found) - passed.again >= most or not further:
+        passed.unread = len(found) - passed.again >= most or not further
+        if passed.unread:
             break
     site.forget_taken()
     if bundles:

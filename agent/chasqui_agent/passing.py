@@ -23,7 +23,8 @@ _NAMES = "NoejvhSmM"  # letters of directives that no refusal is about
 
 
 class Passed:
-    """known: the kinds that were refused in the last round, as its `left` told them."""
+    """known: the kinds that were refused in the last round, as its `left` told them; unread: whether scripts may wait
+    behind those that this round read, or would try."""
 
     def __init__(self, known: "Iterable[str]") -> None:
         self._before = list(known)
@@ -35,6 +36,7 @@ class Passed:
         self._let_in = False
         self._tried: "List[str]" = []
         self.kinds: "Set[str]" = set()
+        self.unread = False
 
     def only_one(self, path: str) -> bool:
         """Whether a script may be tried in this round: it is of no kind known to be refused, or the first of one whose
@@ -74,7 +76,10 @@ class Passed:
     def refused(self, path: str, answer: "Submission", size: int) -> bool:
         """Whether to go on with scripts of other kinds behind this refusal."""
         # How long an array may hold up others under a limit is Places.keeps' to say.
-        if not _about_the_script(answer) or (size > 1 and answer.kind == "limit") or len(self.kinds) == MOST:
+        if not _about_the_script(answer) or (size > 1 and answer.kind == "limit"):
+            return False
+        if len(self.kinds) == MOST:
+            self.unread = True
             return False
         self.kinds.add(self._kind(path))
         return True
@@ -84,8 +89,8 @@ class Passed:
         return self._let_in
 
     def new(self) -> bool:
-        """Whether a kind was refused that was not known: what stands behind it may not have been read. Where nearly
-        every script is a kind of its own, the rest waits for other wakes."""
+        """Whether a kind was refused that was not known: one behind it, not read for its sake, may be let in. Where
+        nearly every script is a kind of its own, the rest waits for other wakes."""
         return len(self._before) < 2 * MOST and not self.kinds.issubset(self._before)
 
     def left(self) -> "List[str]":

@@ -106,6 +106,12 @@ def test_those_behind_as_many_as_fit_of_a_refused_kind_go_in_another_round_at_on
     assert desk.everything() == (41, 10, 0, 0)
 
 
+def test_where_nobody_stands_behind_a_refused_kind_there_is_no_other_round(made):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    desk.add(*[LONG] * 3)
+    assert not desk.pump().get("unfinished") and particular.calls == ["long"]
+
+
 def test_a_full_queue_lets_no_refusal_be_forgotten(made):
     """When its jobs ended together, all that was read was of the kind refused: nothing was alive, and nobody came."""
     desk, particular = made(75, "qsub: your project may not use this queue")
