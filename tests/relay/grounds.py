@@ -154,7 +154,12 @@ class Slurm(Ground):
         assert self.cluster.run("scancel", job).returncode == 0
 
     def end_by_limit(self, job: str) -> None:
-        assert self.cluster.run("scontrol", "update", "JobId=" + job, "EndTime=now").returncode == 0
+        def asked() -> bool:
+            done = self.cluster.run("scontrol", "update", "JobId=" + job, "EndTime=now")
+            print(done.stderr)
+            return done.returncode == 0
+
+        until(asked, "the controller has noted that the job runs, as its shell does by now")
 
     @contextlib.contextmanager
     def down(self) -> Iterator[None]:

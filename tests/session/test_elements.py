@@ -84,7 +84,7 @@ def test_its_elements_on_the_way_and_at_the_end(desk: Desk, capsys: pytest.Captu
     assert "element 2\n" in logs and "element 1\n" not in logs
     assert "elements of job arrays" not in said(capsys, "status")
     assert cli.main(["logs", job.id, "--element", "9"]) == 2
-    assert "No output of element 9 of arr is here." in capsys.readouterr().err
+    assert "arr has the elements 1 to 4, and no 9." in capsys.readouterr().err
 
 
 def test_a_cancelled_array_says_what_had_become_of_it(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
