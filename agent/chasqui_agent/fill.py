@@ -82,7 +82,8 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     _note_refusal(pump)
     if passed.left():
         pump.state.value["passed"] = passed.left()
-    if passed.let_in() or (passed.new() and passed.unread and plan.queue.left):
+    others = passed.new() or passed.rejected
+    if passed.let_in() or (others and passed.unread and plan.queue.left):
         pump.report["unfinished"] = True  # the others of its kind; those behind it
     if pump.settings.bundle > 1 and plan.queue.left and site.held_back and pump.report["submitted"] > before:
         pump.report["unfinished"] = True  # what was read may all be for a queue that is full by now: others' is next
@@ -201,13 +202,14 @@ def _submit(
 
     A script refused for good goes to rejected/. One that is refused in the very words of the last one is doubted
     first: where a queue is closed, every script is refused, and a batch must not be emptied for that. The next ones
-    are tried; when one is accepted it was the scripts after all, else they all stay.
+    are tried, and then those that ask for something else; when one is accepted it was the scripts after all, else they
+    all stay.
     """
     last = ""
     pump.report["refused"] = ""
     doubted: "List[Entry]" = []
     for position, (entry, size) in enumerate(todo):
-        if not plan.queue.left or len(doubted) == MAX_DOUBTED or pump.behind.failed:
+        if not plan.queue.left or pump.behind.failed:
             break
         if passed.over(entry.path):
             continue
@@ -236,7 +238,7 @@ def _submit(
         if answer.kind == "accepted":
             site.accepted(asked, size)
             pump.report["submitted"] += _scripts([(entry, size)])
-            _reject(pump, doubted, pump.state.last_rejected())
+            _reject_doubted(pump, doubted, passed)
             doubted = []
             pump.state.value["rejected"] = ""
         elif answer.kind in ("apart", "late"):  # of a bundle; there is another round at once
@@ -245,6 +247,7 @@ def _submit(
         elif answer.kind == "permanent":
             pump.report["rejected"] += 1
             pump.state.value["rejected"] = answer.text
+            passed.rejected = True
         elif answer.kind == "unfit":
             pump.report["rejected"] += 1
         else:
@@ -257,12 +260,14 @@ def _submit(
                 continue  # the site may have room for single jobs, and perhaps never for this one
             if answer.kind == "doubted":
                 doubted.append(entry)
+                if len(doubted) >= MAX_DOUBTED and not passed.doubted([one.path for one in doubted]):
+                    break
             elif answer.learn in (None, EVERYWHERE) and not answer.shared:
                 # Of a bundle nobody knows whether one of its jobs would be refused, too.
                 if pump.settings.bundle > 1 or not passed.refused(entry.path, answer, size):
                     break
-    if len(doubted) == len(todo) == 1 and passed.alone(doubted[0].path):
-        _reject(pump, doubted, pump.state.last_rejected())  # nothing else waits that could be spoilt
+    if len(doubted) == len(todo) == 1 and not passed.unread and passed.alone(doubted[0].path):
+        _reject_doubted(pump, doubted, passed)  # nothing else waits that could be spoilt
     return last
 
 
@@ -279,9 +284,15 @@ def _scripts(todo: "List[Tuple[Any, int]]") -> int:
     return sum(len(getattr(entry, "members", (entry,))) for entry, _ in todo)
 
 
-def _reject(pump: "Round", doubted: "List[Entry]", text: str) -> None:
-    """Reject scripts that were refused in these words and put back."""
+def _reject_doubted(pump: "Round", doubted: "List[Entry]", passed: passing.Passed) -> None:
+    _reject(pump, doubted, pump.state.last_rejected())
     for entry in doubted:
+        passed.rejected_after_all(entry.path)
+
+
+def _reject(pump: "Round", refused: "List[Entry]", text: str) -> None:
+    """Reject scripts that were refused in these words and put back."""
+    for entry in refused:
         submit.reject_waiting(pump, entry, text)
         pump.report["rejected"] += 1
         pump.report["refused"] = ""
@@ -302,13 +313,18 @@ def _first_waiting(
     found: "List[Tuple[Entry, int]]" = []
     further = LOOK_FURTHER
     bundles = pump.settings.bundle > 1
+    if pump.state.last_rejected():
+        most = max(most, MAX_DOUBTED + 1)  # one that is refused in these words takes no place of the next
     most = places * int(pump.settings.bundle) + 1 if bundles else most
     for shard in list(pump.spool.shards()):
+        if passed.unread:
+            break
         entries = pump.spool.shard_entries(shard)
         if not entries:
             _remove_folder(shard)
         for entry in entries:
-            if len(found) - passed.again >= most or not further:
+            passed.unread = len(found) - passed.again >= most or not further
+            if passed.unread:
                 break
             read = directives.asked_in(entry.path)
             asked, size = site.asked_in(entry.path, read), _size(pump, read)
@@ -327,9 +343,6 @@ def _first_waiting(
                 found.append((entry, size))
                 if not bundles:  # how many places they take is known when they are put together
                     site.took(asked, size)
-        passed.unread = len(found) - passed.again >= most or not further
-        if passed.unread:
-            break
     site.forget_taken()
     if bundles:
         from . import bundle_kinds

@@ -23,8 +23,8 @@ _NAMES = "NoejvhSmM"  # letters of directives that no refusal is about
 
 
 class Passed:
-    """known: the kinds that were refused in the last round, as its `left` told them; unread: whether scripts may wait
-    behind those that this round read, or would try."""
+    """known: the kinds that were refused in the last round, as its `left` told them; unread: whether scripts wait
+    behind those that this round read, or would try; rejected: whether it rejected one."""
 
     def __init__(self, known: "Iterable[str]") -> None:
         self._before = list(known)
@@ -36,7 +36,7 @@ class Passed:
         self._let_in = False
         self._tried: "List[str]" = []
         self.kinds: "Set[str]" = set()
-        self.unread = False
+        self.unread = self.rejected = False
 
     def only_one(self, path: str) -> bool:
         """Whether a script may be tried in this round: it is of no kind known to be refused, or the first of one whose
@@ -69,9 +69,22 @@ class Passed:
         """A script was tried; `refused` comes behind it."""
         kind = self._kind(path) if self._before else ""
         self._tried.append(kind)
-        if kind in self._met and answer.kind in ("accepted", "permanent", "unfit", "doubted"):
+        if kind in self._met and answer.kind in ("accepted", "permanent", "unfit"):
             self._settled.add(kind)
-            self._let_in |= answer.kind != "doubted"
+            self._let_in = True
+
+    def doubted(self, paths: "List[str]") -> bool:
+        """These were all refused in the same words: whether to go on with scripts of other kinds."""
+        self.kinds.update(self._kind(path) for path in paths)
+        self.unread |= len(self.kinds) >= MOST
+        return len(self.kinds) < MOST
+
+    def rejected_after_all(self, path: str) -> None:
+        """One that was doubted was rejected, for others were let in: more of its kind may be."""
+        self.rejected = True
+        if self._before and self._kind(path) in self._met:
+            self._settled.add(self._kind(path))
+            self._let_in = True
 
     def refused(self, path: str, answer: "Submission", size: int) -> bool:
         """Whether to go on with scripts of other kinds behind this refusal."""

@@ -177,6 +177,29 @@ def test_a_batch_of_which_one_is_tried_is_not_emptied_into_rejected(made):
     assert desk.everything() == (20, 0, 0, 0)
 
 
+@pytest.mark.parametrize("most, bad", [(1, 1), (1, 4), (4, 6), (40, 12)])
+def test_any_number_of_bad_scripts_lets_others_by(made, most, bad):
+    """More of them than may be doubted, or than fit, held up thousands: the queue was taken to be closed."""
+    desk, particular = made(170, "qsub: Unknown queue")
+    settings.change(desk.spool, max_queued=most)
+    desk.add(*[LONG] * bad, *[SHORT] * 30)
+    while desk.pump().get("unfinished"):
+        pass
+    assert (desk.count("submitted"), desk.count("rejected")) == (min(most, 30), bad)
+
+
+@pytest.mark.parametrize("most", [1, 4, 40])
+def test_a_closed_queue_empties_no_batch_whatever_the_caps(made, most):
+    desk, particular = made(170, "qsub: Unknown queue")
+    settings.change(desk.spool, max_queued=most)
+    desk.add(*[LONG] * 30)
+    for _ in range(5):
+        while desk.pump().get("unfinished"):
+            pass
+    assert desk.everything() == (29, 0, 1, 0)
+    assert len(particular.calls) < 30
+
+
 def test_what_is_the_same_for_a_refusal(tmp_path):
     def passed(first, second):
         for name, text in (("first", first), ("second", second)):
