@@ -43,7 +43,7 @@ fault.register(
 
 DEBT_SECONDS = 5.0  # a normal end is gone from the server after 0.3 s, the longest seen took 32
 LEAST_SECONDS = 2.0  # no submission is begun with less: killed halfway, its outcome is unknown
-LOOK_FURTHER = 200  # scripts looked at beyond those that fit, where a queue is full
+LOOK_FURTHER = 200  # scripts looked at beyond those that fit, where a queue is full; more where it is closed
 MAX_CALLS = 300  # of the scheduler, in 60 seconds, by all pumps of a root
 AHEAD_CALLS = MAX_CALLS // 2  # from so many on none is spent on a job that can't run yet, and has to be released
 MAX_DOUBTED = 10  # scripts refused in the same words before the queue itself is taken to be closed
@@ -70,7 +70,7 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
     counts = live.count(over, submitting, snapshot, known if has_beat else None, spare)
     plan = caps.plan(counts, limits, pump.state.value.get("turns"))
     places = min(int(limits.max_queued), plan.queue.left)
-    passed = passing.Passed(pump.state.value.pop("passed", ()))
+    passed = passing.Passed(pump.state.value.pop("passed", ()), pump.state.value.pop("looked", ""))
     todo = _first_waiting(pump, int(limits.max_queued), places, limits, int(has_beat), site, passed)
     reserve.keep(pump, plan, site, todo, snapshot, fresh)
     before = pump.report["submitted"]
@@ -81,8 +81,8 @@ def fill(pump: "Round", standing: "List[live.Standing]", snapshot: "Snapshot", f
         pump.behind.finish()
     _note_refusal(pump)
     if passed.left():
-        pump.state.value["passed"] = passed.left()
-    others = passed.new() or passed.rejected
+        pump.state.value.update(passed=passed.left(), looked=passed.looked())
+    others = passed.new() or passed.further
     if passed.let_in() or (others and passed.unread and plan.queue.left):
         pump.report["unfinished"] = True  # the others of its kind; those behind it
     if pump.settings.bundle > 1 and plan.queue.left and site.held_back and pump.report["submitted"] > before:
@@ -247,7 +247,7 @@ def _submit(
         elif answer.kind == "permanent":
             pump.report["rejected"] += 1
             pump.state.value["rejected"] = answer.text
-            passed.rejected = True
+            passed.further = True
         elif answer.kind == "unfit":
             pump.report["rejected"] += 1
         else:
@@ -323,9 +323,11 @@ def _first_waiting(
         if not entries:
             _remove_folder(shard)
         for entry in entries:
-            passed.unread = len(found) - passed.again >= most or not further
+            passed.unread = len(found) - passed.again >= most or (further <= 0 and passed.stops(entry.path))
             if passed.unread:
                 break
+            if further <= 0 and passed.seen(entry.path):
+                continue
             read = directives.asked_in(entry.path)
             asked, size = site.asked_in(entry.path, read), _size(pump, read)
             why = caps.too_large(size, beats, limits) or _over_own(site, asked, size)
@@ -341,6 +343,8 @@ def _first_waiting(
                 further -= 1
             else:
                 found.append((entry, size))
+                if further <= 0:
+                    passed.reached(entry.path)
                 if not bundles:  # how many places they take is known when they are put together
                     site.took(asked, size)
     site.forget_taken()

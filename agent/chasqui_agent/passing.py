@@ -5,9 +5,12 @@ Of each kind that was refused one is tried in the next round; where they are man
 have their turn, too.
 
     state.json "passed": [kinds known to be refused, those first that are to be tried first]
+    state.json "looked": the path up to which all scripts but the first ones were looked at, and had to be passed over
 """
 
+import os
 import re
+import time
 import zlib
 
 from . import directives
@@ -19,15 +22,21 @@ if MYPY:
     from .schedulers.base import Submission
 
 MOST = 10  # kinds in one round: each costs a call
+LOOK_SECONDS = 2.0  # of a round, for one to submit behind any number that have to be passed over
 _NAMES = "NoejvhSmM"  # letters of directives that no refusal is about
 
 
 class Passed:
-    """known: the kinds that were refused in the last round, as its `left` told them; unread: whether scripts wait
-    behind those that this round read, or would try; rejected: whether it rejected one."""
+    """known, start: the kinds that were refused in the last round and how far it looked, as its `left` and `looked`
+    told; unread: whether scripts wait behind those that this round read, or would try; further: whether the next one
+    gets further than this, for one was rejected or more was looked at."""
 
-    def __init__(self, known: "Iterable[str]") -> None:
+    def __init__(self, known: "Iterable[str]", start: str = "") -> None:
         self._before = list(known)
+        self._start = start if self._before else ""
+        self._from = _place(self._start)
+        self._reached = ""
+        self._until = 0.0
         self._turn = set(self._before[: MOST // 2])
         self._kinds: "Dict[str, str]" = {}  # of scripts, by path: one that was submitted is not there any more
         self._met: "Set[str]" = set()
@@ -36,7 +45,7 @@ class Passed:
         self._let_in = False
         self._tried: "List[str]" = []
         self.kinds: "Set[str]" = set()
-        self.unread = self.rejected = False
+        self.unread = self.further = False
 
     def only_one(self, path: str) -> bool:
         """Whether a script may be tried in this round: it is of no kind known to be refused, or the first of one whose
@@ -51,6 +60,32 @@ class Passed:
         if not first:
             self._kept_out.add(kind)
         return first
+
+    def stops(self, path: str) -> bool:
+        """Whether to look no further than this path, behind the first ones: it is worth while only for kinds that are
+        refused, and for so long."""
+        if not self._before:
+            return True
+        self._until = self._until or time.monotonic() + LOOK_SECONDS
+        if self.seen(path) or time.monotonic() < self._until:
+            return False
+        self.further |= not self._reached and _place(path) > self._from
+        self.reached(path)
+        return True
+
+    def seen(self, path: str) -> bool:
+        """Whether this was looked at in an earlier round, and passed over."""
+        return _place(path) < self._from
+
+    def reached(self, path: str) -> None:
+        """The next round may begin here, behind the first ones."""
+        self._reached = self._reached or path
+
+    def looked(self) -> str:
+        """From where on to look in the next round, behind the first ones; "" where nothing is known."""
+        if self._let_in:
+            return ""
+        return self._reached or (self._start if self.unread else "")
 
     def alone(self, path: str) -> bool:
         """Whether nothing of its kind was kept out of this round for it."""
@@ -81,7 +116,7 @@ class Passed:
 
     def rejected_after_all(self, path: str) -> None:
         """One that was doubted was rejected, for others were let in: more of its kind may be."""
-        self.rejected = True
+        self.further = True
         if self._before and self._kind(path) in self._met:
             self._settled.add(self._kind(path))
             self._let_in = True
@@ -115,6 +150,11 @@ class Passed:
         if path not in self._kinds:
             self._kinds[path] = _kind(path)
         return self._kinds[path]
+
+
+def _place(path: str) -> "List[str]":
+    """What sorts as scripts wait: priority, shard, name."""
+    return path.split(os.sep)[-3:]
 
 
 def _about_the_script(answer: "Submission") -> bool:

@@ -1,11 +1,13 @@
 """A script that is refused for what it asks for holds up nobody who asks for something else."""
 
+import itertools
 import os
+import types
 
 import pytest
 
 from agent.test_refused import Desk
-from chasqui_agent import files, live, passing, settings
+from chasqui_agent import files, fill, live, passing, settings
 from chasqui_agent.schedulers import refusals
 from chasqui_agent.schedulers.base import Live, Snapshot, Submission
 from chasqui_agent.state import State
@@ -17,13 +19,13 @@ class Particular:
     """A scheduler's answers: refuses what is for the queue long in these words; counts its calls."""
 
     def __init__(self, desk, code, text):
-        self.desk, self.code, self.text, self.calls = desk, code, text, []
+        self.desk, self.code, self.text, self.calls, self.queue = desk, code, text, [], "long"
 
     def submit(self, request, timeout, meanwhile):
         meanwhile()
         queue = request.directives.get("q", "")
         self.calls.append(queue)
-        if queue.startswith("long"):
+        if queue.startswith(self.queue):
             said = refusals.classify(self.code, self.text)
             return Submission(said.kind, "", self.text, said.learn, said.here, said.shared)
         return Submission("accepted", "%d.server" % len(self.calls), "")
@@ -177,14 +179,66 @@ def test_a_batch_of_which_one_is_tried_is_not_emptied_into_rejected(made):
     assert desk.everything() == (20, 0, 0, 0)
 
 
+def one_by_one(desk):
+    """So many rounds until none asks for another."""
+    rounds = 1
+    while desk.pump().get("unfinished"):
+        rounds += 1
+    return rounds
+
+
+@pytest.mark.parametrize("closed", [fill.LOOK_FURTHER + 5, 3 * fill.LOOK_FURTHER])
+def test_any_number_of_scripts_for_a_closed_queue_lets_others_by(made, closed):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    settings.change(desk.spool, max_queued=4)
+    desk.add(*[LONG] * closed, *[SHORT] * 10)
+    for submitted in (4, 8, 10):
+        one_by_one(desk)
+        assert desk.count("submitted") == submitted
+        settings.change(desk.spool, max_queued=4 + submitted)
+    assert particular.calls.count("long") < 10
+    one_by_one(desk)
+    particular.queue = "none is closed any more"
+    settings.change(desk.spool, max_queued=closed + 10)
+    one_by_one(desk)
+    assert desk.everything() == (0, closed + 10, 0, 0)
+
+
+def test_what_was_looked_at_and_passed_over_is_not_read_again(made, monkeypatch):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    settings.change(desk.spool, max_queued=4)
+    closed = 5 * fill.LOOK_FURTHER
+    desk.add(*[LONG] * closed, *[SHORT] * 40)
+    one_by_one(desk)
+    read = []
+    monkeypatch.setattr(passing, "_kind", lambda path, kind=passing._kind: read.append(path) or kind(path))
+    for submitted in range(8, 41, 4):
+        settings.change(desk.spool, max_queued=submitted)
+        one_by_one(desk)
+        assert desk.count("submitted") == submitted
+    assert len(read) < 10 * (fill.LOOK_FURTHER + 20)
+
+
+def test_a_round_looks_only_so_long_and_the_next_one_goes_on_from_there(made, monkeypatch):
+    desk, particular = made(173, "qsub: Queue is not enabled")
+    settings.change(desk.spool, max_queued=4)
+    desk.add(*[LONG] * 250)
+    desk.add(*[LONG] * 50, *[SHORT] * 3)
+    clock = itertools.count(step=passing.LOOK_SECONDS / 10)
+    monkeypatch.setattr(passing, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    rounds = one_by_one(desk)
+    assert (desk.count("submitted"), desk.waiting()) == (3, 300)
+    assert rounds >= 8
+    assert one_by_one(desk) < 20  # nobody else is there: it ends
+
+
 @pytest.mark.parametrize("most, bad", [(1, 1), (1, 4), (4, 6), (40, 12)])
 def test_any_number_of_bad_scripts_lets_others_by(made, most, bad):
     """More of them than may be doubted, or than fit, held up thousands: the queue was taken to be closed."""
     desk, particular = made(170, "qsub: Unknown queue")
     settings.change(desk.spool, max_queued=most)
     desk.add(*[LONG] * bad, *[SHORT] * 30)
-    while desk.pump().get("unfinished"):
-        pass
+    one_by_one(desk)
     assert (desk.count("submitted"), desk.count("rejected")) == (min(most, 30), bad)
 
 
@@ -194,8 +248,7 @@ def test_a_closed_queue_empties_no_batch_whatever_the_caps(made, most):
     settings.change(desk.spool, max_queued=most)
     desk.add(*[LONG] * 30)
     for _ in range(5):
-        while desk.pump().get("unfinished"):
-            pass
+        one_by_one(desk)
     assert desk.everything() == (29, 0, 1, 0)
     assert len(particular.calls) < 30
 
